@@ -1,0 +1,157 @@
+//! From what was seen of a failed boot to a sentence: stage, cause, evidence, remedy.
+//!
+//! A pure function of [`Signals`]. Rules are tried from the strongest evidence to the weakest, as
+//! the order of looking: VMM, console, tap, DHCP, addresses, TCP, HTTP, identity. What no rule
+//! explains stays [`Cause::Unknown`], with all the evidence: never a guess dressed as fact.
+
+mod cause;
+mod rules;
+
+use std::net::Ipv4Addr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use cause::Cause;
+pub use rules::diagnose;
+
+use crate::event::Stage;
+
+/// How sure a diagnosis is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Confidence {
+    /// Several things could look like this.
+    Likely,
+    /// The system itself said so.
+    Certain,
+}
+
+/// Why an attempt failed, for a person.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Diagnosis {
+    /// The last stage that was reached.
+    pub stage: Stage,
+    /// The cause's name.
+    pub cause: Cause,
+    /// How sure.
+    pub confidence: Confidence,
+    /// What happened, in a sentence.
+    pub summary: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// What was seen, line by line.
+    pub evidence: Vec<String>,
+    /// Whether another attempt may help.
+    pub retryable: bool,
+}
+
+/// How the VMM ended, or failed to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmmSignal {
+    /// It refused its configuration; its words.
+    Refused(String),
+    /// It could not be started; the system's words.
+    NotStarted(String),
+    /// It ended while the guest was to run.
+    Exited {
+        /// Exit code, if known.
+        code: Option<i32>,
+        /// Signal, if one ended it.
+        signal: Option<i32>,
+        /// The driver's reading of it.
+        reason: String,
+    },
+}
+
+/// Kinds of probe outcomes, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProbeCounts {
+    /// Connections refused.
+    pub refused: u32,
+    /// No route or no neighbour.
+    pub unreachable: u32,
+    /// No connection in time.
+    pub connect_timeout: u32,
+    /// Connected, no answer in time.
+    pub read_timeout: u32,
+    /// Connection cut.
+    pub reset: u32,
+    /// Last answer with another status than asked.
+    pub wrong_status: Option<u16>,
+    /// Beginning of the last answer whose body did not match.
+    pub wrong_body: Option<String>,
+    /// Who answered instead of this VM.
+    pub wrong_vm: Option<String>,
+    /// An answer as asked was seen.
+    pub healthy: bool,
+}
+
+/// Everything seen of one attempt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// The last stage that was reached.
+    pub stage: Option<Stage>,
+    /// Milliseconds from the attempt's start to the verdict.
+    pub after_ms: u64,
+    /// The final kernel command line.
+    pub kernel_args: String,
+    /// Preparing on the host failed (disk, network, image); its words.
+    pub host_error: Option<HostSignal>,
+    /// What the VMM did.
+    pub vmm: Option<VmmSignal>,
+    /// Console bytes seen.
+    pub console_bytes: u64,
+    /// A panic's text.
+    pub kernel_panic: Option<String>,
+    /// An out-of-memory kill's text.
+    pub out_of_memory: Option<String>,
+    /// Emergency or rescue mode was entered.
+    pub emergency_mode: bool,
+    /// Address the kernel gave itself from `ip=`.
+    pub kernel_address: Option<Ipv4Addr>,
+    /// Units that failed.
+    pub failed_units: Vec<String>,
+    /// Units asked for and not (yet) started.
+    pub missing_units: Vec<String>,
+    /// Units that were starting when time was up.
+    pub starting_units: Vec<String>,
+    /// DHCP can be observed on this network.
+    pub dhcp_visible: bool,
+    /// The DHCP server was running.
+    pub dhcp_server_up: bool,
+    /// A DISCOVER or REQUEST of this MAC was seen.
+    pub dhcp_asked: bool,
+    /// The server's refusal, if it refused.
+    pub dhcp_refused: Option<String>,
+    /// Address the server confirmed.
+    pub lease: Option<Ipv4Addr>,
+    /// Address that was polled.
+    pub polled: Option<Ipv4Addr>,
+    /// The tap's bridge; `None` when it is on none.
+    pub bridge: Option<String>,
+    /// There is a tap at all (not a user network).
+    pub has_tap: bool,
+    /// Packets the guest sent.
+    pub packets_from_guest: u64,
+    /// MAC that answers for the address differs from the VM's: whose it is.
+    pub foreign_mac: Option<String>,
+    /// Probe outcomes.
+    pub probe: ProbeCounts,
+}
+
+/// What the host could not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostSignal {
+    /// The image is missing or not what its manifest says.
+    Image(String),
+    /// Disk overlay failed.
+    Disk(String),
+    /// Tap, bridge or DHCP failed.
+    Network(String),
+    /// The worker was gone while the VM booted, and the VM ended meanwhile.
+    Interrupted(String),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,382 @@
+//! The rules, strongest evidence first. Each either explains the failure or passes.
+
+use super::{Cause, Confidence, Diagnosis, HostSignal, Signals, VmmSignal};
+use crate::event::Stage;
+use crate::limits::{MAX_EVIDENCE, MAX_TEXT_BYTES, clip};
+use crate::spec::kernel_args::network_parameter;
+
+/// What a rule found.
+struct Finding {
+    cause: Cause,
+    confidence: Confidence,
+    summary: String,
+    remedy: String,
+}
+
+type Rule = fn(&Signals) -> Option<Finding>;
+
+const RULES: &[Rule] = &[
+    host, vmm_start, panic, memory, emergency, vmm_end, conflict, identity, tap, dhcp, agent_http, unit, tcp, address,
+    slow,
+];
+
+/// Names the cause of a failed attempt.
+pub fn diagnose(signals: &Signals) -> Diagnosis {
+    let found = RULES.iter().find_map(|rule| rule(signals)).unwrap_or_else(|| Finding {
+        cause: Cause::Unknown,
+        confidence: Likely,
+        summary: format!("the VM was not ready after {} ms and nothing seen explains it", signals.after_ms),
+        remedy: "read the console and the evidence below; raise readiness.deadline_ms if it was still booting"
+            .to_owned(),
+    });
+    Diagnosis {
+        stage: signals.stage.unwrap_or(Stage::Accepted),
+        cause: found.cause,
+        confidence: found.confidence,
+        summary: clip(&found.summary, MAX_TEXT_BYTES),
+        remedy: clip(&found.remedy, MAX_TEXT_BYTES),
+        evidence: evidence(signals),
+        retryable: found.cause.retryable(),
+    }
+}
+
+fn found(
+    cause: Cause,
+    confidence: Confidence,
+    summary: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Option<Finding> {
+    Some(Finding { cause, confidence, summary: summary.into(), remedy: remedy.into() })
+}
+
+use Confidence::{Certain, Likely};
+
+fn host(s: &Signals) -> Option<Finding> {
+    match s.host_error.as_ref()? {
+        HostSignal::Image(why) => found(
+            Cause::ImageInvalid,
+            Certain,
+            format!("the image cannot be used: {why}"),
+            "rebuild or import the image on this host, then retry",
+        ),
+        HostSignal::Disk(why) => found(
+            Cause::HostResource,
+            Certain,
+            format!("the disk overlay could not be made: {why}"),
+            "free disk space on the host (or move the data folder), then retry",
+        ),
+        HostSignal::Network(why) => found(
+            Cause::HostResource,
+            Certain,
+            format!("the VM's network could not be made: {why}"),
+            "run stoker-worker doctor on the host: it names what is missing",
+        ),
+        HostSignal::Interrupted(why) => found(
+            Cause::Interrupted,
+            Certain,
+            format!("the worker was gone while the VM booted: {why}"),
+            "nothing: another attempt follows",
+        ),
+    }
+}
+
+fn vmm_start(s: &Signals) -> Option<Finding> {
+    match s.vmm.as_ref()? {
+        VmmSignal::Refused(why) => found(
+            Cause::HypervisorRefused,
+            Certain,
+            format!("the hypervisor refused the configuration: {why}"),
+            "correct what its message names in the job or the image",
+        ),
+        VmmSignal::NotStarted(why) => found(
+            Cause::HypervisorNotStarted,
+            Certain,
+            format!("the hypervisor could not be started: {why}"),
+            "run stoker-worker doctor on the host: it names what is missing",
+        ),
+        VmmSignal::Exited { .. } => None,
+    }
+}
+
+fn panic(s: &Signals) -> Option<Finding> {
+    let text = s.kernel_panic.as_ref()?;
+    let remedy = if text.contains("Unable to mount root fs") {
+        "the kernel found no root file system: check rootfs, root= and the virtio drivers of the image"
+    } else if text.contains("Attempted to kill init") || text.contains("No working init") {
+        "init ended or is missing: look at the console just before the panic"
+    } else {
+        "look at the console just before the panic; a newer kernel in the image may help"
+    };
+    found(Cause::KernelPanic, Certain, format!("the guest's kernel panicked: {text}"), remedy)
+}
+
+fn memory(s: &Signals) -> Option<Finding> {
+    let text = s.out_of_memory.as_ref()?;
+    found(
+        Cause::GuestOutOfMemory,
+        Certain,
+        format!("the guest ran out of memory: {text}"),
+        "raise memory_mib, or make the image need less",
+    )
+}
+
+fn emergency(s: &Signals) -> Option<Finding> {
+    s.emergency_mode.then(|| Finding {
+        cause: Cause::EmergencyMode,
+        confidence: Certain,
+        summary: "systemd entered emergency mode: something the boot depends on failed".to_owned(),
+        remedy: "look for [FAILED], [DEPEND] and [ TIME ] on the console; often a mount in /etc/fstab".to_owned(),
+    })
+}
+
+fn vmm_end(s: &Signals) -> Option<Finding> {
+    let Some(VmmSignal::Exited { code, signal, reason }) = &s.vmm else { return None };
+    if *code == Some(0) && signal.is_none() {
+        return found(
+            Cause::GuestExited,
+            Certain,
+            format!("the guest shut down or rebooted before it was ready: {reason}"),
+            "look at the end of the console for what made it stop",
+        );
+    }
+    found(
+        Cause::HypervisorCrashed,
+        Certain,
+        format!("the hypervisor ended: {reason}"),
+        "another attempt may work; if not, keep the console and report it to the hypervisor's makers",
+    )
+}
+
+fn conflict(s: &Signals) -> Option<Finding> {
+    let argument = s.kernel_args.split_ascii_whitespace().find(|a| network_parameter(a).is_some());
+    let own = s.kernel_address;
+    let lease = s.lease?;
+    if own.is_none_or(|own| own == lease) && argument.is_none() {
+        return None;
+    }
+    let confidence = if own.is_some_and(|own| own != lease) { Certain } else { Likely };
+    let line = argument.map_or_else(|| "its kernel".to_owned(), |a| format!("the kernel line ({})", clip(a, 120)));
+    found(
+        Cause::ConflictingNetwork,
+        confidence,
+        format!(
+            "eth0 has two owners: {line} sets {}, and DHCP leased {lease}",
+            own.map_or("an address".to_owned(), |o| o.to_string())
+        ),
+        "remove ip= from the kernel arguments of the job or image: this image gets its address by DHCP",
+    )
+}
+
+fn identity(s: &Signals) -> Option<Finding> {
+    let who = s.probe.wrong_vm.as_ref()?;
+    found(
+        Cause::WrongVm,
+        Certain,
+        format!("another VM answers on this VM's address: {who}"),
+        "find the VM with a static address on this network and give it DHCP; its id or MAC is in the evidence",
+    )
+}
+
+fn tap(s: &Signals) -> Option<Finding> {
+    if !s.has_tap || s.bridge.is_some() || s.lease.is_some() {
+        return None;
+    }
+    found(
+        Cause::TapNotBridged,
+        Certain,
+        "the VM's tap device is not on the bridge: no packet can reach it",
+        "something on the host took it off; stop other network managers from touching st* devices",
+    )
+}
+
+fn dhcp(s: &Signals) -> Option<Finding> {
+    if !s.dhcp_visible || s.lease.is_some() || s.probe.healthy {
+        return None;
+    }
+    if let Some(why) = &s.dhcp_refused {
+        return found(
+            Cause::DhcpUnanswered,
+            Certain,
+            format!("the DHCP server refused the guest: {why}"),
+            "free addresses or enlarge the subnet in the worker's configuration",
+        );
+    }
+    if s.dhcp_asked || (s.packets_from_guest > 0 && !s.dhcp_server_up) {
+        return found(
+            Cause::DhcpUnanswered,
+            Certain,
+            if s.dhcp_server_up {
+                "the guest asked for an address and did not take one"
+            } else {
+                "the DHCP server is not running"
+            },
+            "look at the DHCP server's lines in the worker's log; stoker-worker doctor checks it",
+        );
+    }
+    if s.starting_units.is_empty() && (s.console_bytes > 0 || s.packets_from_guest > 0) {
+        return found(
+            Cause::NoDhcpRequest,
+            Likely,
+            "the guest runs and never asked for an address by DHCP",
+            "enable DHCP on eth0 in the image (netplan, systemd-networkd); check that it has the virtio-net driver",
+        );
+    }
+    None
+}
+
+fn agent_http(s: &Signals) -> Option<Finding> {
+    if let Some(status) = s.probe.wrong_status {
+        return found(
+            Cause::AgentUnhealthy,
+            Certain,
+            format!("the agent answers with HTTP {status}"),
+            "read the agent's own log in the guest; its body is in the evidence",
+        );
+    }
+    if s.probe.wrong_body.is_some() {
+        return found(
+            Cause::WrongBody,
+            Certain,
+            "the agent's answer lacks the text that the job asks for",
+            "correct readiness.http.body_contains, or the agent",
+        );
+    }
+    if s.probe.read_timeout > 0 && !s.probe.healthy {
+        return found(
+            Cause::AgentHanging,
+            Certain,
+            "the agent takes connections and does not answer",
+            "the agent is frozen: look at its log; restart it in the image with a watchdog",
+        );
+    }
+    None
+}
+
+fn unit(s: &Signals) -> Option<Finding> {
+    if let Some(name) = s.failed_units.first() {
+        return found(
+            Cause::UnitFailed,
+            Certain,
+            format!("{} failed in the guest", s.failed_units.join(", ")),
+            format!(
+                "read why on the console (systemd.journald.forward_to_console=1 shows it): systemctl status for {name}"
+            ),
+        );
+    }
+    if s.probe.healthy && !s.missing_units.is_empty() {
+        return found(
+            Cause::UnitMissing,
+            Certain,
+            format!("the agent is healthy, but these units never started: {}", s.missing_units.join(", ")),
+            "correct readiness.units (the text after Started on the console), or enable them in the image",
+        );
+    }
+    None
+}
+
+fn tcp(s: &Signals) -> Option<Finding> {
+    let p = &s.probe;
+    if p.refused == 0 || p.healthy {
+        return None;
+    }
+    if let Some(name) = s.starting_units.first() {
+        return found(
+            Cause::SlowBoot,
+            Likely,
+            format!("time was up while {name} was still starting"),
+            "raise readiness.deadline_ms or give the VM more CPU and memory",
+        );
+    }
+    found(
+        Cause::AgentNotListening,
+        Certain,
+        "the VM has its address and nothing listens on the agent's port",
+        "check that the agent is enabled, started, and bound to 0.0.0.0 and not to 127.0.0.1",
+    )
+}
+
+fn address(s: &Signals) -> Option<Finding> {
+    let lease = s.lease?;
+    if s.probe.unreachable + s.probe.connect_timeout == 0 {
+        return None;
+    }
+    found(
+        Cause::AddressUnreachable,
+        Likely,
+        format!("the guest leased {lease} and does not answer on it"),
+        "the guest dropped its address or firewalls the port: look at the console after the lease",
+    )
+}
+
+fn slow(s: &Signals) -> Option<Finding> {
+    let name = s.starting_units.first()?;
+    found(
+        Cause::SlowBoot,
+        Likely,
+        format!("time was up while {name} was still starting"),
+        "raise readiness.deadline_ms or give the VM more CPU and memory",
+    )
+}
+
+/// What was seen, as lines for people; bounded.
+fn evidence(s: &Signals) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut add = |line: String| lines.push(clip(&line, 300));
+    if let Some(vmm) = &s.vmm {
+        add(format!("hypervisor: {vmm:?}"));
+    }
+    if let Some(text) = s.kernel_panic.iter().chain(&s.out_of_memory).next() {
+        add(format!("console: {text}"));
+    }
+    for name in s.failed_units.iter().take(4) {
+        add(format!("console: [FAILED] Failed to start {name}"));
+    }
+    if let Some(address) = s.kernel_address {
+        add(format!("console: IP-Config: Complete, ipaddr={address}"));
+    }
+    if let Some(argument) = s.kernel_args.split_ascii_whitespace().find(|a| network_parameter(a).is_some()) {
+        add(format!("kernel line: {argument}"));
+    }
+    add(format!("console: {} bytes", s.console_bytes));
+    if s.has_tap {
+        add(format!(
+            "tap: on {}, {} packets from the guest",
+            s.bridge.as_deref().unwrap_or("no bridge"),
+            s.packets_from_guest
+        ));
+    }
+    if s.dhcp_visible {
+        add(match (&s.lease, &s.dhcp_refused) {
+            (Some(lease), _) => format!("DHCP: acknowledged {lease}"),
+            (None, Some(why)) => format!("DHCP: refused, {why}"),
+            (None, None) if s.dhcp_asked => "DHCP: asked, never acknowledged".to_owned(),
+            (None, None) => "DHCP: no request seen".to_owned(),
+        });
+    }
+    if let Some(mac) = &s.foreign_mac {
+        add(format!("neighbour: the address answers with MAC {mac}"));
+    }
+    add(probe_line(s));
+    lines.truncate(MAX_EVIDENCE);
+    lines
+}
+
+fn probe_line(s: &Signals) -> String {
+    let p = &s.probe;
+    let counts = [
+        ("refused", p.refused),
+        ("unreachable", p.unreachable),
+        ("connect time-out", p.connect_timeout),
+        ("no answer", p.read_timeout),
+        ("reset", p.reset),
+    ];
+    let mut seen: Vec<String> = counts.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} ×{n}")).collect();
+    seen.extend(p.wrong_status.map(|status| format!("HTTP {status}")));
+    seen.extend(p.wrong_body.as_ref().map(|body| format!("body {:?}", clip(body, 120))));
+    seen.extend(p.wrong_vm.as_ref().map(|who| format!("answered by {who}")));
+    if p.healthy {
+        seen.push("healthy".to_owned());
+    }
+    let polled = s.polled.map_or_else(|| "agent".to_owned(), |ip| ip.to_string());
+    format!("probe of {polled}: {}", if seen.is_empty() { "not asked yet".to_owned() } else { seen.join(", ") })
+}

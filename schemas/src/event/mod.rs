@@ -1,0 +1,54 @@
+//! What happened: the facts that Stoker stores, publishes and shows. On the wire they are
+//! CloudEvents 1.0 ([`codec`]); here they are values.
+//!
+//! An event's id follows from (subject, epoch, step), so that the same fact told twice is the
+//! same event, whoever tells it and however often the broker delivers it.
+
+mod codec;
+mod data;
+
+pub use codec::{DecodeError, SPEC_VERSION, TYPE_PREFIX};
+pub use data::*;
+
+use crate::id::{Epoch, JobId};
+use crate::time::Time;
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Who says so: `/hosts/<name>` or `/producers/<name>`.
+    pub source: String,
+    /// The job (its UUID) or host it is about.
+    pub subject: String,
+    /// When.
+    pub time: Time,
+    /// Which try at the job; attempt 0 for the job as a whole.
+    pub epoch: Epoch,
+    /// W3C trace context of whoever enqueued the job.
+    pub traceparent: Option<String>,
+    /// What.
+    pub data: EventData,
+}
+
+/// Epoch of events about the job as a whole.
+pub const JOB_LEVEL: Epoch = Epoch { attempt: 0, delivery: 0 };
+
+impl Event {
+    /// A fact about a job.
+    pub fn about_job(job: JobId, epoch: Epoch, source: &str, time: Time, data: EventData) -> Self {
+        Self { source: source.to_owned(), subject: job.to_string(), time, epoch, traceparent: None, data }
+    }
+
+    /// Deterministic id: the same fact has the same.
+    pub fn id(&self) -> String {
+        format!("{}/{}/{}", self.subject, self.epoch, self.data.step(self.time))
+    }
+
+    /// The job this is about; `None` for events about hosts.
+    pub fn job(&self) -> Option<JobId> {
+        if self.data.is_about_host() { None } else { self.subject.parse().ok() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! When a failed attempt is repeated, and when not.
+
+use std::time::Duration;
+
+use crate::diagnosis::Cause;
+use crate::spec::RetryPolicy;
+
+/// Randomness handed in by the caller: parts per million, 0 to 1,000,000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Jitter(u32);
+
+impl Jitter {
+    /// The full range.
+    pub const SCALE: u32 = 1_000_000;
+
+    /// Any number; the remainder to the scale counts.
+    pub const fn from_random(random: u32) -> Self {
+        Self(random % (Self::SCALE + 1))
+    }
+}
+
+/// What follows a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Again, after this long.
+    Again(Duration),
+    /// No: another attempt would fail the same way.
+    NotRetryable,
+    /// No: this was the last one allowed.
+    Exhausted {
+        /// How many were allowed for this cause.
+        allowed: u32,
+    },
+}
+
+/// Decides after attempt number `attempt` failed for `cause`.
+pub fn after_failure(policy: &RetryPolicy, attempt: u32, cause: Cause, jitter: Jitter) -> Verdict {
+    let own = policy.per_cause.get(&cause).copied();
+    // A per-cause number is the user's word, also for causes that we would not repeat.
+    if own.is_none() && !cause.retryable() {
+        return Verdict::NotRetryable;
+    }
+    let allowed = own.unwrap_or(policy.max_attempts);
+    if attempt >= allowed {
+        return Verdict::Exhausted { allowed };
+    }
+    Verdict::Again(delay(policy, attempt, jitter))
+}
+
+/// Exponential wait after attempt number `attempt`, capped, with the policy's share of it random
+/// (the wait is never longer than the cap, and never shorter than the fixed share).
+pub fn delay(policy: &RetryPolicy, attempt: u32, jitter: Jitter) -> Duration {
+    let doublings = attempt.saturating_sub(1).min(32);
+    let full_ms = policy.base_ms.saturating_mul(1 << doublings).min(policy.cap_ms);
+    let random_share = full_ms * u64::from(policy.jitter_percent) / 100;
+    let fixed = full_ms - random_share;
+    // random_share <= 24 h in ms and the jitter <= 1e6: the product stays below 2^63.
+    Duration::from_millis(fixed + random_share * u64::from(jitter.0) / u64::from(Jitter::SCALE))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn policy(base_ms: u64, cap_ms: u64, jitter_percent: u8, max_attempts: u32) -> RetryPolicy {
+        RetryPolicy { max_attempts, base_ms, cap_ms, jitter_percent, per_cause: BTreeMap::new() }
+    }
+
+    proptest! {
+        #[test]
+        fn waits_lie_between_the_fixed_share_and_the_cap(
+            base in 0u64..86_400_000, extra in 0u64..86_400_000, percent in 0u8..=100, attempt in 1u32..1000, random: u32
+        ) {
+            let cap = (base + extra).min(86_400_000).max(base);
+            let p = policy(base, cap, percent, 50);
+            let wait = delay(&p, attempt, Jitter::from_random(random));
+            let full = delay(&p, attempt, Jitter(Jitter::SCALE));
+            prop_assert!(full <= Duration::from_millis(cap));
+            prop_assert!(wait <= full);
+            prop_assert!(wait.as_millis() >= full.as_millis() * u128::from(100 - percent) / 100);
+        }
+
+        #[test]
+        fn never_more_attempts_than_allowed(max in 1u32..50, attempt in 1u32..100, random: u32) {
+            let verdict = after_failure(&policy(1, 1, 0, max), attempt, Cause::AgentNotListening, Jitter::from_random(random));
+            prop_assert_eq!(matches!(verdict, Verdict::Again(_)), attempt < max);
+        }
+    }
+
+    #[test]
+    fn a_conflicting_network_is_not_repeated_unless_asked() {
+        let mut p = policy(1000, 1000, 0, 3);
+        assert_eq!(after_failure(&p, 1, Cause::ConflictingNetwork, Jitter(0)), Verdict::NotRetryable);
+        p.per_cause.insert(Cause::ConflictingNetwork, 2);
+        assert_eq!(after_failure(&p, 1, Cause::ConflictingNetwork, Jitter(0)), Verdict::Again(Duration::from_secs(1)));
+        assert_eq!(after_failure(&p, 2, Cause::ConflictingNetwork, Jitter(0)), Verdict::Exhausted { allowed: 2 });
+    }
+}

@@ -1,0 +1,127 @@
+//! Names of exchanges, queues and routing keys, in one place for every language that talks to the
+//! broker (asyncapi.json is generated from here).
+//!
+//! ```text
+//! topic exchange stoker.events
+//!   job.enqueued.<pool>.<lane>               -> stoker.jobs.<pool>.<lane>   (quorum)
+//!   job.retry-scheduled.<pool>.<lane>.<tier> -> stoker.delay.<tier>         (quorum, TTL)
+//!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
+//!   job.dead.<pool>                          -> stoker.dead                 (quorum)
+//!   command.all | command.host.<host>        -> stoker.host.<host>          (quorum)
+//!   #                                        -> stoker.log                  (stream: history)
+//! topic exchange stoker.due                  what left a delay queue, original routing key
+//!   *.*.<pool>.<lane>.#                      -> stoker.jobs.<pool>.<lane>
+//! ```
+
+use std::time::Duration;
+
+use crate::event::{Event, EventData};
+use crate::id::{HostName, PoolName};
+use crate::spec::Priority;
+
+/// Upper bounds of the delay queues, ms. A message carries its exact delay as its own TTL; it can
+/// only wait behind messages of its own tier, so it is late by at most its tier's width.
+pub const DELAY_TIERS_MS: [u64; 12] =
+    [100, 250, 500, 1_000, 2_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 86_400_000];
+
+/// Names under one prefix, so that several Stokers can share a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    prefix: String,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { prefix: "stoker".to_owned() }
+    }
+}
+
+impl Names {
+    /// Names under another prefix (tests, tenants).
+    pub fn with_prefix(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into() }
+    }
+    /// The topic exchange everything is published to.
+    pub fn events_exchange(&self) -> String {
+        format!("{}.events", self.prefix)
+    }
+    /// The exchange that delay queues dead-letter to.
+    pub fn due_exchange(&self) -> String {
+        format!("{}.due", self.prefix)
+    }
+    /// The exchange that work queues dead-letter to.
+    pub fn dead_exchange(&self) -> String {
+        format!("{}.dead-letter", self.prefix)
+    }
+    /// Jobs of one pool and lane.
+    pub fn jobs_queue(&self, pool: &PoolName, lane: Priority) -> String {
+        format!("{}.jobs.{pool}.{}", self.prefix, lane.as_str())
+    }
+    /// Messages waiting up to this tier.
+    pub fn delay_queue(&self, tier_ms: u64) -> String {
+        format!("{}.delay.{tier_ms}", self.prefix)
+    }
+    /// What nobody could handle.
+    pub fn dead_queue(&self) -> String {
+        format!("{}.dead", self.prefix)
+    }
+    /// Commands to one host.
+    pub fn host_queue(&self, host: &HostName) -> String {
+        format!("{}.host.{host}", self.prefix)
+    }
+    /// The history stream.
+    pub fn history_stream(&self) -> String {
+        format!("{}.log", self.prefix)
+    }
+}
+
+/// The tier whose queue a delay goes through; longer ones are capped at the last.
+pub fn delay_tier_ms(delay: Duration) -> u64 {
+    let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    let last = DELAY_TIERS_MS[DELAY_TIERS_MS.len() - 1];
+    DELAY_TIERS_MS.into_iter().find(|tier| ms <= *tier).unwrap_or(last)
+}
+
+/// Binding key from the events exchange to a pool's lane.
+pub fn jobs_binding(pool: &PoolName, lane: Priority) -> String {
+    format!("job.enqueued.{pool}.{}", lane.as_str())
+}
+
+/// Binding key from the due exchange to a pool's lane.
+pub fn due_binding(pool: &PoolName, lane: Priority) -> String {
+    format!("*.*.{pool}.{}.#", lane.as_str())
+}
+
+/// Binding keys from the events exchange to a delay queue.
+pub fn delay_bindings(tier_ms: u64) -> [String; 2] {
+    [format!("job.retry-scheduled.*.*.{tier_ms}"), format!("job.deferred.*.*.{tier_ms}")]
+}
+
+/// Binding keys from the events exchange to a host's command queue.
+pub fn host_bindings(host: &HostName) -> [String; 2] {
+    ["command.all".to_owned(), format!("command.host.{host}")]
+}
+
+/// Binding key from the events exchange to the dead queue.
+pub const DEAD_BINDING: &str = "job.dead.#";
+
+/// Where an event goes: its routing key, and how long the broker holds it back.
+pub fn route(event: &Event) -> (String, Option<Duration>) {
+    match &event.data {
+        EventData::JobEnqueued(e) => (jobs_binding(&e.spec.pool, e.spec.priority), None),
+        EventData::JobRetryScheduled(e) => {
+            let delay = Duration::from_millis(e.delay_ms);
+            let tier = delay_tier_ms(delay);
+            (format!("job.retry-scheduled.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
+        }
+        EventData::JobDeferred(e) => {
+            let delay = Duration::from_millis(e.delay_ms);
+            let tier = delay_tier_ms(delay);
+            (format!("job.deferred.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
+        }
+        EventData::JobDead(e) => (format!("job.dead.{}", e.spec.pool), None),
+        EventData::CancelRequested(_) | EventData::StopRequested(_) => ("command.all".to_owned(), None),
+        EventData::HostDrainRequested(_) => (format!("command.host.{}", event.subject), None),
+        other => (other.kind().to_owned(), None),
+    }
+}

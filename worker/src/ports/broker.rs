@@ -1,0 +1,184 @@
+//! What Stoker needs of a message broker. Two adapters (RabbitMQ, in-process) pass one
+//! conformance suite. Payloads are opaque bytes here; routing is by key
+//! ([`stoker_schemas::topology`]).
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use stoker_schemas::{PoolName, spec::Priority};
+use tokio::sync::{mpsc, watch};
+
+/// Media type of one event.
+pub const CONTENT_EVENT: &str = "application/cloudevents+json";
+/// Media type of a JSON array of events (history only: nobody works from a batch).
+pub const CONTENT_BATCH: &str = "application/cloudevents-batch+json";
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Decides which queues get it.
+    pub routing_key: String,
+    /// The event's id: the same event published twice has the same.
+    pub message_id: String,
+    /// [`CONTENT_EVENT`] or [`CONTENT_BATCH`].
+    pub content_type: &'static str,
+    /// How long a delay queue holds it; only for keys that route to one.
+    pub delay: Option<Duration>,
+    /// The payload.
+    pub body: Bytes,
+}
+
+/// A broker.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Publishes, persistent and mandatory; returns once the broker has confirmed that every
+    /// queue it routes to has it. `Err` means unknown or no: publish again, consumers deduplicate.
+    async fn publish(&self, message: Outgoing) -> Result<(), BrokerError>;
+
+    /// Starts receiving work. Survives reconnections: what was unacknowledged then arrives again
+    /// with a higher `delivery_count`, and its old [`Ack`] answers [`BrokerError::Stale`].
+    async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError>;
+
+    /// Reads everything ever published, oldest first, from an offset on, then live.
+    async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError>;
+
+    /// Puts a message that nobody can work on into the dead queue, with the reason; confirmed.
+    async fn park(&self, parked: Parked) -> Result<(), BrokerError>;
+
+    /// Connected, blocked or down, as it changes.
+    fn status(&self) -> watch::Receiver<BrokerStatus>;
+
+    /// Messages waiting in a pool's lane.
+    async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError>;
+
+    /// Gives back what is unacknowledged and ends every task of this broker.
+    async fn close(&self);
+}
+
+/// What to receive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Jobs of a pool and lane.
+    Jobs(PoolName, Priority),
+    /// Commands to this host (the one the broker was opened for).
+    HostCommands,
+    /// Dead letters.
+    Dead,
+}
+
+/// A stream of deliveries with a credit.
+pub struct Subscription {
+    /// Deliveries, in order per queue.
+    pub deliveries: mpsc::Receiver<Delivery>,
+    /// How many deliveries may be unacknowledged at once; 0 pauses. Set it as capacity changes.
+    pub credit: watch::Sender<u32>,
+}
+
+/// One message to work on; owned until acknowledged, given back if the owner dies.
+pub struct Delivery {
+    /// Where it was published to.
+    pub routing_key: String,
+    /// Earlier deliveries of this very message, from 0.
+    pub delivery_count: u32,
+    /// The payload.
+    pub body: Bytes,
+    /// How to settle it.
+    pub ack: Box<dyn Ack>,
+}
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delivery")
+            .field("routing_key", &self.routing_key)
+            .field("delivery_count", &self.delivery_count)
+            .field("bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// Settles one delivery, at most once. Dropping it without a word gives the message back when the
+/// channel or process ends.
+#[async_trait]
+pub trait Ack: Send + Sync {
+    /// Done: the broker forgets it.
+    async fn ack(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Not now: back to the queue.
+    async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
+}
+
+/// A message that could not be worked on.
+#[derive(Debug, Clone)]
+pub struct Parked {
+    /// Where it came from.
+    pub routing_key: String,
+    /// Why, for people.
+    pub reason: String,
+    /// The payload as it was.
+    pub body: Bytes,
+}
+
+/// A position in the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Offset {
+    /// From the oldest message still there.
+    First,
+    /// From this one on, inclusive.
+    At(u64),
+}
+
+/// One entry of the history.
+#[derive(Debug, Clone)]
+pub struct HistoryEntry {
+    /// Its position.
+    pub offset: u64,
+    /// [`CONTENT_EVENT`] or [`CONTENT_BATCH`].
+    pub content_type: String,
+    /// Where it was published to.
+    pub routing_key: String,
+    /// The payload.
+    pub body: Bytes,
+}
+
+/// History as it comes. Ends (`None`) only when the broker is closed.
+pub type HistoryReader = mpsc::Receiver<HistoryEntry>;
+
+/// The state of the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerStatus {
+    /// Usable.
+    Connected,
+    /// The broker stopped taking messages (memory or disk alarm); its own words.
+    Blocked(String),
+    /// Not connected; why.
+    Down(String),
+}
+
+/// What can go wrong at the broker.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// No connection, and none came back in time.
+    #[error("broker is not reachable: {0}; check the URL and that the broker runs, then try again")]
+    Down(String),
+    /// The broker refuses messages for now.
+    #[error("broker is blocked: {0}; free memory or disk on the broker, then try again")]
+    Blocked(String),
+    /// No answer within the deadline; the message may or may not have arrived.
+    #[error("broker did not confirm within {0:?}; publish again, duplicates are recognised")]
+    Timeout(Duration),
+    /// Nothing is bound to this key.
+    #[error("no queue takes messages with key {0}; is the pool's name right and a worker declared it?")]
+    Unroutable(String),
+    /// The broker said no (queue full, too large).
+    #[error("broker refused the message: {0}")]
+    Refused(String),
+    /// The delivery belongs to a connection that is gone; it will arrive again.
+    #[error("delivery is stale: its connection is gone and it will be delivered again")]
+    Stale,
+    /// The broker was closed by us.
+    #[error("broker is closed")]
+    Closed,
+    /// The local store behind the embedded broker failed.
+    #[error("local event log failed: {0}")]
+    Store(String),
+}
