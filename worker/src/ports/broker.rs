@@ -57,7 +57,7 @@ pub trait Broker: Send + Sync + 'static {
 }
 
 /// What to receive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
     /// Jobs of a pool and lane.
     Jobs(PoolName, Priority),

@@ -1,0 +1,164 @@
+//! From nothing (or from what an earlier worker left) to a guest that runs. Steps run to their end
+//! once begun: an order to remove is looked at between boot and wait, never in the middle of one.
+
+use std::sync::Arc;
+
+use stoker_schemas::diagnosis::HostSignal;
+use stoker_schemas::event::Stage;
+use stoker_schemas::image::Driver;
+use stoker_schemas::spec::{Network as NetworkSpec, kernel_args::static_argument};
+
+use super::{Report, Runner};
+use crate::console::Capture;
+use crate::disk;
+use crate::images::Image;
+use crate::ports::net::{AttachRequest, Attachment};
+use crate::ports::vm::{Disk, DiskFormat, Vm, VmPlan};
+use crate::reaper;
+
+/// What a try holds while its VM exists.
+pub(super) struct Held {
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) attachment: Attachment,
+    pub(super) console: Capture,
+}
+
+impl Runner {
+    /// `None` when it failed; why is in [`Seen`](super::Seen).
+    pub(super) async fn bring_up(&mut self) -> Option<Held> {
+        match self.try_bring_up().await {
+            Ok(held) => Some(held),
+            Err(Some(error)) => {
+                self.seen.host_error(error);
+                None
+            }
+            Err(None) => None,
+        }
+    }
+
+    /// `Err(None)`: the hypervisor's error has been noted already.
+    async fn try_bring_up(&mut self) -> Result<Held, Option<HostSignal>> {
+        let image = self.image()?;
+        let dir = match &self.rig.dirs {
+            Some(dirs) => dirs.create_vm(self.plan.vm).map_err(|e| HostSignal::Disk(format!("attempt's folder: {e}")))?,
+            None => std::path::PathBuf::new(),
+        };
+        let (disk, attachment) = tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request()));
+        let disk = disk?;
+        let attachment = attachment.map_err(|e| HostSignal::Network(e.to_string()))?;
+        self.seen.mark(Stage::NetworkReady, attachment.agent.to_string());
+        let kernel_args = self.kernel_line(&image);
+        self.seen.kernel_args(&kernel_args);
+        let plan = VmPlan {
+            vm: self.plan.vm,
+            vcpus: self.plan.spec.vcpus,
+            memory_mib: self.plan.spec.memory_mib,
+            kernel: image.kernel(),
+            initrd: image.initrd(),
+            kernel_args,
+            disk,
+            nic: attachment.nic.clone(),
+            dir: dir.clone(),
+        };
+        let vm = self.rig.hypervisor.boot(plan).await.map_err(|e| {
+            self.seen.boot_error(&e);
+            None
+        })?;
+        self.seen.mark(Stage::Spawned, format!("pid {}", vm.record().pid));
+        self.note_record(&vm);
+        let console = Capture::start(vm.console(), &dir);
+        Ok(Held { vm, attachment, console })
+    }
+
+    /// Takes over what an earlier worker started. `None` when the VM is gone.
+    pub(super) async fn resume(&mut self) -> Option<Held> {
+        let vm = match self.find_vm().await {
+            Ok(Some(vm)) => vm,
+            Ok(None) => {
+                self.seen.host_error(HostSignal::Interrupted("its VM was gone when the worker came back".to_owned()));
+                return None;
+            }
+            Err(error) => {
+                self.seen.boot_error(&error);
+                return None;
+            }
+        };
+        let attachment = match self.rig.network.reattach(self.attach_request()).await {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                self.seen.host_error(HostSignal::Network(error.to_string()));
+                let _ = vm.stop(std::time::Duration::ZERO).await;
+                return None;
+            }
+        };
+        self.report(Report::Adopted { pid: vm.record().pid }).await;
+        let dir = self.rig.dirs.as_ref().map(|d| d.vm(self.plan.vm)).unwrap_or_default();
+        let console = Capture::start(vm.console(), &dir);
+        Some(Held { vm, attachment, console })
+    }
+
+    /// The VMM of this try, if it lives: by its record, or (cut off before the record was written)
+    /// by its working directory.
+    pub(super) async fn find_vm(&self) -> Result<Option<Arc<dyn Vm>>, crate::ports::vm::VmError> {
+        let driver = self.rig.hypervisor.driver();
+        let record = match &self.rig.dirs {
+            Some(dirs) => dirs.read_record(self.plan.vm).or_else(|| reaper::find_vmm(dirs, self.plan.vm, driver)),
+            None => Some(reaper::simulated_record(self.plan.vm)),
+        };
+        match record {
+            Some(record) => self.rig.hypervisor.adopt(record).await,
+            None => Ok(None),
+        }
+    }
+
+    fn image(&self) -> Result<Arc<Image>, HostSignal> {
+        let image = self.rig.images.load(&self.plan.spec.image).map_err(|e| HostSignal::Image(e.to_string()))?;
+        if let Some(wrong) = image.manifest.check_job(&self.plan.spec).first() {
+            return Err(HostSignal::Image(format!("{}: {} ({})", wrong.field, wrong.message, wrong.hint)));
+        }
+        let driver = self.rig.hypervisor.driver();
+        let drivers = &image.manifest.drivers;
+        if !drivers.is_empty() && driver != Driver::Simulated && !drivers.contains(&driver) {
+            let names: Vec<_> = drivers.iter().map(|d| d.as_str()).collect();
+            let why = format!("it boots in {}, this host runs {}", names.join(" or "), driver.as_str());
+            return Err(HostSignal::Image(why));
+        }
+        Ok(image)
+    }
+
+    async fn disk(&self, image: &Image, dir: &std::path::Path) -> Result<Option<Disk>, HostSignal> {
+        let format = match self.rig.hypervisor.driver() {
+            Driver::Firecracker => DiskFormat::Raw,
+            Driver::Qemu => DiskFormat::Qcow2,
+            Driver::Simulated => return Ok(None),
+        };
+        let rootfs = image.rootfs();
+        disk::prepare(rootfs.as_deref(), dir, self.plan.spec.disk_mib, format)
+            .await
+            .map_err(|e| HostSignal::Disk(e.to_string()))
+    }
+
+    pub(super) fn attach_request(&self) -> AttachRequest {
+        AttachRequest { vm: self.plan.vm, address: self.plan.address, agent_port: self.plan.spec.readiness.port }
+    }
+
+    /// Image's arguments, the job's, and our own, in this order: Linux takes the last of equals.
+    fn kernel_line(&self, image: &Image) -> String {
+        let mut parts = vec![image.manifest.kernel_args.clone(), self.plan.spec.kernel_args.clone()];
+        if let NetworkSpec::Static(address) = self.plan.spec.network {
+            parts.push(static_argument(address));
+        }
+        parts.push(format!("stoker.vm_id={}", self.plan.vm));
+        parts.retain(|part| !part.is_empty());
+        parts.join(" ")
+    }
+
+    fn note_record(&self, vm: &Arc<dyn Vm>) {
+        if let Some(dirs) = &self.rig.dirs
+            && let Err(error) = dirs.write_record(&vm.record())
+        {
+            // Without it the VMM is still found by its working directory.
+            tracing::warn!(vm = %self.plan.vm, %error, "vm.json could not be written");
+        }
+    }
+}

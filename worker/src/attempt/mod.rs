@@ -1,0 +1,218 @@
+//! One try at a job: a task that owns one VM from its folder to its removal.
+//!
+//! ```text
+//!            Fresh                                   Resume (worker restarted)
+//!              |                                        |
+//!         bring_up: dir -> disk, network -> boot     find the VMM, take it over
+//!              |                                        |
+//!              +----------------- wait -----------------+
+//!   console, DHCP, exit, probe -> Seen      ready | failed (diagnosed)
+//!              |                                        |
+//!            watch (until it exits)             stay, for its order
+//!              +------------- Order::Remove ------------+
+//!                                 |
+//!                    tear_down: VMM, console, network, folder
+//! ```
+//!
+//! It decides nothing: it reports what it sees ([`Report`]) and obeys [`Order`]s. What it holds is
+//! found again by name after a crash, so it keeps no secrets of its own.
+
+mod bring_up;
+mod rig;
+mod seen;
+mod tear_down;
+mod wait;
+
+use std::net::Ipv4Addr;
+
+use stoker_schemas::diagnosis::Diagnosis;
+use stoker_schemas::event::{AttemptReady, GoneWhy, StageMark};
+use stoker_schemas::{Epoch, JobId, JobSpec, Time, VmId};
+use tokio::sync::{mpsc, watch};
+
+pub use rig::Rig;
+use seen::Seen;
+
+/// What this try is.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its job.
+    pub job: JobId,
+    /// Which try.
+    pub epoch: Epoch,
+    /// Its VM.
+    pub vm: VmId,
+    /// What to boot.
+    pub spec: JobSpec,
+    /// Address from the pool.
+    pub address: Option<Ipv4Addr>,
+    /// When it started: the deadline counts from here, over worker restarts too.
+    pub started_at: Time,
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing of it exists.
+    Fresh,
+    /// An earlier worker began; the log says how far it came.
+    Resume {
+        /// It was ready.
+        ready: bool,
+    },
+}
+
+/// What the supervisor wants of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Go on.
+    Run,
+    /// Remove everything, then end.
+    Remove(GoneWhy),
+}
+
+/// What it has to say.
+#[derive(Debug, Clone)]
+pub enum Report {
+    /// Stages reached.
+    Progress(Vec<StageMark>),
+    /// An earlier worker's VM was taken over.
+    Adopted {
+        /// Process id of the VMM.
+        pid: u32,
+    },
+    /// The agent answered as asked.
+    Ready(Box<AttemptReady>),
+    /// It will not become ready. It waits for its order to remove.
+    Failed {
+        /// Why.
+        diagnosis: Box<Diagnosis>,
+        /// Stages not told before.
+        marks: Vec<StageMark>,
+    },
+    /// Nothing of it is left. The last report.
+    Removed {
+        /// Why.
+        why: GoneWhy,
+        /// More, for people.
+        detail: String,
+    },
+}
+
+/// A report with its sender's name.
+#[derive(Debug, Clone)]
+pub struct Tagged {
+    /// The job.
+    pub job: JobId,
+    /// The try.
+    pub epoch: Epoch,
+    /// What it says.
+    pub report: Report,
+}
+
+/// The running task, as its owner sees it.
+#[derive(Debug)]
+pub struct Running {
+    orders: watch::Sender<Order>,
+}
+
+impl Running {
+    /// Starts the task. Its reports go to `tell`.
+    pub fn start(rig: Rig, plan: Plan, mode: Mode, tell: mpsc::Sender<Tagged>) -> Self {
+        let (orders, taken) = watch::channel(Order::Run);
+        let runner = Runner { seen: Seen::new(rig.clock, &plan), rig, plan, tell, orders: taken };
+        tokio::spawn(runner.run(mode));
+        Self { orders }
+    }
+
+    /// Gives an order. The first order to remove is final.
+    pub fn order(&self, order: Order) {
+        self.orders.send_if_modified(|current| {
+            let fresh = *current == Order::Run && order != Order::Run;
+            if fresh {
+                *current = order;
+            }
+            fresh
+        });
+    }
+}
+
+/// The task.
+struct Runner {
+    rig: Rig,
+    plan: Plan,
+    tell: mpsc::Sender<Tagged>,
+    orders: watch::Receiver<Order>,
+    seen: Seen,
+}
+
+/// How waiting ended.
+enum Waited {
+    /// The agent answered as asked.
+    Ready(Box<AttemptReady>),
+    /// It will not.
+    Failed,
+    /// An order came.
+    Ordered,
+}
+
+impl Runner {
+    async fn run(mut self, mode: Mode) {
+        let mut held = match mode {
+            Mode::Fresh => self.bring_up().await,
+            Mode::Resume { .. } => self.resume().await,
+        };
+        let was_ready = mode == Mode::Resume { ready: true };
+        let waited = match &mut held {
+            Some(_) if was_ready => None,
+            Some(held) => Some(self.wait(held).await),
+            None if was_ready => return self.remove(held, GoneWhy::Exited, "the VM ended while no worker ran").await,
+            None => Some(Waited::Failed),
+        };
+        let up = match waited {
+            None => true,
+            Some(Waited::Ready(proof)) => {
+                self.report(Report::Ready(proof)).await;
+                true
+            }
+            Some(Waited::Failed) => {
+                self.report_failure(held.as_ref()).await;
+                false
+            }
+            Some(Waited::Ordered) => false,
+        };
+        let ended = match &held {
+            Some(held) if up => tokio::select! {
+                exit = held.vm.exited() => Some(exit.reason),
+                _ = ordered(&mut self.orders) => None,
+            },
+            _ => None,
+        };
+        match ended {
+            Some(reason) => self.remove(held, GoneWhy::Exited, &reason).await,
+            None => {
+                let why = ordered(&mut self.orders).await;
+                self.remove(held, why, "").await;
+            }
+        }
+    }
+
+    async fn report(&self, report: Report) {
+        let tagged = Tagged { job: self.plan.job, epoch: self.plan.epoch, report };
+        // A supervisor that is gone has left the VM to its successor: nobody to tell.
+        let _ = self.tell.send(tagged).await;
+    }
+}
+
+/// Waits for the order to remove. When the supervisor is gone (it ended, VMs stay) this never
+/// returns: the task must not touch the VM any more.
+async fn ordered(orders: &mut watch::Receiver<Order>) -> GoneWhy {
+    loop {
+        if let Order::Remove(why) = *orders.borrow_and_update() {
+            return why;
+        }
+        if orders.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

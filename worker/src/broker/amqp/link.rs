@@ -1,0 +1,224 @@
+//! One connection, kept alive: connects, declares the topology, watches, and after any failure
+//! starts over with a new connection.
+//!
+//! lapin's own recovery is off. Under load it left publishers waiting for ever in a third of the
+//! losses, and it redelivers while the first handler still runs. Whoever uses a connection sees
+//! [`Live::lost`] instead, drops everything that belonged to it and asks for the next one.
+
+use std::{pin::pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    config::{ANSWER_DEADLINE, AmqpConfig, CLOSE_DEADLINE},
+    fault::{Fault, answer},
+    status::{Role, StatusBoard},
+    topology::Declarer,
+};
+use crate::{
+    backoff_policy::{Backoff, RECONNECT},
+    ports::broker::{BrokerError, BrokerStatus},
+};
+
+/// A connection that lives shorter than this does not count as recovered: the waits go on growing.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// lapin reports most losses as an event; its state is looked at this often for the others.
+const STATE_CHECK: Duration = Duration::from_millis(500);
+
+/// A connection that worked when it was handed out.
+pub(super) struct Live {
+    connection: Connection,
+    /// Cancelled when it works no longer.
+    pub lost: CancellationToken,
+    /// The broker's reason for taking no messages, while it does not.
+    pub blocked: watch::Receiver<Option<String>>,
+}
+
+impl Live {
+    pub(super) async fn channel(&self) -> Result<Channel, Fault> {
+        answer("channel.open", self.connection.create_channel()).await
+    }
+
+    pub(super) fn declarer<'a>(&'a self, config: &'a AmqpConfig) -> Declarer<'a> {
+        Declarer::new(&self.connection, config)
+    }
+
+    /// Told by a user of the connection after a fault. A refused operation costs a channel; only
+    /// silence means that the connection itself is dead although nobody said so.
+    pub(super) fn blame(&self, fault: &Fault) {
+        if matches!(fault, Fault::Silent(_)) || !self.connection.status().connected() {
+            self.lost.cancel();
+        }
+    }
+
+    /// Waits before the next try on this connection; at once when it is gone.
+    pub(super) async fn pause(&self, delay: Duration) {
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = self.lost.cancelled() => {}
+        }
+    }
+}
+
+/// Hands out the current connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    live: watch::Receiver<Option<Arc<Live>>>,
+    closing: CancellationToken,
+}
+
+impl Link {
+    /// Starts keeping a connection.
+    pub(super) fn open(
+        role: Role,
+        config: Arc<AmqpConfig>,
+        board: Arc<StatusBoard>,
+        closing: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (live_tx, live) = watch::channel(None);
+        let keeper = Keeper { role, config, board, closing: closing.clone(), live: live_tx };
+        tasks.spawn(keeper.run());
+        Self { live, closing }
+    }
+
+    /// The current connection, as soon as there is one; `None` when the broker was closed.
+    pub(super) async fn live(&self) -> Option<Arc<Live>> {
+        let mut live = self.live.clone();
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => None,
+            found = live.wait_for(|l| l.as_ref().is_some_and(|l| !l.lost.is_cancelled())) => found.ok()?.clone(),
+        }
+    }
+}
+
+struct Keeper {
+    role: Role,
+    config: Arc<AmqpConfig>,
+    board: Arc<StatusBoard>,
+    closing: CancellationToken,
+    live: watch::Sender<Option<Arc<Live>>>,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut backoff = Backoff::new(RECONNECT);
+        while !self.closing.is_cancelled() {
+            let connected_at = tokio::select! {
+                biased;
+                () = self.closing.cancelled() => break,
+                connected = self.connect() => match connected {
+                    Ok(connection) => {
+                        let since = Instant::now();
+                        self.keep(connection).await;
+                        Some(since)
+                    }
+                    Err(reason) => {
+                        self.down(&reason);
+                        None
+                    }
+                },
+            };
+            if connected_at.is_some_and(|since| since.elapsed() >= STABLE_AFTER) {
+                backoff.reset();
+            }
+            tokio::select! {
+                () = self.closing.cancelled() => break,
+                () = sleep(backoff.next_delay()) => {}
+            }
+        }
+        self.board.set(self.role, BrokerStatus::Down("closed".into()));
+    }
+
+    async fn connect(&self) -> Result<Connection, String> {
+        let name = match &self.config.host {
+            Some(host) => format!("stoker {} {host}", self.role.as_str()),
+            None => format!("stoker {}", self.role.as_str()),
+        };
+        let uri = self.config.uri().map_err(|e: BrokerError| e.to_string())?;
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let connection = timeout(ANSWER_DEADLINE, Connection::connect_uri(uri, properties))
+            .await
+            .map_err(|_| format!("no answer within {ANSWER_DEADLINE:?}"))?
+            .map_err(|e| e.to_string())?;
+        Declarer::new(&connection, &self.config).everything().await.map_err(|e| e.to_string())?;
+        Ok(connection)
+    }
+
+    /// Hands the connection out until it is lost or the broker is closed.
+    async fn keep(&self, connection: Connection) {
+        let (blocked_tx, blocked) = watch::channel(None);
+        let events = connection.events_listener();
+        let live = Arc::new(Live { connection, lost: CancellationToken::new(), blocked });
+        self.live.send_replace(Some(Arc::clone(&live)));
+        self.board.set(self.role, BrokerStatus::Connected);
+        tracing::info!(role = self.role.as_str(), broker = self.config.address(), "broker connected");
+        let reason = self.watch(&live, events, &blocked_tx).await;
+        live.lost.cancel();
+        self.live.send_replace(None);
+        if let Some(reason) = reason {
+            self.down(&reason);
+        }
+        // Answers InvalidChannelState when the other side is gone already: nothing left to do.
+        let _ = timeout(CLOSE_DEADLINE, live.connection.close(200, "bye".into())).await;
+    }
+
+    /// Why the connection ended; `None` when we end it.
+    async fn watch(
+        &self,
+        live: &Live,
+        events: impl Stream<Item = Event>,
+        blocked: &watch::Sender<Option<String>>,
+    ) -> Option<String> {
+        let mut events = pin!(events);
+        let mut check = interval(STATE_CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return None,
+                () = live.lost.cancelled() => return Some("the connection stopped answering".into()),
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => self.blocked(blocked, Some(reason)),
+                    Some(Event::ConnectionUnblocked) => self.blocked(blocked, None),
+                    // Also sent for a refused channel operation; the state tells them apart.
+                    Some(Event::Error(error)) if !live.connection.status().connected() => {
+                        return Some(error.to_string());
+                    }
+                    Some(_) => {}
+                    None => return Some("the connection ended".into()),
+                },
+                _ = check.tick() => if !live.connection.status().connected() {
+                    return Some("the connection ended".into());
+                },
+            }
+        }
+    }
+
+    fn blocked(&self, blocked: &watch::Sender<Option<String>>, reason: Option<String>) {
+        let status = match &reason {
+            Some(reason) => {
+                tracing::warn!(role = self.role.as_str(), %reason, "broker takes no messages");
+                BrokerStatus::Blocked(reason.clone())
+            }
+            None => {
+                tracing::info!(role = self.role.as_str(), "broker takes messages again");
+                BrokerStatus::Connected
+            }
+        };
+        blocked.send_replace(reason);
+        self.board.set(self.role, status);
+    }
+
+    fn down(&self, reason: &str) {
+        tracing::warn!(role = self.role.as_str(), broker = self.config.address(), reason, "broker connection down");
+        self.board.set(self.role, BrokerStatus::Down(reason.to_owned()));
+    }
+}

@@ -1,0 +1,129 @@
+//! A message as it goes over the wire, checked before it is queued: lapin panics on strings that
+//! AMQP cannot carry, and RabbitMQ closes the channel over bodies it finds too large.
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use stoker_schemas::topology::Names;
+
+use super::{
+    config::{MAX_BODY_BYTES, MAX_REASON_BYTES},
+    route::{self, Route},
+};
+use crate::ports::broker::{BrokerError, CONTENT_EVENT, Outgoing, Parked};
+
+/// Header of a parked message: why it was parked.
+pub const HEADER_REASON: &str = "x-stoker-reason";
+/// Header of a parked message: the routing key it came with.
+pub const HEADER_ROUTING_KEY: &str = "x-stoker-routing-key";
+/// AMQP's `delivery-mode` for messages that survive a restart.
+const PERSISTENT: u8 = 2;
+
+/// Ready to be published, as often as it takes.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub exchange: ShortString,
+    pub routing_key: ShortString,
+    pub route: Route,
+    pub properties: BasicProperties,
+    pub body: Bytes,
+}
+
+impl Message {
+    pub(super) fn event(names: &Names, outgoing: Outgoing) -> Result<Self, BrokerError> {
+        check_size(&outgoing.body)?;
+        let route = route::of(&outgoing.routing_key)?;
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(outgoing.content_type.into())
+            .with_message_id(short(&outgoing.message_id)?);
+        // On any other key an expiration would throw the message out of the queue it waits in.
+        if let (Route::DelayedPool(_), Some(delay)) = (&route, outgoing.delay) {
+            properties = properties.with_expiration(delay.as_millis().to_string().into());
+        }
+        let exchange = short(&names.events_exchange())?;
+        let routing_key = short(&outgoing.routing_key)?;
+        Ok(Self { exchange, routing_key, route, properties, body: outgoing.body })
+    }
+
+    /// Straight into the dead queue, through the default exchange: the topic exchange would write
+    /// what cannot be read into the history as well.
+    pub(super) fn parked(names: &Names, parked: Parked) -> Result<Self, BrokerError> {
+        check_size(&parked.body)?;
+        let mut headers = FieldTable::default();
+        let mut header = |name: &'static str, text: &str| {
+            headers.insert(name.into(), AMQPValue::LongString(clip(text).into()));
+        };
+        header(HEADER_REASON, &parked.reason);
+        header(HEADER_ROUTING_KEY, &parked.routing_key);
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(CONTENT_EVENT.into())
+            .with_headers(headers);
+        let routing_key = short(&names.dead_queue())?;
+        Ok(Self { exchange: "".into(), routing_key, route: Route::History, properties, body: parked.body })
+    }
+}
+
+fn check_size(body: &Bytes) -> Result<(), BrokerError> {
+    if body.len() > MAX_BODY_BYTES {
+        return Err(BrokerError::Refused(format!("{} bytes; at most {MAX_BODY_BYTES} are taken", body.len())));
+    }
+    Ok(())
+}
+
+fn short(text: &str) -> Result<ShortString, BrokerError> {
+    ShortString::try_new(text).map_err(|e| BrokerError::Refused(e.to_string()))
+}
+
+/// The longest start of a text that fits into a header.
+fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_REASON_BYTES)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn outgoing(key: &str, delay: Option<Duration>) -> Outgoing {
+        Outgoing {
+            routing_key: key.into(),
+            message_id: "id".into(),
+            content_type: CONTENT_EVENT,
+            delay,
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    #[test]
+    fn only_a_delayed_key_gets_an_expiration() {
+        let names = Names::default();
+        let delay = Some(Duration::from_millis(120));
+        let delayed = Message::event(&names, outgoing("job.deferred.a.normal.250", delay)).expect("valid");
+        assert_eq!(delayed.properties.expiration().as_ref().map(ShortString::as_str), Some("120"));
+        let job = Message::event(&names, outgoing("job.enqueued.a.normal", delay)).expect("valid");
+        assert_eq!(*job.properties.expiration(), None);
+    }
+
+    #[test]
+    fn what_amqp_cannot_carry_is_refused_before_it_is_sent() {
+        let names = Names::default();
+        let mut long_id = outgoing("vm.ready", None);
+        long_id.message_id = "x".repeat(256);
+        assert!(matches!(Message::event(&names, long_id), Err(BrokerError::Refused(_))));
+        let mut large = outgoing("vm.ready", None);
+        large.body = Bytes::from(vec![0; MAX_BODY_BYTES + 1]);
+        assert!(matches!(Message::event(&names, large), Err(BrokerError::Refused(_))));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let reason = "é".repeat(MAX_REASON_BYTES);
+        let parked = Parked { routing_key: "k".into(), reason, body: Bytes::new() };
+        assert!(Message::parked(&Names::default(), parked).is_ok());
+    }
+}

@@ -1,0 +1,272 @@
+//! The task that owns the publishing channel.
+//!
+//! Callers wait for their own deadline; this task only knows what is under way. What was not
+//! confirmed when a connection ended is published again on the next one, in the same order,
+//! unless its caller has given up by then.
+
+use std::{collections::{BTreeMap, HashSet}, future::Future, pin::Pin, sync::Arc, task::Poll};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use lapin::{
+    Channel, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use stoker_schemas::PoolName;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    config::{ANSWER_DEADLINE, AmqpConfig},
+    fault::{Fault, answer},
+    link::{Link, Live},
+    message::Message,
+    route::Route,
+    topology::Declarer,
+};
+use crate::{
+    backoff_policy::{Backoff, RECONNECT},
+    ports::broker::BrokerError,
+};
+
+/// Pools whose queues are known to exist on this connection; names come from outside.
+const MAX_KNOWN_POOLS: usize = 4096;
+
+/// A message and who waits for its confirm.
+pub(super) struct Job {
+    pub message: Arc<Message>,
+    pub reply: oneshot::Sender<Result<(), BrokerError>>,
+}
+
+type Confirm = Pin<Box<dyn Future<Output = (u64, lapin::Result<Confirmation>)> + Send>>;
+
+/// Owns the window of unconfirmed messages across connections.
+pub(super) struct Publisher {
+    config: Arc<AmqpConfig>,
+    link: Link,
+    closing: CancellationToken,
+    inbox: mpsc::Receiver<Job>,
+    /// Unconfirmed, in the order of publishing.
+    window: BTreeMap<u64, Job>,
+    next_id: u64,
+}
+
+/// What belongs to one connection and dies with it.
+struct Session<'a> {
+    live: &'a Live,
+    channel: Channel,
+    declarer: Declarer<'a>,
+    known_pools: HashSet<PoolName>,
+    confirms: FuturesUnordered<Confirm>,
+    /// When the broker last confirmed something, or had no reason to.
+    progress: Instant,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        config: Arc<AmqpConfig>,
+        link: Link,
+        closing: CancellationToken,
+        inbox: mpsc::Receiver<Job>,
+    ) -> Self {
+        Self { config, link, closing, inbox, window: BTreeMap::new(), next_id: 0 }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(RECONNECT);
+        while let Some(live) = self.link.live().await {
+            match self.session(&live).await {
+                Ok(()) => return,
+                Err(fault) => {
+                    tracing::warn!(%fault, unconfirmed = self.window.len(), "publishing channel lost");
+                    live.blame(&fault);
+                    live.pause(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    /// Publishes until the channel fails; `Ok` means the broker was closed.
+    async fn session(&mut self, live: &Live) -> Result<(), Fault> {
+        let config = Arc::clone(&self.config);
+        let mut session = Session::open(live, &config).await?;
+        self.window.retain(|_, job| !job.reply.is_closed());
+        let again: Vec<u64> = self.window.keys().copied().collect();
+        for id in again {
+            self.transmit(&mut session, id).await?;
+        }
+        let mut blocked = live.blocked.clone();
+        let mut check = interval(ANSWER_DEADLINE / 10);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let takes = blocked.borrow_and_update().is_none();
+            let room = self.window.len() < self.config.publish_window;
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return Ok(()),
+                () = live.lost.cancelled() => return Err(Fault::Lost),
+                Some((id, outcome)) = session.confirms.next() => self.confirmed(&mut session, id, outcome)?,
+                _ = blocked.changed() => session.progress = Instant::now(),
+                _ = check.tick() => self.check_progress(&mut session, takes)?,
+                job = self.inbox.recv(), if takes && room => match job {
+                    Some(job) => self.take(&mut session, job).await?,
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// Takes what else is waiting along, up to the window.
+    async fn take(&mut self, session: &mut Session<'_>, first: Job) -> Result<(), Fault> {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            if !job.reply.is_closed() {
+                if self.window.is_empty() {
+                    session.progress = Instant::now();
+                }
+                let id = self.next_id;
+                self.next_id += 1;
+                self.window.insert(id, job);
+                self.transmit(session, id).await?;
+            }
+            let room = self.window.len() < self.config.publish_window;
+            next = if room { self.inbox.try_recv().ok() } else { None };
+        }
+        Ok(())
+    }
+
+    /// Publishes an entry of the window.
+    async fn transmit(&mut self, session: &mut Session<'_>, id: u64) -> Result<(), Fault> {
+        let Some(job) = self.window.get(&id) else { return Ok(()) };
+        let message = Arc::clone(&job.message);
+        match session.prepare(&self.config, &message.route).await {
+            Ok(()) => session.send(id, message).await,
+            Err(Unprepared::Refused(error)) => self.answer(id, Err(error)),
+            Err(Unprepared::Fault(fault)) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    fn confirmed(
+        &mut self,
+        session: &mut Session<'_>,
+        id: u64,
+        outcome: lapin::Result<Confirmation>,
+    ) -> Result<(), Fault> {
+        session.progress = Instant::now();
+        let result = match outcome? {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                Err(BrokerError::Unroutable(returned.routing_key.to_string()))
+            }
+            Confirmation::Nack(None) => Err(BrokerError::Refused("a queue it goes to is full or unavailable".into())),
+            // The channel is in confirm mode, so this would be lapin's mistake; never call it kept.
+            Confirmation::NotRequested => Err(BrokerError::Refused("the channel does not confirm".into())),
+        };
+        self.answer(id, result);
+        Ok(())
+    }
+
+    fn answer(&mut self, id: u64, result: Result<(), BrokerError>) {
+        if let Some(job) = self.window.remove(&id) {
+            // The caller may have given up; the message is where it is all the same.
+            let _ = job.reply.send(result);
+        }
+    }
+
+    fn check_progress(&self, session: &mut Session<'_>, takes: bool) -> Result<(), Fault> {
+        if takes && !self.window.is_empty() && session.progress.elapsed() > ANSWER_DEADLINE {
+            return Err(Fault::Silent("basic.publish"));
+        }
+        Ok(())
+    }
+}
+
+/// Why a message was not even sent.
+enum Unprepared {
+    Refused(BrokerError),
+    Fault(Fault),
+}
+
+impl<'a> Session<'a> {
+    async fn open(live: &'a Live, config: &'a AmqpConfig) -> Result<Self, Fault> {
+        let channel = live.channel().await?;
+        answer("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Self {
+            live,
+            channel,
+            declarer: live.declarer(config),
+            known_pools: config.pools.iter().cloned().collect(),
+            confirms: FuturesUnordered::new(),
+            progress: Instant::now(),
+        })
+    }
+
+    /// Makes sure that what the key promises is there. A job for a pool that no worker serves yet
+    /// waits in the pool's queue; a command to a host that never was is refused.
+    async fn prepare(&mut self, config: &AmqpConfig, route: &Route) -> Result<(), Unprepared> {
+        let ready = match route {
+            Route::Pool(pool) | Route::DelayedPool(pool) => {
+                if self.known_pools.contains(pool) {
+                    return Ok(());
+                }
+                let declared = self.declarer.pool(pool).await;
+                if declared.is_ok() {
+                    self.remember(pool);
+                }
+                declared
+            }
+            Route::Host(host) => match self.declarer.exists(&config.names.host_queue(host)).await {
+                Ok(false) => {
+                    return Err(Unprepared::Refused(BrokerError::Unroutable(format!("command.host.{host}"))));
+                }
+                found => found.map(drop),
+            },
+            Route::History => Ok(()),
+        };
+        ready.map_err(|fault| match fault {
+            refused if refused.soft().is_some() || matches!(refused, Fault::WrongQueue(_)) => {
+                Unprepared::Refused(BrokerError::Refused(refused.to_string()))
+            }
+            fault => {
+                self.live.blame(&fault);
+                Unprepared::Fault(fault)
+            }
+        })
+    }
+
+    fn remember(&mut self, pool: &PoolName) {
+        if self.known_pools.len() >= MAX_KNOWN_POOLS {
+            self.known_pools.clear();
+        }
+        self.known_pools.insert(pool.clone());
+    }
+
+    /// Queues the frames in this very poll, so that messages leave in order and a confirm cannot
+    /// be mixed up with another's; does not wait for the socket.
+    async fn send(&mut self, id: u64, message: Arc<Message>) {
+        let channel = self.channel.clone();
+        let mut confirm: Confirm = Box::pin(async move { (id, publish(&channel, &message).await) });
+        let early = std::future::poll_fn(|cx| Poll::Ready(confirm.as_mut().poll(cx))).await;
+        match early {
+            Poll::Ready(outcome) => self.confirms.push(Box::pin(std::future::ready(outcome))),
+            Poll::Pending => self.confirms.push(confirm),
+        }
+    }
+}
+
+async fn publish(channel: &Channel, message: &Message) -> lapin::Result<Confirmation> {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel
+        .basic_publish(
+            message.exchange.clone(),
+            message.routing_key.clone(),
+            options,
+            &message.body,
+            message.properties.clone(),
+        )
+        .await?
+        .await
+}

@@ -1,0 +1,236 @@
+//! The broker of a single host, inside its process. The event log is its only store: publishing
+//! appends to it, a follower routes whatever the log says, and at start the queues are filled
+//! again from the log's index of open jobs. Queues hold positions, not messages, so a long
+//! backlog costs 16 bytes a job.
+//!
+//! ```text
+//!  publish --append--> [event log] --follower--> lanes, delays, commands, dead --> subscriptions
+//!  supervisor --append-----^   \--> history readers
+//! ```
+
+mod follower;
+mod queues;
+mod subscription;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{PoolName, Time};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::log::{Append, Expected, EventLog, IndexChange, LogError};
+use crate::ports::broker::{
+    Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Offset, Outgoing,
+    Parked, Source, Subscription,
+};
+use crate::supervisor::{HOST_STREAM, tags};
+use queues::{Item, Queues};
+
+/// Entries read from the log at a time.
+const PAGE: usize = 256;
+
+/// The in-process broker. Cheap to clone.
+#[derive(Clone)]
+pub struct EmbeddedBroker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    log: EventLog,
+    clock: Clock,
+    queues: Queues,
+    status: watch::Sender<BrokerStatus>,
+    closed: CancellationToken,
+}
+
+impl EmbeddedBroker {
+    /// Fills the queues from the log and starts to follow it.
+    pub fn open(log: EventLog, clock: Clock) -> Result<Self, BrokerError> {
+        let (status, _) = watch::channel(BrokerStatus::Connected);
+        let inner = Inner { log, clock, queues: Queues::default(), status, closed: CancellationToken::new() };
+        let head = *inner.log.head().borrow();
+        inner.refill().map_err(store)?;
+        let broker = Self { inner: Arc::new(inner) };
+        follower::start(broker.inner.clone(), head);
+        Ok(broker)
+    }
+}
+
+impl Inner {
+    /// What waited when the process ended, waits again.
+    fn refill(&self) -> Result<(), LogError> {
+        for stream in self.log.open_streams(Some(tags::QUEUED)) {
+            let stream = stream?;
+            self.refill_from(stream.first_position)?;
+        }
+        for tag in [tags::RETRYING, tags::DEAD] {
+            for stream in self.log.open_streams(Some(tag)) {
+                let records = self.log.read_stream(stream?.stream)?;
+                let work = records.iter().rev().find(|r| follower::is_work(&r.payload));
+                if let Some(record) = work {
+                    self.refill_from(record.position)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refill_from(&self, position: u64) -> Result<(), LogError> {
+        for record in self.log.scan(position, 1)? {
+            match Event::decode(&record.payload, self.clock.now()) {
+                Ok(event) => self.route(&event, record.position),
+                Err(error) => tracing::error!(position, %error, "event in the log cannot be read, job not refilled"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts an event where its readers wait for it.
+    fn route(&self, event: &Event, position: u64) {
+        let item = Item { position, deliveries: 0 };
+        match &event.data {
+            EventData::JobEnqueued(e) => self.queues.push(&lane(&e.spec.pool, e.spec.priority), item),
+            EventData::JobRetryScheduled(e) => {
+                self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(e.not_before));
+            }
+            EventData::JobDeferred(e) => {
+                let due = event.time.plus(std::time::Duration::from_millis(e.delay_ms));
+                self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(due));
+            }
+            EventData::JobDead(_) => self.queues.push(&Source::Dead, item),
+            EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::HostDrainRequested(_) => {
+                self.queues.push(&Source::HostCommands, item);
+            }
+            _ => {}
+        }
+    }
+
+    fn wait_until(&self, due: Time) -> tokio::time::Instant {
+        tokio::time::Instant::now() + due.since(self.clock.now())
+    }
+}
+
+fn lane(pool: &PoolName, priority: Priority) -> Source {
+    Source::Jobs(pool.clone(), priority)
+}
+
+fn store(error: LogError) -> BrokerError {
+    BrokerError::Store(error.to_string())
+}
+
+/// How an event published from outside (not by the supervisor) enters the log.
+fn append_of(event: &Event, body: Bytes) -> Append {
+    let stream = event.job().map_or(HOST_STREAM, |job| job.0);
+    let micros = |time: Time| u64::try_from(time.unix_micros()).unwrap_or(0);
+    let (expected, index) = match &event.data {
+        // The first event of its job: the same key again finds the stream taken.
+        EventData::JobEnqueued(_) => (Expected::Version(0), IndexChange::Set(tags::QUEUED, micros(event.time))),
+        EventData::JobRetryScheduled(e) => (Expected::Any, IndexChange::Set(tags::RETRYING, micros(e.not_before))),
+        _ => (Expected::Any, IndexChange::Keep),
+    };
+    Append { stream, expected, events: vec![body], index }
+}
+
+#[async_trait]
+impl Broker for EmbeddedBroker {
+    async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
+        if self.inner.closed.is_cancelled() {
+            return Err(BrokerError::Closed);
+        }
+        if message.content_type == CONTENT_BATCH {
+            return Err(BrokerError::Refused("batches are for brokers between hosts".to_owned()));
+        }
+        let event = Event::decode(&message.body, self.inner.clock.now())
+            .map_err(|e| BrokerError::Refused(e.to_string()))?;
+        let append = append_of(&event, message.body);
+        let stream = append.stream;
+        match self.inner.log.append(vec![append]).await {
+            Ok(_) => Ok(()),
+            Err(LogError::WrongVersion { .. }) => self.same_as_known(stream, &event),
+            Err(error) => Err(store(error)),
+        }
+    }
+
+    async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
+        Ok(subscription::start(self.inner.clone(), source))
+    }
+
+    async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError> {
+        let (send, receive) = mpsc::channel(PAGE);
+        let from = match from {
+            Offset::First => 1,
+            Offset::At(position) => position.max(1),
+        };
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            if let Err(error) = read_history(&inner, from, &send).await {
+                tracing::error!(%error, "history reading ended");
+            }
+        });
+        Ok(receive)
+    }
+
+    /// Nothing that cannot be read gets past `publish` here, so only a foreign reader parks; it is
+    /// kept in memory, bounded.
+    async fn park(&self, parked: Parked) -> Result<(), BrokerError> {
+        tracing::warn!(routing_key = parked.routing_key, reason = parked.reason, "parked");
+        self.inner.queues.park(parked);
+        Ok(())
+    }
+
+    fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.inner.status.subscribe()
+    }
+
+    async fn depth(&self, pool: &PoolName, priority: Priority) -> Result<u64, BrokerError> {
+        Ok(self.inner.queues.depth(&lane(pool, priority)))
+    }
+
+    async fn close(&self) {
+        self.inner.closed.cancel();
+    }
+}
+
+impl EmbeddedBroker {
+    /// The same job again is fine, another one under the same key is not.
+    fn same_as_known(&self, stream: uuid::Uuid, event: &Event) -> Result<(), BrokerError> {
+        let records = self.inner.log.read_stream(stream).map_err(store)?;
+        let known = records.first().and_then(|r| Event::decode(&r.payload, self.inner.clock.now()).ok());
+        match (known.map(|k| k.data), &event.data) {
+            (Some(EventData::JobEnqueued(known)), EventData::JobEnqueued(new)) if known.spec == new.spec => Ok(()),
+            _ => Err(BrokerError::Refused(stoker_schemas::command::Rejection::KeyReused.to_string())),
+        }
+    }
+}
+
+async fn read_history(inner: &Inner, mut next: u64, send: &mpsc::Sender<HistoryEntry>) -> Result<(), LogError> {
+    let mut head = inner.log.head();
+    loop {
+        let records = inner.log.scan(next, PAGE)?;
+        let read_all = records.is_empty();
+        for record in records {
+            next = record.position + 1;
+            let entry = HistoryEntry {
+                offset: record.position,
+                content_type: CONTENT_EVENT.to_owned(),
+                routing_key: follower::kind_of(&record.payload).unwrap_or_default(),
+                body: record.payload,
+            };
+            if send.send(entry).await.is_err() {
+                return Ok(());
+            }
+        }
+        if read_all {
+            tokio::select! {
+                () = inner.closed.cancelled() => return Ok(()),
+                () = send.closed() => return Ok(()),
+                changed = head.wait_for(|head| *head >= next) => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Hands a queue's messages to one reader, within its credit; takes back what it did not settle.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::sleep_until;
+
+use super::queues::{Item, Queue};
+use super::Inner;
+use crate::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
+
+/// Deliveries handed over and not yet looked at; the credit bounds them as well.
+const HANDED_OVER: usize = 256;
+
+/// What one reader holds.
+struct Holding {
+    queue: Arc<Queue>,
+    items: Mutex<BTreeMap<u64, Item>>,
+    /// Something was settled.
+    settled: Notify,
+}
+
+impl Holding {
+    fn items(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.items().len()).unwrap_or(u32::MAX)
+    }
+}
+
+pub(super) fn start(inner: Arc<Inner>, source: Source) -> Subscription {
+    let (send, deliveries) = mpsc::channel(HANDED_OVER);
+    let (credit, credited) = watch::channel(0);
+    let queue = inner.queues.get(&source);
+    let holding = Arc::new(Holding { queue, items: Mutex::default(), settled: Notify::new() });
+    tokio::spawn(async move {
+        pump(&inner, &source, &holding, &send, credited).await;
+        let left = std::mem::take(&mut *holding.items());
+        holding.queue.give_back(left.into_values());
+    });
+    Subscription { deliveries, credit }
+}
+
+async fn pump(
+    inner: &Inner,
+    source: &Source,
+    holding: &Arc<Holding>,
+    send: &mpsc::Sender<Delivery>,
+    mut credited: watch::Receiver<u32>,
+) {
+    loop {
+        let mut wake_at = None;
+        let has_credit = holding.count() < *credited.borrow_and_update();
+        if has_credit {
+            if *source == Source::Dead && let Some(parked) = inner.queues.take_parked() {
+                let ack = Box::new(ParkedAck);
+                let delivery = Delivery { routing_key: parked.routing_key, delivery_count: 0, body: parked.body, ack };
+                if send.send(delivery).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            match holding.queue.pop() {
+                Ok(item) => {
+                    if !hand_over(inner, holding, send, item).await {
+                        return;
+                    }
+                    continue;
+                }
+                Err(due) => wake_at = due,
+            }
+        }
+        tokio::select! {
+            () = inner.closed.cancelled() => return,
+            () = send.closed() => return,
+            changed = credited.changed() => if changed.is_err() { return },
+            () = holding.settled.notified(), if !has_credit => {}
+            () = holding.queue.changed.notified(), if has_credit => {}
+            () = sleep_until(wake_at.unwrap_or_else(tokio::time::Instant::now)), if wake_at.is_some() => {}
+        }
+    }
+}
+
+/// False when the reader is gone.
+async fn hand_over(inner: &Inner, holding: &Arc<Holding>, send: &mpsc::Sender<Delivery>, item: Item) -> bool {
+    let record = match inner.log.scan(item.position, 1) {
+        Ok(records) => records.into_iter().next(),
+        Err(error) => {
+            tracing::error!(%error, position = item.position, "message cannot be read from the log");
+            None
+        }
+    };
+    let Some(record) = record.filter(|r| r.position == item.position) else { return true };
+    holding.items().insert(item.position, item);
+    let ack = Box::new(EmbeddedAck { holding: holding.clone(), position: item.position });
+    let routing_key = super::follower::kind_of(&record.payload).unwrap_or_default();
+    let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
+    send.send(delivery).await.is_ok()
+}
+
+struct EmbeddedAck {
+    holding: Arc<Holding>,
+    position: u64,
+}
+
+impl EmbeddedAck {
+    fn settle(&self) -> Result<Item, BrokerError> {
+        let item = self.holding.items().remove(&self.position).ok_or(BrokerError::Stale)?;
+        self.holding.settled.notify_one();
+        Ok(item)
+    }
+}
+
+#[async_trait]
+impl Ack for EmbeddedAck {
+    async fn ack(self: Box<Self>) -> Result<(), BrokerError> {
+        self.settle().map(drop)
+    }
+
+    async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
+        let item = self.settle()?;
+        self.holding.queue.give_back(std::iter::once(item));
+        Ok(())
+    }
+}
+
+/// A parked message leaves when it is handed over.
+struct ParkedAck;
+
+#[async_trait]
+impl Ack for ParkedAck {
+    async fn ack(self: Box<Self>) -> Result<(), BrokerError> {
+        Ok(())
+    }
+    async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
+        Ok(())
+    }
+}

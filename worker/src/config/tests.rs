@@ -1,0 +1,37 @@
+//! Given file and flags, then settings or every error.
+
+use super::*;
+
+#[test]
+fn nothing_given_is_a_working_default() {
+    let config = Config::merge(RawConfig::default(), Flags::default()).unwrap();
+    assert_eq!(config.pools, vec![PoolName::default()]);
+    assert!(config.broker.is_none());
+    assert!(matches!(config.network, NetworkMode::Bridge { namespace: Some(_), .. }));
+}
+
+#[test]
+fn every_error_comes_at_once() {
+    let file = RawConfig::parse(
+        "host = 'A B'\npools = ['x.y']\nslots = 0\nbroker = 'http://x'\n[network]\nprefix = 31\nbridge = 'a/b'",
+    );
+    let errors = Config::merge(file, Flags::default()).unwrap_err();
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let file = RawConfig::parse("host = 'from-file'\nslots = 3");
+    let flags = Flags { host: Some("from-flag".to_owned()), ..Flags::default() };
+    let config = Config::merge(file, flags).unwrap();
+    assert_eq!((config.host.as_str(), config.capacity.slots), ("from-flag", 3));
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let flags = Flags { broker: Some("amqp://me:secret@rabbit:5672/%2f".to_owned()), ..Flags::default() };
+    let config = Config::merge(RawConfig::default(), flags).unwrap();
+    let shown = format!("{config:?} {}", config.broker.as_ref().unwrap());
+    assert!(!shown.contains("secret"), "{shown}");
+    assert!(shown.contains("amqp://rabbit:5672/%2f"));
+}

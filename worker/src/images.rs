@@ -1,0 +1,152 @@
+//! The image store: one folder per image with `image.json`. Manifests are read once per change of
+//! the file, never per boot.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use stoker_schemas::ImageName;
+use stoker_schemas::image::{IMAGE_SCHEMA, ImageManifest};
+
+/// A manifest is a page of JSON; more is not one.
+const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
+/// Manifests kept in memory.
+const MAX_CACHED: usize = 1_024;
+
+/// An image on this host.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// What it holds and allows.
+    pub manifest: ImageManifest,
+}
+
+impl Image {
+    /// The kernel's file.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join(&self.manifest.kernel)
+    }
+
+    /// The initial RAM disk's file.
+    pub fn initrd(&self) -> Option<PathBuf> {
+        self.manifest.initrd.as_ref().map(|f| self.dir.join(f))
+    }
+
+    /// The root file system's file.
+    pub fn rootfs(&self) -> Option<PathBuf> {
+        self.manifest.rootfs.as_ref().map(|f| self.dir.join(f))
+    }
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    /// It is not here.
+    #[error("image {0} is not on this host; scripts/dev image builds the ones Stoker ships")]
+    Missing(ImageName),
+    /// Its manifest is wrong.
+    #[error("image {name}: image.json {what}")]
+    Manifest {
+        /// Which image.
+        name: ImageName,
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+}
+
+/// When a manifest was read, by the file's modification time.
+type Cached = (SystemTime, Arc<Image>);
+
+/// Images of one host.
+#[derive(Debug)]
+pub enum ImageStore {
+    /// Folders below this one.
+    Folder {
+        /// The store's folder.
+        root: PathBuf,
+        /// Manifests already read.
+        cache: Mutex<HashMap<ImageName, Cached>>,
+    },
+    /// Every name is an image (simulated guests have no files).
+    Simulated,
+}
+
+impl ImageStore {
+    /// Images below `root`.
+    pub fn folder(root: impl Into<PathBuf>) -> Self {
+        Self::Folder { root: root.into(), cache: Mutex::default() }
+    }
+
+    /// The image of that name.
+    pub fn load(&self, name: &ImageName) -> Result<Arc<Image>, ImageError> {
+        match self {
+            Self::Simulated => Ok(Arc::new(simulated(name))),
+            Self::Folder { root, cache } => {
+                // ImageName allows no '/' and no '..': the folder lies below the root.
+                let dir = root.join(name.as_str());
+                let modified = std::fs::metadata(dir.join("image.json"))
+                    .and_then(|m| m.modified())
+                    .map_err(|_| ImageError::Missing(name.clone()))?;
+                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((at, image)) = cache.get(name)
+                    && *at == modified
+                {
+                    return Ok(Arc::clone(image));
+                }
+                let image = Arc::new(read(name, dir)?);
+                if cache.len() >= MAX_CACHED {
+                    cache.clear();
+                }
+                cache.insert(name.clone(), (modified, Arc::clone(&image)));
+                Ok(image)
+            }
+        }
+    }
+}
+
+fn read(name: &ImageName, dir: PathBuf) -> Result<Image, ImageError> {
+    let wrong = |what: String| ImageError::Manifest { name: name.clone(), what };
+    let path = dir.join("image.json");
+    let size = std::fs::metadata(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?.len();
+    if size > MAX_MANIFEST_BYTES {
+        return Err(wrong(format!("has {size} bytes, at most {MAX_MANIFEST_BYTES}")));
+    }
+    let text = std::fs::read(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    let manifest: ImageManifest = serde_json::from_slice(&text).map_err(|e| wrong(format!("is not valid: {e}")))?;
+    if manifest.schema != IMAGE_SCHEMA {
+        return Err(wrong(format!("has schema {:?}, expected {IMAGE_SCHEMA:?}", manifest.schema)));
+    }
+    for file in [Some(&manifest.kernel), manifest.initrd.as_ref(), manifest.rootfs.as_ref()].into_iter().flatten() {
+        let plain = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
+        if !plain || file.is_empty() {
+            return Err(wrong(format!("names {file:?}, which is not a file below the image's folder")));
+        }
+        if !dir.join(file).is_file() {
+            return Err(wrong(format!("names {file:?}, which is not there; rebuild the image")));
+        }
+    }
+    Ok(Image { dir, manifest })
+}
+
+fn simulated(name: &ImageName) -> Image {
+    Image {
+        dir: PathBuf::new(),
+        manifest: ImageManifest {
+            schema: IMAGE_SCHEMA.to_owned(),
+            name: name.to_string(),
+            kernel: String::new(),
+            initrd: None,
+            rootfs: None,
+            kernel_args: String::new(),
+            network: Default::default(),
+            allow_static: true,
+            agent_port: 8080,
+            units: Vec::new(),
+            min_memory_mib: 0,
+            drivers: Vec::new(),
+            digests: Default::default(),
+        },
+    }
+}

@@ -1,0 +1,119 @@
+//! The sled database under the log: creating it so that it survives a power cut, opening it with
+//! clear errors, and making a commit durable.
+//!
+//! sled 0.34's `flush` ends in `sync_file_range`, which leaves the growth of the file to the kernel:
+//! after a power cut everything it "flushed" may be gone. So each commit is followed by an
+//! `fdatasync` of sled's `db` file through a descriptor of our own, and creation syncs the `conf`
+//! file and the folders. sled is unmaintained and panics on some kinds of corruption; this module is
+//! where that stays.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use super::error::LogError;
+use super::keys;
+use super::options::{LogOptions, SyncMode};
+
+/// Version of the layout on disk.
+const FORMAT_VERSION: u32 = 1;
+
+#[derive(Debug)]
+pub(super) struct Store {
+    db: sled::Db,
+    data: File,
+    path: PathBuf,
+    sync: SyncMode,
+    commits: u64,
+}
+
+impl Store {
+    /// Opens the store at `dir`, creating it if there is none.
+    pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Self, LogError> {
+        if !dir.join("conf").exists() {
+            create(dir, options)?;
+        }
+        let db = open_sled(dir, options.cache_bytes)?;
+        check_format(&db)?;
+        let path = dir.join("db");
+        let data = File::open(&path).map_err(LogError::io("opening", &path))?;
+        Ok(Self { db, data, path, sync: options.sync, commits: 0 })
+    }
+
+    pub(super) fn tree(&self) -> sled::Tree {
+        (*self.db).clone()
+    }
+
+    /// Applies the batch and returns when it is on disk.
+    pub(super) fn commit(&mut self, batch: sled::Batch) -> Result<(), LogError> {
+        self.db.apply_batch(batch).map_err(LogError::storage("writing"))?;
+        self.db.flush().map_err(LogError::storage("flushing"))?;
+        self.commits += 1;
+        match self.sync {
+            SyncMode::FlushOnly => return Ok(()),
+            SyncMode::FailAfter(commits) if self.commits > commits => {
+                return Err(LogError::io("syncing", &self.path)(std::io::Error::other("injected failure")));
+            }
+            SyncMode::FailAfter(_) | SyncMode::Data => {}
+        }
+        self.data.sync_data().map_err(LogError::io("syncing", &self.path))
+    }
+}
+
+/// Creates the database beside its final place and renames it there once it is on disk, so that a
+/// crash in between leaves no half-made log (sled refuses to open one whose `conf` is empty).
+fn create(dir: &Path, options: &LogOptions) -> Result<(), LogError> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(LogError::io("creating", parent))?;
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(".creating");
+    let draft = parent.join(name);
+    let db = match open_sled(&draft, options.cache_bytes) {
+        Err(LogError::Storage { .. }) => {
+            // Left by a creation that was cut off before anything could be acknowledged.
+            std::fs::remove_dir_all(&draft).map_err(LogError::io("removing", &draft))?;
+            open_sled(&draft, options.cache_bytes)?
+        }
+        other => other?,
+    };
+    db.insert(keys::FORMAT, &FORMAT_VERSION.to_be_bytes()).map_err(LogError::storage("creating the log"))?;
+    db.flush().map_err(LogError::storage("creating the log"))?;
+    for path in [draft.join("db"), draft.join("conf"), draft.clone()] {
+        sync(&path)?;
+    }
+    std::fs::rename(&draft, dir).map_err(LogError::io("renaming the new log to", dir))?;
+    sync(parent)
+}
+
+fn sync(path: &Path) -> Result<(), LogError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(LogError::io("syncing", path))
+}
+
+fn open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
+    // Without sled's background flusher: every write here is flushed at once, by us.
+    let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
+    // sled answers some damaged files with a panic instead of an error.
+    let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+    match opened {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(sled::Error::Io(error))) if is_lock(&error) => Err(LogError::Locked { path: dir.to_path_buf() }),
+        Ok(Err(error)) => Err(LogError::storage("opening the log")(error)),
+        Err(panic) => Err(LogError::Storage { action: "opening the log", cause: panic_message(panic.as_ref()) }),
+    }
+}
+
+/// sled wraps the lock's `WouldBlock` into an error of kind `Other` with this text.
+fn is_lock(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
+}
+
+fn check_format(db: &sled::Db) -> Result<(), LogError> {
+    let found = db.get(keys::FORMAT).map_err(LogError::storage("reading the format version"))?;
+    let found = found.and_then(|bytes| keys::u32_at(&bytes, 0)).unwrap_or(0);
+    if found == FORMAT_VERSION { Ok(()) } else { Err(LogError::Format { found, supported: FORMAT_VERSION }) }
+}
+
+pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a message".to_owned())
+}

@@ -1,0 +1,183 @@
+//! The one thread that writes.
+//!
+//! It takes whatever calls are waiting, up to a limit, writes them as one batch and answers all of
+//! them after one sync: the more callers wait, the more share the cost of the disk. Because nobody
+//! else writes, versions are checked and positions assigned without a lock.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::append::{Append, Appended};
+use super::compact::{Compacted, compact};
+use super::cursor::DirtyCursors;
+use super::error::LogError;
+use super::group::{Group, Tip};
+use super::store::{Store, panic_message};
+use super::witness::Witness;
+
+/// After a commit its callers need a moment to come back with their next events. Waiting for as many
+/// as came last time, but no longer than this, keeps groups whole instead of alternating between one
+/// early caller and all the others. A lone caller never waits.
+const REGROUP: Duration = Duration::from_micros(150);
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, LogError>>;
+
+pub(super) enum Command {
+    Append { appends: Vec<Append>, reply: Reply<Vec<Appended>> },
+    FlushCursors { reply: Reply<()> },
+    Compact { max_events: usize, reply: Reply<Compacted> },
+}
+
+/// The first failure of a write; set once, then the log only reads.
+pub(super) type Poison = Arc<OnceLock<Arc<str>>>;
+
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) tree: sled::Tree,
+    pub(super) witness: Witness,
+    pub(super) tip: Tip,
+    pub(super) max_batch: usize,
+    pub(super) head: watch::Sender<u64>,
+    pub(super) cursors: DirtyCursors,
+    pub(super) poison: Poison,
+}
+
+impl Writer {
+    /// Works until every sender is gone, then writes the cursors that are still waiting.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut last_calls = 0;
+        while let Some(first) = queue.blocking_recv() {
+            let calls = self.collect(first, &mut queue, last_calls);
+            last_calls = calls.len();
+            // sled can panic where it should return an error; the callers must hear of it.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.serve(calls)));
+            if let Err(panic) = outcome {
+                self.fail(&panic_message(panic.as_ref()));
+            }
+        }
+        if let Err(error) = self.flush_cursors() {
+            tracing::warn!(%error, "the log was closed without its latest cursors; consumers will see some events again");
+        }
+    }
+
+    fn collect(&self, first: Command, queue: &mut mpsc::Receiver<Command>, last_calls: usize) -> Vec<Command> {
+        let mut calls = vec![first];
+        let mut events = event_count(&calls[0]);
+        let deadline = Instant::now() + REGROUP;
+        while events < self.max_batch {
+            match queue.try_recv() {
+                Ok(call) => {
+                    events += event_count(&call);
+                    calls.push(call);
+                }
+                Err(_) if calls.len() < last_calls && Instant::now() < deadline => std::thread::yield_now(),
+                Err(_) => break,
+            }
+        }
+        calls
+    }
+
+    fn serve(&mut self, calls: Vec<Command>) {
+        let mut appends = Vec::with_capacity(calls.len());
+        let mut cursor_replies = Vec::new();
+        let mut compactions = Vec::new();
+        for call in calls {
+            match call {
+                Command::Append { appends: call, reply } => appends.push((call, reply)),
+                Command::FlushCursors { reply } => cursor_replies.push(reply),
+                Command::Compact { max_events, reply } => compactions.push((max_events, reply)),
+            }
+        }
+        if !appends.is_empty() {
+            self.commit_group(appends);
+        }
+        if !cursor_replies.is_empty() {
+            let outcome = self.flush_cursors();
+            cursor_replies.into_iter().for_each(|reply| answer(reply, outcome.clone()));
+        }
+        for (max_events, reply) in compactions {
+            let outcome = self.compact(max_events);
+            answer(reply, outcome);
+        }
+    }
+
+    fn commit_group(&mut self, calls: Vec<(Vec<Append>, Reply<Vec<Appended>>)>) {
+        let mut group = Group::new(self.tip);
+        let mut staged = Vec::with_capacity(calls.len());
+        for (appends, reply) in calls {
+            match self.healthy().and_then(|()| group.stage(&self.tree, &appends)) {
+                Ok(appended) => staged.push((appended, reply)),
+                Err(error) => answer(reply, Err(error)),
+            }
+        }
+        if staged.is_empty() {
+            return;
+        }
+        let outcome = self.commit(group);
+        for (appended, reply) in staged {
+            answer(reply, outcome.clone().map(|()| appended));
+        }
+    }
+
+    /// Writes a group together with the cursors that moved meanwhile, and makes it durable.
+    fn commit(&mut self, mut group: Group) -> Result<(), LogError> {
+        let cursors = self.cursors.snapshot();
+        cursors.iter().for_each(|(name, position)| group.set_cursor(name, *position));
+        let tip = group.tip;
+        self.durable(group.into_batch())?;
+        self.cursors.written(&cursors);
+        if tip.position > self.tip.position {
+            self.tip = tip;
+            self.witness.note(tip.position, tip.hash);
+            self.head.send_replace(tip.position);
+        }
+        Ok(())
+    }
+
+    fn flush_cursors(&mut self) -> Result<(), LogError> {
+        if self.cursors.is_empty() { Ok(()) } else { self.commit(Group::new(self.tip)) }
+    }
+
+    fn compact(&mut self, max_events: usize) -> Result<Compacted, LogError> {
+        let plan = compact(&self.tree, self.tip.position, max_events)?;
+        if let Some(batch) = plan.batch {
+            self.durable(batch)?;
+        }
+        Ok(plan.done)
+    }
+
+    fn durable(&mut self, batch: sled::Batch) -> Result<(), LogError> {
+        self.healthy()?;
+        self.store.commit(batch).map_err(|error| self.fail(&error.to_string()))
+    }
+
+    fn healthy(&self) -> Result<(), LogError> {
+        match self.poison.get() {
+            Some(cause) => Err(LogError::Poisoned { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
+    /// After a failed write nobody knows what the disk holds (the kernel may have dropped the dirty
+    /// pages, so trying again could succeed without them): stop writing for good.
+    fn fail(&self, cause: &str) -> LogError {
+        tracing::error!(cause, "a write to the event log failed; it is read-only until the next start");
+        let cause = Arc::clone(self.poison.get_or_init(|| cause.into()));
+        LogError::Poisoned { cause }
+    }
+}
+
+fn event_count(command: &Command) -> usize {
+    match command {
+        Command::Append { appends, .. } => appends.iter().map(|append| append.events.len()).sum::<usize>().max(1),
+        Command::FlushCursors { .. } | Command::Compact { .. } => 1,
+    }
+}
+
+/// A caller that gave up waiting is no concern of the writer: its events are written all the same.
+fn answer<T>(reply: Reply<T>, outcome: Result<T, LogError>) {
+    drop(reply.send(outcome));
+}

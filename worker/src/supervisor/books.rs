@@ -1,0 +1,73 @@
+//! What the supervisor keeps in memory: only jobs that have something on this host.
+
+use std::net::Ipv4Addr;
+
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Epoch, JobId, JobSpec, JobState, Time};
+use tokio::time::Instant;
+
+use super::Supervisor;
+use super::admission::Capacity;
+use crate::attempt::Running;
+use crate::ports::broker::Ack;
+
+/// A job with something on this host.
+pub(super) struct Job {
+    pub(super) state: JobState,
+    pub(super) live: Live,
+    /// Its message, while the attempt is not settled.
+    pub(super) ack: Option<Box<dyn Ack>>,
+}
+
+/// The try that is on this host.
+pub(super) struct Live {
+    pub(super) epoch: Epoch,
+    pub(super) running: Option<Running>,
+    pub(super) need: Capacity,
+    pub(super) address: Option<Ipv4Addr>,
+    pub(super) is_up: bool,
+}
+
+/// A delivered job, understood.
+pub(super) struct Claim {
+    pub(super) job: JobId,
+    pub(super) attempt: u32,
+    pub(super) delivery: u32,
+    pub(super) spec: JobSpec,
+    pub(super) enqueued_at: Time,
+    pub(super) traceparent: Option<String>,
+    pub(super) ack: Box<dyn Ack>,
+    /// Since when it has been waiting for room.
+    pub(super) since: Instant,
+}
+
+impl Claim {
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch { attempt: self.attempt, delivery: self.delivery }
+    }
+
+    pub(super) fn is_high(&self) -> bool {
+        self.spec.priority == Priority::High
+    }
+}
+
+impl Supervisor {
+    /// Tries that are not up yet (or on their way out).
+    pub(super) fn booting(&self) -> u32 {
+        u32::try_from(self.jobs.values().filter(|job| !job.live.is_up).count()).unwrap_or(u32::MAX)
+    }
+
+    /// VMs that are up.
+    pub(super) fn up(&self) -> u32 {
+        u32::try_from(self.jobs.values().filter(|job| job.live.is_up).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Lets the broker send as many jobs as may boot now.
+    pub(super) fn update_credit(&self) {
+        let room = self.books.free().slots + self.booting();
+        let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
+        for sender in &self.credits {
+            sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
+        }
+    }
+}

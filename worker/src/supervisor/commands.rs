@@ -1,0 +1,59 @@
+//! Commands to this host: facts that others wrote (somebody wants a job cancelled, a VM stopped,
+//! the host drained). They are kept even for jobs not seen yet: a cancelled job may still be in
+//! the queue, and whichever host gets it must know.
+
+use stoker_schemas::JobState;
+use stoker_schemas::event::{Event, EventData};
+
+use super::turn::Turn;
+use super::{Supervisor, SupervisorError};
+use crate::log::IndexChange;
+use crate::ports::broker::Delivery;
+
+impl Supervisor {
+    pub(super) fn on_command(&mut self, delivery: Delivery, turn: &mut Turn) -> Result<(), SupervisorError> {
+        match Event::decode(&delivery.body, self.rig.clock.now()) {
+            Ok(event) => self.obey(&event, turn)?,
+            // Nobody waits for a command: say so and go on.
+            Err(error) => tracing::warn!(%error, "command cannot be read, dropped"),
+        }
+        turn.settle_after.push(delivery.ack);
+        Ok(())
+    }
+
+    fn obey(&mut self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
+        match (&event.data, event.job()) {
+            (EventData::CancelRequested(_) | EventData::StopRequested(_), Some(id)) => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    let before = job.state.clone();
+                    job.state.apply(event);
+                    let changed = job.state != before;
+                    turn.touch(id);
+                    return if changed { self.keep(event, turn) } else { Ok(()) };
+                }
+                if matches!(event.data, EventData::StopRequested(_)) {
+                    return Ok(()); // It runs elsewhere, or nowhere.
+                }
+                let known = self.load(id)?;
+                let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
+                state.apply(event);
+                if known.as_ref() == Some(&state) || state.phase().is_closed() { Ok(()) } else { self.keep(event, turn) }
+            }
+            (EventData::HostDrainRequested(request), _) => {
+                tracing::info!(by = request.by, "asked to drain");
+                self.draining = true;
+                self.update_credit();
+                Ok(())
+            }
+            (other, _) => {
+                tracing::warn!(kind = other.kind(), "not a command, dropped");
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes somebody else's fact down, unless the log it came from is ours.
+    fn keep(&self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if self.settings.shares_log { Ok(()) } else { self.write(turn, event, IndexChange::Keep) }
+    }
+}

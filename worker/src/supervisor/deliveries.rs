@@ -1,0 +1,263 @@
+//! Jobs as the broker delivers them: taken, recognised, put back or parked.
+
+use stoker_schemas::command::{Begin, Command, Context};
+use stoker_schemas::decide::decide;
+use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::retry::Jitter;
+use stoker_schemas::{JobId, JobState, Phase, VmId};
+use tokio::time::Instant;
+
+use super::admission::{Capacity, Full};
+use super::books::{Claim, Job, Live};
+use super::turn::Turn;
+use super::{Supervisor, SupervisorError};
+use crate::ports::broker::{Delivery, Parked};
+
+/// Wait before a job that this host cannot take is offered again.
+const DEFER_MS: u64 = 1_000;
+/// Wait before a job that no host of its pool may ever take is offered again.
+const MISFIT_DEFER_MS: u64 = 15_000;
+
+impl Supervisor {
+    pub(super) fn on_delivery(&mut self, delivery: Delivery, turn: &mut Turn) -> Result<(), SupervisorError> {
+        match self.understand(&delivery) {
+            Ok(understood) => {
+                let claim = understood(delivery);
+                self.claim(claim, turn)
+            }
+            Err(reason) => {
+                self.park(delivery, reason);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads a delivery. What cannot be read must not block the queue.
+    fn understand(&self, delivery: &Delivery) -> Result<impl FnOnce(Delivery) -> Claim + use<>, String> {
+        let event = Event::decode(&delivery.body, self.rig.clock.now()).map_err(|e| e.to_string())?;
+        let job = event.job().ok_or_else(|| format!("{} is not about a job", event.data.kind()))?;
+        let (attempt, spec, enqueued_at) = match event.data {
+            EventData::JobEnqueued(e) => (1, e.spec, event.time),
+            EventData::JobRetryScheduled(e) => (e.attempt, e.spec, e.enqueued_at),
+            EventData::JobDeferred(e) => (e.attempt, e.spec, e.enqueued_at),
+            other => return Err(format!("{} is not work: a job queue takes job.enqueued", other.kind())),
+        };
+        let traceparent = event.traceparent;
+        Ok(move |delivery: Delivery| Claim {
+            job,
+            attempt,
+            delivery: delivery.delivery_count,
+            spec,
+            enqueued_at,
+            traceparent,
+            ack: delivery.ack,
+            since: Instant::now(),
+        })
+    }
+
+    fn park(&self, delivery: Delivery, reason: String) {
+        tracing::warn!(routing_key = delivery.routing_key, reason, "message cannot be worked on, parked");
+        let broker = self.broker.clone();
+        tokio::spawn(async move {
+            let Delivery { routing_key, body, ack, .. } = delivery;
+            let settled = match broker.park(Parked { routing_key, reason, body }).await {
+                Ok(()) => ack.ack().await,
+                Err(_) => ack.requeue().await,
+            };
+            if let Err(error) = settled {
+                tracing::debug!(%error, "parked delivery not settled, it comes again");
+            }
+        });
+    }
+
+    /// Decides about one claim: re-attach, settle, wait or begin.
+    pub(super) fn claim(&mut self, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if let Some(job) = self.jobs.get_mut(&claim.job) {
+            // It is on this host. The same attempt again: whoever acknowledges it last will do.
+            // A later one (retry by hand while a VM is being removed) waits until that is gone.
+            if claim.attempt > job.live.epoch.attempt {
+                self.wait(claim);
+            } else if job.live.is_up || claim.attempt < job.live.epoch.attempt {
+                turn.settle_after.push(claim.ack);
+            } else {
+                job.ack = Some(claim.ack);
+            }
+            return Ok(());
+        }
+        let state = self.load(claim.job)?.unwrap_or_else(|| JobState::new(claim.job));
+        let handled_here = state.attempts.keys().any(|epoch| epoch.attempt >= claim.attempt);
+        if handled_here || claim.attempt < state.last_attempt() {
+            turn.settle_after.push(claim.ack);
+            return Ok(());
+        }
+        if state.pending_cancel().is_some() {
+            return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, claim, turn);
+        }
+        if state.phase().is_closed() && claim.attempt <= settled_attempt(&state) {
+            turn.settle_after.push(claim.ack);
+            return Ok(());
+        }
+        let now = self.rig.clock.now();
+        let waited = now.since(claim.enqueued_at);
+        if claim.attempt == 1 && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
+            let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
+            return self.conclude(state, expire, claim, turn);
+        }
+        if !claim.spec.fits_labels(&self.settings.labels) {
+            let reason = format!("host {} lacks the labels that the job requires", self.settings.host);
+            return self.defer(state, claim, MISFIT_DEFER_MS, reason, turn);
+        }
+        self.admit(state, claim, turn)
+    }
+
+    fn admit(&mut self, state: JobState, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if self.draining {
+            tokio::spawn(claim.ack.requeue());
+            return Ok(());
+        }
+        let need = Capacity::of(&claim.spec);
+        match self.books.take(need) {
+            Ok(()) => {}
+            Err(Full::Ever(total)) => {
+                let reason = format!("host {} has {total} in all; the job needs {need}", self.settings.host);
+                return self.defer(state, claim, MISFIT_DEFER_MS, reason, turn);
+            }
+            Err(Full::ForNow(free)) if claim.since.elapsed() >= self.settings.hold => {
+                let reason = format!("host {} is full: {free} free, the job needs {need}", self.settings.host);
+                return self.defer(state, claim, DEFER_MS, reason, turn);
+            }
+            Err(Full::ForNow(_)) => {
+                self.wait(claim);
+                return Ok(());
+            }
+        }
+        match self.addresses.take() {
+            Ok(address) => self.begin_attempt(state, claim, need, address, turn),
+            Err(_) => {
+                self.books.release(need);
+                self.wait(claim);
+                Ok(())
+            }
+        }
+    }
+
+    fn begin_attempt(
+        &mut self,
+        mut state: JobState,
+        claim: Claim,
+        need: Capacity,
+        address: Option<std::net::Ipv4Addr>,
+        turn: &mut Turn,
+    ) -> Result<(), SupervisorError> {
+        let epoch = claim.epoch();
+        let begin = Begin {
+            epoch,
+            host: self.settings.host.clone(),
+            vm: VmId::derive(claim.job, epoch, &self.settings.host),
+            driver: self.rig.hypervisor.driver(),
+            address,
+            spec: claim.spec,
+            enqueued_at: claim.enqueued_at,
+        };
+        if let Err(rejection) = self.record(&mut state, Command::Begin(begin), claim.traceparent, turn)? {
+            tracing::info!(job = %claim.job, %rejection, "delivery not started");
+            self.books.release(need);
+            if let Some(address) = address {
+                self.addresses.release(address);
+            }
+            turn.settle_after.push(claim.ack);
+            return Ok(());
+        }
+        let live = Live { epoch, running: None, need, address, is_up: false };
+        self.jobs.insert(claim.job, Job { state, live, ack: Some(claim.ack) });
+        turn.touch(claim.job);
+        Ok(())
+    }
+
+    /// Writes what follows from a command, into the state and the turn.
+    pub(super) fn record(
+        &mut self,
+        state: &mut JobState,
+        command: Command,
+        traceparent: Option<String>,
+        turn: &mut Turn,
+    ) -> Result<Result<(), stoker_schemas::command::Rejection>, SupervisorError> {
+        let now = self.rig.clock.now();
+        let context = Context { now, jitter: Jitter::from_random(self.jitter.u32(..)) };
+        let facts = match decide(state, command, context) {
+            Ok(facts) => facts,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        for (epoch, data) in facts {
+            state.apply_data(epoch, now, &data);
+            let mut event = Event::about_job(state.id, epoch, &self.source, now, data);
+            event.traceparent.clone_from(&traceparent);
+            self.write(turn, &event, self.index_of(state))?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// A command that ends the claim without an attempt.
+    fn conclude(
+        &mut self,
+        mut state: JobState,
+        command: Command,
+        claim: Claim,
+        turn: &mut Turn,
+    ) -> Result<(), SupervisorError> {
+        if let Err(rejection) = self.record(&mut state, command, claim.traceparent, turn)? {
+            tracing::info!(job = %claim.job, %rejection, "nothing to conclude");
+        }
+        turn.settle_after.push(claim.ack);
+        Ok(())
+    }
+
+    fn defer(
+        &mut self,
+        state: JobState,
+        claim: Claim,
+        delay_ms: u64,
+        reason: String,
+        turn: &mut Turn,
+    ) -> Result<(), SupervisorError> {
+        let Claim { attempt, enqueued_at, .. } = claim;
+        let command = Command::Defer { attempt, delay_ms, reason, spec: claim.spec.clone(), enqueued_at };
+        self.conclude(state, command, claim, turn)
+    }
+
+    fn wait(&mut self, claim: Claim) {
+        if claim.is_high() {
+            let after = self.waiting.iter().take_while(|c| c.is_high()).count();
+            self.waiting.insert(after, claim);
+        } else {
+            self.waiting.push_back(claim);
+        }
+    }
+
+    /// Looks again at what did not fit. Bounded by the credit: no more can be waiting.
+    pub(super) fn retry_waiting(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+        for claim in std::mem::take(&mut self.waiting) {
+            self.claim(claim, turn)?;
+        }
+        Ok(())
+    }
+
+    /// A job's state from the log; `None` when this host knows nothing of it.
+    pub(super) fn load(&self, id: JobId) -> Result<Option<JobState>, SupervisorError> {
+        let mut state: Option<JobState> = None;
+        for record in self.log.read_stream(id.0)? {
+            let event = Event::decode(&record.payload, self.rig.clock.now())
+                .map_err(|e| SupervisorError::Corrupt { position: record.position, cause: e.to_string() })?;
+            state.get_or_insert_with(|| JobState::new(id)).apply(&event);
+        }
+        Ok(state)
+    }
+}
+
+/// The attempt number at which the job was closed.
+fn settled_attempt(state: &JobState) -> u32 {
+    match state.phase() {
+        Phase::Stopped => state.last_attempt(),
+        _ => state.dead.keys().chain(state.cancelled.keys()).max().copied().unwrap_or(0),
+    }
+}

@@ -1,0 +1,266 @@
+//! The one task that owns a host's jobs.
+//!
+//! ```text
+//!  deliveries, commands, reports, ticks        (closed enum Input)
+//!        |
+//!      handle: state + command --decide--> facts     nothing happens yet
+//!        |        (one turn: everything that has come in)
+//!      commit: append to the log, flushed            one fdatasync for the whole turn
+//!        |
+//!      effects: start attempts, give orders, settle deliveries
+//! ```
+//!
+//! While a turn commits, inputs queue up and make the next turn larger: group commit by itself.
+//! Nothing is done, published or acknowledged before the facts behind it are on disk.
+
+mod addresses;
+mod admission;
+mod books;
+mod commands;
+mod deliveries;
+mod reports;
+mod restore;
+mod turn;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoker_schemas::event::{EventData, HostDraining, HostStopped};
+use stoker_schemas::{HostName, JobId, PoolName};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use addresses::AddressPool;
+use admission::Admission;
+pub use admission::Capacity;
+pub use turn::{HOST_STREAM, tags};
+use books::{Claim, Job};
+use turn::Turn;
+
+use crate::attempt::{Rig, Tagged};
+use crate::log::{EventLog, LogError};
+use crate::ports::broker::{Ack, Broker, BrokerError, Delivery};
+
+/// Inputs taken in one turn: enough to fill a disk flush, few enough to keep effects prompt.
+const MAX_TURN: usize = 256;
+/// Inputs waiting between turns; senders wait beyond.
+const INPUT_QUEUE: usize = 1_024;
+/// How often held deliveries and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What a supervisor is told at start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This host.
+    pub host: HostName,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Pools it serves.
+    pub pools: Vec<PoolName>,
+    /// What it may give out.
+    pub capacity: Capacity,
+    /// Boots at the same time.
+    pub max_booting: u32,
+    /// How long a job that does not fit is held before another host may have it.
+    pub hold: Duration,
+    /// How long boots under way may take when the worker is asked to end.
+    pub drain: Duration,
+    /// The broker lives in this process and shares our log (embedded).
+    pub shares_log: bool,
+    /// Seed of the retry jitter.
+    pub seed: u64,
+}
+
+/// How the worker is asked to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shutdown {
+    /// Not.
+    #[default]
+    No,
+    /// Finish what boots, take nothing new; VMs keep running.
+    Drain,
+    /// At once; VMs keep running, boots are resumed by the next worker.
+    Now,
+}
+
+/// What may come in.
+pub(crate) enum Input {
+    /// A job to work on.
+    Job(Delivery),
+    /// A command to this host.
+    Command(Delivery),
+    /// An attempt has something to say.
+    Report(Tagged),
+    /// The outbox has published up to here.
+    Published(u64),
+    /// Time passed.
+    Tick,
+}
+
+/// Why a supervisor ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// The log takes no more: nothing may be done that is not written down.
+    #[error("event log failed, the worker ends and its VMs keep running: {0}")]
+    Log(#[from] LogError),
+    /// The broker could not be subscribed to.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// An event in our own log cannot be read.
+    #[error("event {position} in the log cannot be read: {cause}; stoker log verify shows more")]
+    Corrupt {
+        /// Its position.
+        position: u64,
+        /// Why.
+        cause: String,
+    },
+    /// An event could not be written as JSON.
+    #[error("an event could not be encoded: {0}")]
+    Encode(String),
+}
+
+/// The task's state.
+pub struct Supervisor {
+    settings: Settings,
+    source: String,
+    rig: Rig,
+    log: EventLog,
+    broker: Arc<dyn Broker>,
+    jobs: HashMap<JobId, Job>,
+    books: Admission,
+    addresses: AddressPool,
+    /// Deliveries that do not fit now, the high lane first.
+    waiting: VecDeque<Claim>,
+    /// Deliveries to acknowledge once the outbox has passed a position.
+    unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
+    published: u64,
+    credits: Vec<watch::Sender<u32>>,
+    reports: mpsc::Sender<Tagged>,
+    reports_in: mpsc::Receiver<Tagged>,
+    jitter: fastrand::Rng,
+    draining: bool,
+    /// A VM went: what waits may fit now.
+    room_made: bool,
+}
+
+impl Supervisor {
+    /// Opens the books from the log: what the host runs, holds and must still remove.
+    pub fn open(
+        settings: Settings,
+        rig: Rig,
+        log: EventLog,
+        broker: Arc<dyn Broker>,
+    ) -> Result<Self, SupervisorError> {
+        let (reports, reports_in) = mpsc::channel(INPUT_QUEUE);
+        let mut supervisor = Self {
+            source: format!("/hosts/{}", settings.host),
+            books: Admission::new(settings.capacity),
+            addresses: AddressPool::new(rig.network.pool()),
+            jitter: fastrand::Rng::with_seed(settings.seed),
+            settings,
+            rig,
+            log,
+            broker,
+            jobs: HashMap::new(),
+            waiting: VecDeque::new(),
+            unconfirmed: BTreeMap::new(),
+            published: 0,
+            credits: Vec::new(),
+            reports,
+            reports_in,
+            draining: false,
+            room_made: false,
+        };
+        supervisor.restore()?;
+        Ok(supervisor)
+    }
+
+    /// Works until asked to end. `published` is the outbox's position.
+    pub async fn run(
+        mut self,
+        published: watch::Receiver<u64>,
+        mut shutdown: watch::Receiver<Shutdown>,
+    ) -> Result<(), SupervisorError> {
+        let (inputs, mut inputs_in) = mpsc::channel(INPUT_QUEUE);
+        let pumps = self.subscribe(inputs, published).await?;
+        self.begin().await?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(MAX_TURN);
+        let mut tagged = Vec::with_capacity(MAX_TURN);
+        let mut drained_by: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                changed = shutdown.changed() => match *shutdown.borrow_and_update() {
+                    Shutdown::Now => break,
+                    Shutdown::Drain if drained_by.is_none() => {
+                        drained_by = Some(Instant::now() + self.settings.drain);
+                        self.start_draining().await?;
+                    }
+                    // Whoever could ask us to end is gone: the process is ending.
+                    _ if changed.is_err() => break,
+                    _ => {}
+                },
+                _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
+                    batch.extend(tagged.drain(..).map(Input::Report));
+                }
+                _ = inputs_in.recv_many(&mut batch, MAX_TURN) => {}
+                _ = tick.tick() => batch.push(Input::Tick),
+            }
+            let mut turn = Turn::default();
+            for input in batch.drain(..) {
+                self.handle(input, &mut turn)?;
+            }
+            self.commit(turn).await?;
+            if std::mem::take(&mut self.room_made) && !self.waiting.is_empty() {
+                let mut turn = Turn::default();
+                self.retry_waiting(&mut turn)?;
+                self.commit(turn).await?;
+            }
+            // Drained by command, a host stays and watches its VMs; asked to end, it ends.
+            if drained_by.is_some_and(|by| self.booting() == 0 || Instant::now() >= by) {
+                break;
+            }
+        }
+        for pump in pumps {
+            pump.abort();
+        }
+        self.end().await
+    }
+
+    fn handle(&mut self, input: Input, turn: &mut Turn) -> Result<(), SupervisorError> {
+        match input {
+            Input::Job(delivery) => self.on_delivery(delivery, turn),
+            Input::Command(delivery) => self.on_command(delivery, turn),
+            Input::Report(tagged) => self.on_report(tagged, turn),
+            Input::Published(position) => {
+                self.published = position;
+                let later = self.unconfirmed.split_off(&(position + 1));
+                let settled = std::mem::replace(&mut self.unconfirmed, later);
+                turn.settle.extend(settled.into_values().flatten());
+                Ok(())
+            }
+            Input::Tick => self.retry_waiting(turn),
+        }
+    }
+
+    async fn start_draining(&mut self) -> Result<(), SupervisorError> {
+        self.draining = true;
+        self.update_credit();
+        for claim in self.waiting.drain(..) {
+            let _ = claim.ack.requeue().await;
+        }
+        let mut turn = Turn::default();
+        let running = self.up();
+        turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running }));
+        self.commit(turn).await
+    }
+
+    async fn end(mut self) -> Result<(), SupervisorError> {
+        let mut turn = Turn::default();
+        turn.host_fact(EventData::HostStopped(HostStopped { running: self.up() }));
+        self.commit(turn).await
+    }
+}

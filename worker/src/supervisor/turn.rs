@@ -1,0 +1,171 @@
+//! One turn: the facts that inputs led to, and what may be done once they are on disk.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
+use stoker_schemas::next::{Next, next};
+use stoker_schemas::{JobId, JobState, Phase};
+use uuid::Uuid;
+
+use super::{Supervisor, SupervisorError};
+use crate::attempt::{Mode, Order, Plan, Running};
+use crate::log::{Append, Expected, IndexChange};
+use crate::ports::broker::Ack;
+
+/// Streams in the log's index of what is open, by tag.
+pub mod tags {
+    /// Has something on this host.
+    pub const ACTIVE: u8 = 1;
+    /// Waits for a host (embedded broker).
+    pub const QUEUED: u8 = 2;
+    /// Waits for its next attempt (embedded broker).
+    pub const RETRYING: u8 = 3;
+    /// A dead letter (embedded broker).
+    pub const DEAD: u8 = 4;
+}
+
+/// Stream of events about the host itself.
+pub const HOST_STREAM: Uuid = Uuid::nil();
+
+/// What a turn has gathered.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// By stream, in order of first mention.
+    appends: Vec<Append>,
+    at: HashMap<Uuid, usize>,
+    host_facts: Vec<EventData>,
+    /// Jobs to look at with `next` once the facts are on disk.
+    touched: Vec<JobId>,
+    /// To acknowledge now (they were confirmed earlier).
+    pub(super) settle: Vec<Box<dyn Ack>>,
+    /// To acknowledge once what this turn wrote is published.
+    pub(super) settle_after: Vec<Box<dyn Ack>>,
+}
+
+impl Turn {
+    pub(super) fn host_fact(&mut self, data: EventData) {
+        self.host_facts.push(data);
+    }
+
+    pub(super) fn touch(&mut self, job: JobId) {
+        if self.touched.last() != Some(&job) {
+            self.touched.push(job);
+        }
+    }
+
+    fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
+        let Self { appends, at, .. } = self;
+        let slot = *at.entry(stream).or_insert_with(|| {
+            // Facts commute and this task is their only decider: no version to expect.
+            appends.push(Append { stream, expected: Expected::Any, events: Vec::new(), index: IndexChange::Keep });
+            appends.len() - 1
+        });
+        appends[slot].events.push(payload);
+        appends[slot].index = index;
+    }
+}
+
+impl Supervisor {
+    /// Writes one event into the turn.
+    pub(super) fn write(&self, turn: &mut Turn, event: &Event, index: IndexChange) -> Result<(), SupervisorError> {
+        let payload = event.encode().map_err(|e| SupervisorError::Encode(e.to_string()))?;
+        let stream = event.job().map_or(HOST_STREAM, |job| job.0);
+        turn.write(stream, Bytes::from(payload), index);
+        Ok(())
+    }
+
+    /// What the log's index must say of a job in this state.
+    pub(super) fn index_of(&self, state: &JobState) -> IndexChange {
+        let sort = |time: stoker_schemas::Time| u64::try_from(time.unix_micros()).unwrap_or(0);
+        if state.attempts.values().any(|a| a.has_vm()) {
+            return IndexChange::Set(tags::ACTIVE, 0);
+        }
+        if !self.settings.shares_log {
+            return IndexChange::Remove;
+        }
+        match state.phase() {
+            Phase::Queued => IndexChange::Set(tags::QUEUED, state.enqueued_at().map_or(0, sort)),
+            Phase::Retrying | Phase::Failing | Phase::Booting | Phase::Ready => {
+                let due = state.retries.values().next_back().map(|r| sort(r.value.not_before));
+                IndexChange::Set(tags::RETRYING, due.unwrap_or(0))
+            }
+            Phase::Dead => IndexChange::Set(tags::DEAD, state.dead.values().next_back().map_or(0, |d| sort(d.at))),
+            Phase::Cancelled | Phase::Stopped => IndexChange::Remove,
+        }
+    }
+
+    /// Puts the turn's facts on disk, then does what follows from them.
+    pub(super) async fn commit(&mut self, mut turn: Turn) -> Result<(), SupervisorError> {
+        for data in std::mem::take(&mut turn.host_facts) {
+            let event = Event {
+                source: self.source.clone(),
+                subject: self.settings.host.to_string(),
+                time: self.rig.clock.now(),
+                epoch: JOB_LEVEL,
+                traceparent: None,
+                data,
+            };
+            self.write(&mut turn, &event, IndexChange::Keep)?;
+        }
+        if !turn.appends.is_empty() {
+            self.log.append(std::mem::take(&mut turn.appends)).await?;
+        }
+        for job in std::mem::take(&mut turn.touched) {
+            self.follow_up(job);
+        }
+        self.settle(turn);
+        self.update_credit();
+        Ok(())
+    }
+
+    /// Starts or orders the attempt as the state demands.
+    fn follow_up(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let live = &mut job.live;
+        let wanted = next(&job.state, live.epoch);
+        if wanted == Next::Settled {
+            self.books.release(live.need);
+            if let Some(address) = live.address {
+                self.addresses.release(address);
+            }
+            self.jobs.remove(&id);
+            return;
+        }
+        if live.running.is_none() {
+            let Some(started) = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref()) else { return };
+            let plan = Plan {
+                job: id,
+                epoch: live.epoch,
+                vm: started.value.vm,
+                spec: started.value.spec.clone(),
+                address: started.value.address,
+                started_at: started.at,
+            };
+            live.running = Some(Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()));
+        }
+        if let (Next::Remove(why), Some(running)) = (wanted, &live.running) {
+            running.order(Order::Remove(why));
+        }
+    }
+
+    fn settle(&mut self, turn: Turn) {
+        let Turn { mut settle, settle_after, .. } = turn;
+        let head = *self.log.head().borrow();
+        if self.settings.shares_log || self.published >= head {
+            settle.extend(settle_after);
+        } else if !settle_after.is_empty() {
+            self.unconfirmed.entry(head).or_default().extend(settle_after);
+        }
+        if !settle.is_empty() {
+            tokio::spawn(async move {
+                for ack in settle {
+                    // A stale delivery comes again and is recognised by its attempt.
+                    if let Err(error) = ack.ack().await {
+                        tracing::debug!(%error, "delivery not acknowledged");
+                    }
+                }
+            });
+        }
+    }
+}
