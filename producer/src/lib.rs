@@ -1,1 +1,15 @@
-//! stub
+//! Stoker's front: submitting jobs, the read model over the history, the HTTP API and the command
+//! line. Everything here talks to the broker through its trait; nothing here boots a VM.
+//!
+//! The way through: [`submit`] turns a request into a confirmed `job.enqueued` event;
+//! [`readmodel`] adds up what the history says; [`http`] serves both; [`cli`] is a client of that.
+
+pub mod cli;
+pub mod clock;
+pub mod compose;
+pub mod console;
+pub mod http;
+pub mod readmodel;
+pub mod report;
+pub mod submit;
+pub mod view;

@@ -3,12 +3,12 @@
 use std::net::Ipv4Addr;
 
 use crate::diagnosis::Diagnosis;
-use crate::event::{AttemptReady, GoneWhy, Request, StageMark};
+use crate::event::{AttemptReady, AttemptSuperseded, GoneWhy, Request, StageMark};
 use crate::id::{Epoch, HostName, VmId};
 use crate::image::Driver;
 use crate::retry::Jitter;
 use crate::spec::JobSpec;
-use crate::state::Phase;
+use crate::state::{Duplicate, Phase};
 use crate::time::Time;
 
 /// What is asked of a job.
@@ -21,7 +21,8 @@ pub enum Command {
         /// Who asks.
         by: String,
     },
-    /// Start an attempt on a host.
+    /// Start an attempt on a host. The state must include the event that was delivered (applied,
+    /// not necessarily stored): it says when somebody last asked for the job.
     Begin(Begin),
     /// Put it back without an attempt.
     Defer {
@@ -82,6 +83,23 @@ pub enum Command {
         /// More, for people.
         detail: String,
     },
+    /// Note that a try which was never up has nothing left on its host, without deciding what
+    /// follows: this worker lost the job's message (it restarted), and whoever has it now decides.
+    Lost {
+        /// Of which try.
+        epoch: Epoch,
+        /// Why, unless that was noted before.
+        diagnosis: Diagnosis,
+        /// More, for people.
+        detail: String,
+    },
+    /// Have a VM removed because another one of the job stays.
+    Supersede {
+        /// Of which try.
+        epoch: Epoch,
+        /// Which VM goes, where, and which stays.
+        duplicate: AttemptSuperseded,
+    },
     /// Do not run it (any more).
     Cancel(Request),
     /// Settle a cancelled job that has no VM.
@@ -98,6 +116,15 @@ pub enum Command {
         /// The spec to use from now on; `None` for the same.
         spec: Option<JobSpec>,
     },
+}
+
+impl From<Duplicate> for Command {
+    fn from(d: Duplicate) -> Self {
+        Self::Supersede {
+            epoch: d.epoch,
+            duplicate: AttemptSuperseded { host: d.host, vm: d.vm, kept: d.kept },
+        }
+    }
 }
 
 /// An attempt about to start.

@@ -2,9 +2,10 @@
 
 use crate::command::{Begin, Command, Context, Rejection};
 use crate::event::{
-    AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, DeadReason, EventData, GoneWhy, JOB_LEVEL,
+    AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData, GoneWhy, JOB_LEVEL,
     JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, Request, VmGone,
 };
+use crate::diagnosis::Diagnosis;
 use crate::id::Epoch;
 use crate::retry::{self, Verdict};
 use crate::spec::JobSpec;
@@ -20,12 +21,16 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
         Command::Enqueue { spec, by } => enqueue(state, spec, by),
         Command::Begin(begin) => start(state, begin),
         Command::Defer { attempt, delay_ms, reason, spec, enqueued_at } => {
-            Ok(vec![(JOB_LEVEL, EventData::JobDeferred(JobDeferred { attempt, delay_ms, reason, spec, enqueued_at }))])
+            may_start(state, "defer", attempt)?;
+            let asked_at = state.asked_at;
+            let deferred = JobDeferred { attempt, delay_ms, reason, spec, enqueued_at, asked_at };
+            Ok(vec![(JOB_LEVEL, EventData::JobDeferred(deferred))])
         }
         Command::Expire { spec, attempt } => expire(state, spec, attempt),
         Command::Progress { epoch, marks } => {
             open(state, epoch)?;
-            Ok(vec![(epoch, EventData::AttemptProgressed(AttemptProgressed { marks }))])
+            let progressed = (epoch, EventData::AttemptProgressed(AttemptProgressed { marks: marks.clone() }));
+            Ok(if marks.is_empty() { Vec::new() } else { vec![progressed] })
         }
         Command::Ready { epoch, proof } => {
             open(state, epoch)?;
@@ -40,6 +45,8 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
             Ok(vec![(epoch, EventData::AttemptAdopted(AttemptAdopted { pid }))])
         }
         Command::Gone { epoch, why, detail } => gone(state, epoch, why, detail, context),
+        Command::Lost { epoch, diagnosis, detail } => lost(state, epoch, diagnosis, detail),
+        Command::Supersede { epoch, duplicate } => supersede(state, epoch, duplicate),
         Command::Cancel(request) => cancel(state, request),
         Command::SettleCancel { attempt } => settle_cancel(state, attempt),
         Command::Stop(request) => stop(state, request),
@@ -48,11 +55,36 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
 }
 
 fn enqueue(state: &JobState, spec: JobSpec, by: String) -> Result<Vec<Fact>, Rejection> {
-    match &state.enqueued {
+    match original_spec(state) {
         None => Ok(vec![(JOB_LEVEL, EventData::JobEnqueued(JobEnqueued { spec, by }))]),
-        Some(known) if known.value.spec == spec => Err(Rejection::AlreadyEnqueued),
+        Some(known) if *known == spec => Err(Rejection::AlreadyEnqueued),
         Some(_) => Err(Rejection::KeyReused),
     }
+}
+
+/// The spec the job was enqueued with, also where only later events are known.
+fn original_spec(state: &JobState) -> Option<&JobSpec> {
+    let enqueued = state.enqueued.as_ref().map(|e| &e.value.spec);
+    let started = || state.attempts.values().find_map(|a| a.started.as_ref()).map(|s| &s.value.spec);
+    enqueued.or_else(started).or_else(|| state.spec())
+}
+
+/// Whether a message about this attempt still asks for something.
+fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<(), Rejection> {
+    if let Some((running, _)) = state.attempts.iter().find(|(_, a)| a.has_vm()) {
+        return Err(Rejection::AttemptRunning(*running));
+    }
+    let phase = state.phase();
+    // Closed for this attempt number: a late delivery of something that has ended.
+    if phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
+        return Err(Rejection::WrongPhase { command, phase, needs: "queued or retrying" });
+    }
+    // A later attempt was scheduled: this message was settled and its acknowledgement got lost, or
+    // somebody asked for a new attempt meanwhile.
+    if attempt < state.last_attempt() {
+        return Err(Rejection::AttemptEnded(Epoch::first(attempt)));
+    }
+    if state.pending_cancel().is_some() { Err(Rejection::CancelPending) } else { Ok(()) }
 }
 
 fn start(state: &JobState, begin: Begin) -> Result<Vec<Fact>, Rejection> {
@@ -60,22 +92,13 @@ fn start(state: &JobState, begin: Begin) -> Result<Vec<Fact>, Rejection> {
     if state.attempts.get(&epoch).is_some_and(|a| a.started.is_some()) {
         return Err(Rejection::AttemptExists(epoch));
     }
-    if let Some((running, _)) = state.attempts.iter().find(|(_, a)| a.has_vm()) {
-        return Err(Rejection::AttemptRunning(*running));
-    }
-    if state.pending_cancel().is_some() {
-        return Err(Rejection::CancelPending);
-    }
-    let phase = state.phase();
-    // Closed for this attempt number: a late delivery of something that has ended.
-    if phase.is_closed() && epoch.attempt <= state.last_attempt().max(1) {
-        return Err(Rejection::WrongPhase { command: "begin", phase, needs: "queued or retrying" });
-    }
-    let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at };
+    may_start(state, "begin", epoch.attempt)?;
+    let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: state.asked_at };
     Ok(vec![(epoch, EventData::AttemptStarted(started))])
 }
 
 fn expire(state: &JobState, spec: JobSpec, attempt: u32) -> Result<Vec<Fact>, Rejection> {
+    may_start(state, "expire", attempt)?;
     let phase = state.phase();
     if !matches!(phase, Phase::Queued | Phase::Retrying) {
         return Err(Rejection::WrongPhase { command: "expire", phase, needs: "queued or retrying" });
@@ -103,33 +126,70 @@ fn gone(
     context: Context,
 ) -> Result<Vec<Fact>, Rejection> {
     let attempt = with_vm(state, epoch)?;
+    let cancel = state.pending_cancel();
+    if attempt.is_booting() && cancel.is_none() && !matches!(why, GoneWhy::Stopped | GoneWhy::Duplicate) {
+        // Nothing would follow from it: the job would hang between failed and retried.
+        let needs = "ready, or told why it failed first";
+        return Err(Rejection::WrongPhase { command: "gone", phase: state.phase(), needs });
+    }
     let mut facts = vec![(epoch, EventData::VmGone(VmGone { why, detail }))];
-    if let Some(cancel) = state.pending_cancel() {
+    if let Some(cancel) = cancel {
         let by = cancel.value.by.clone();
         facts.push((Epoch::first(epoch.attempt), EventData::JobCancelled(JobCancelled { attempt: epoch.attempt, by })));
-    } else if let (Some(failed), Some(started)) = (&attempt.failed, &attempt.started) {
-        let diagnosis = &failed.value.diagnosis;
-        let spec = state.spec().unwrap_or(&started.value.spec).clone();
-        let verdict = retry::after_failure(&spec.retry, epoch.attempt, diagnosis.cause, context.jitter);
-        let next = Epoch::first(epoch.attempt + 1);
-        facts.push(match verdict {
-            Verdict::Again(wait) => {
-                let scheduled = JobRetryScheduled {
-                    attempt: next.attempt,
-                    not_before: context.now.plus(wait),
-                    delay_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-                    cause: Some(diagnosis.cause),
-                    by: None,
-                    spec,
-                    enqueued_at: started.value.enqueued_at,
-                };
-                (next, EventData::JobRetryScheduled(scheduled))
-            }
-            Verdict::NotRetryable => dead(epoch, DeadReason::NotRetryable, failed.value.clone(), spec),
-            Verdict::Exhausted { .. } => dead(epoch, DeadReason::AttemptsExhausted, failed.value.clone(), spec),
-        });
+    } else if attempt.superseded.is_none() {
+        facts.extend(after_failure(attempt, epoch, context));
     }
     Ok(facts)
+}
+
+/// What follows a failed try: another attempt, or none.
+fn after_failure(attempt: &Attempt, epoch: Epoch, context: Context) -> Option<Fact> {
+    let failed = attempt.failed.as_ref()?.value.clone();
+    // The spec this very attempt was made with: other known ones may be older or newer.
+    let started = attempt.started.as_ref()?.value.clone();
+    let cause = failed.diagnosis.cause;
+    Some(match retry::after_failure(&started.spec.retry, epoch.attempt, cause, context.jitter) {
+        Verdict::Again(wait) => {
+            let next = Epoch::first(epoch.attempt.saturating_add(1));
+            let scheduled = JobRetryScheduled {
+                attempt: next.attempt,
+                not_before: context.now.plus(wait),
+                delay_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                cause: Some(cause),
+                by: None,
+                spec: started.spec,
+                enqueued_at: started.enqueued_at,
+                asked_at: started.asked_at,
+            };
+            (next, EventData::JobRetryScheduled(scheduled))
+        }
+        Verdict::NotRetryable => dead(epoch, DeadReason::NotRetryable, failed, started.spec),
+        Verdict::Exhausted { .. } => dead(epoch, DeadReason::AttemptsExhausted, failed, started.spec),
+    })
+}
+
+fn lost(state: &JobState, epoch: Epoch, diagnosis: Diagnosis, detail: String) -> Result<Vec<Fact>, Rejection> {
+    let attempt = with_vm(state, epoch)?;
+    if attempt.is_up() {
+        // A VM that was up has no message any more: it goes with Gone, as exited.
+        let needs = "booting or failing";
+        return Err(Rejection::WrongPhase { command: "lost", phase: state.phase(), needs });
+    }
+    let failed = EventData::AttemptFailed(AttemptFailed { diagnosis, marks: Vec::new() });
+    let gone = EventData::VmGone(VmGone { why: GoneWhy::Failed, detail });
+    let told = attempt.failed.is_some();
+    Ok((!told).then_some((epoch, failed)).into_iter().chain([(epoch, gone)]).collect())
+}
+
+fn supersede(state: &JobState, epoch: Epoch, duplicate: AttemptSuperseded) -> Result<Vec<Fact>, Rejection> {
+    let is_it = |a: &Attempt| a.started.as_ref().is_some_and(|s| s.value.vm == duplicate.vm);
+    let attempt = state.tries().find(|(e, a)| *e == epoch && is_it(a)).map(|(_, a)| a);
+    let attempt = attempt.ok_or(Rejection::UnknownAttempt(epoch))?;
+    if !attempt.has_vm() {
+        return Err(Rejection::AttemptEnded(epoch));
+    }
+    let told = attempt.superseded.is_some();
+    Ok(if told { Vec::new() } else { vec![(epoch, EventData::AttemptSuperseded(duplicate))] })
 }
 
 fn dead(epoch: Epoch, reason: DeadReason, failed: AttemptFailed, spec: JobSpec) -> Fact {
@@ -183,7 +243,7 @@ fn retry_by_hand(
     let spec = spec.or_else(|| state.spec().cloned()).ok_or(Rejection::UnknownJob)?;
     // Also when one is scheduled already: the new number overtakes it, and the old one, when it
     // arrives, is recognised as overtaken.
-    let attempt = state.last_attempt().max(settled_attempt(state)) + 1;
+    let attempt = state.last_attempt().max(state.settled_attempt()).saturating_add(1);
     let enqueued_at: Time = state.enqueued_at().unwrap_or(context.now);
     let scheduled = JobRetryScheduled {
         attempt,
@@ -193,14 +253,9 @@ fn retry_by_hand(
         by: Some(by),
         spec,
         enqueued_at,
+        asked_at: Some(context.now),
     };
     Ok(vec![(Epoch::first(attempt), EventData::JobRetryScheduled(scheduled))])
-}
-
-/// The attempt number that a final event names; it may be higher than any attempt made.
-fn settled_attempt(state: &JobState) -> u32 {
-    let dead = state.dead.keys().next_back().copied().unwrap_or(0);
-    dead.max(state.cancelled.keys().next_back().copied().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub mod state;
 pub mod time;
 pub mod topology;
 
+#[cfg(test)]
+mod fixtures;
+
 pub use event::{Event, EventData};
 pub use id::{Epoch, HostName, ImageName, JobId, PoolName, VmId};
 pub use spec::JobSpec;

@@ -3,7 +3,7 @@
 
 use crate::event::GoneWhy;
 use crate::id::Epoch;
-use crate::state::JobState;
+use crate::state::{JobState, Phase};
 
 /// What a host must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +27,10 @@ pub fn next(state: &JobState, epoch: Epoch) -> Next {
         Next::Settled
     } else if attempt.failed.is_some() {
         Next::Remove(GoneWhy::Failed)
-    } else if state.pending_cancel().is_some() {
+    } else if state.pending_cancel().is_some() || called_cancelled(state, epoch) {
         Next::Remove(GoneWhy::Cancelled)
+    } else if attempt.superseded.is_some() {
+        Next::Remove(GoneWhy::Duplicate)
     } else if state.pending_stop(epoch).is_some() {
         Next::Remove(GoneWhy::Stopped)
     } else if attempt.ready.is_some() {
@@ -37,3 +39,11 @@ pub fn next(state: &JobState, epoch: Epoch) -> Next {
         Next::Boot
     }
 }
+
+/// Another host called the job cancelled while this try had its VM.
+fn called_cancelled(state: &JobState, epoch: Epoch) -> bool {
+    state.phase() == Phase::Cancelled && state.cancelled.keys().next_back().is_some_and(|n| *n >= epoch.attempt)
+}
+
+#[cfg(test)]
+mod tests;

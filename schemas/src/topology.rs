@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use crate::event::{Event, EventData};
+use crate::event::{Event, EventData, HOST_SOURCE};
 use crate::id::{HostName, PoolName};
 use crate::spec::Priority;
 
@@ -99,11 +99,32 @@ pub fn delay_bindings(tier_ms: u64) -> [String; 2] {
 
 /// Binding keys from the events exchange to a host's command queue.
 pub fn host_bindings(host: &HostName) -> [String; 2] {
-    ["command.all".to_owned(), format!("command.host.{host}")]
+    [COMMAND_ALL.to_owned(), host_command(host.as_str())]
 }
 
 /// Binding key from the events exchange to the dead queue.
 pub const DEAD_BINDING: &str = "job.dead.#";
+
+/// Binding key from the events exchange to the history stream: everything.
+pub const HISTORY_BINDING: &str = "#";
+
+/// Routing key of commands that every host must know of.
+const COMMAND_ALL: &str = "command.all";
+
+fn host_command(host: &str) -> String {
+    format!("command.host.{host}")
+}
+
+/// Asks hosts for something.
+fn is_command(data: &EventData) -> bool {
+    matches!(
+        data,
+        EventData::CancelRequested(_)
+            | EventData::StopRequested(_)
+            | EventData::AttemptSuperseded(_)
+            | EventData::HostDrainRequested(_)
+    )
+}
 
 /// Where an event goes: its routing key, and how long the broker holds it back.
 pub fn route(event: &Event) -> (String, Option<Duration>) {
@@ -119,9 +140,15 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
             let tier = delay_tier_ms(delay);
             (format!("job.deferred.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
         }
+        // A command retold by the host that obeyed it is history: it must not command again.
+        told if event.source.starts_with(HOST_SOURCE) && is_command(told) => (told.kind().to_owned(), None),
         EventData::JobDead(e) => (format!("job.dead.{}", e.spec.pool), None),
-        EventData::CancelRequested(_) | EventData::StopRequested(_) => ("command.all".to_owned(), None),
-        EventData::HostDrainRequested(_) => (format!("command.host.{}", event.subject), None),
+        EventData::CancelRequested(_) | EventData::StopRequested(_) => (COMMAND_ALL.to_owned(), None),
+        EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
+        EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),
     }
 }
+
+#[cfg(test)]
+mod tests;

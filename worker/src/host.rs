@@ -106,6 +106,14 @@ impl Host {
         EmbeddedBroker::open(self.log.clone(), self.rig.clock)
     }
 
+    /// The broker of the settings: RabbitMQ, or the one in this process.
+    pub async fn broker(&self, config: &Config) -> Result<Arc<dyn Broker>, BrokerError> {
+        Ok(match &config.broker {
+            None => Arc::new(self.embedded_broker()?),
+            Some(url) => Arc::new(AmqpBroker::connect(amqp_config(config, url)).await?),
+        })
+    }
+
     /// Works until asked to end. VMs keep running.
     pub async fn run(self, broker: Arc<dyn Broker>, shutdown: watch::Receiver<Shutdown>) -> Result<(), HostError> {
         let embedded = self.settings.shares_log;
@@ -162,5 +170,43 @@ struct Equipment {
 }
 
 async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, HostError> {
-    todo!("{config:?} {dirs:?}")
+    if config.driver == Driver::Simulated {
+        let world = SimWorld::new();
+        return Ok(Equipment {
+            hypervisor: Arc::new(Simulated::new(world.clone())),
+            network: Arc::new(SimulatedNetwork::new(world.clone())),
+            prober: Arc::new(SimulatedProber::new(world)),
+        });
+    }
+    match &config.network {
+        NetworkMode::User => {
+            let namespace = Namespace::host()?;
+            let network = Arc::new(UserNetwork::open(dirs.net())?);
+            let prober = Arc::new(HttpProber::new(namespace.clone(), None)?);
+            Ok(Equipment { hypervisor: hypervisor(config, namespace).await?, network, prober })
+        }
+        NetworkMode::Bridge { namespace, bridge, gateway, prefix } => {
+            let namespace = match namespace {
+                Some(name) => Namespace::open(name).await?,
+                None => Namespace::host()?,
+            };
+            let mut settings = BridgeConfig::new(dirs.net());
+            settings.bridge.clone_from(bridge);
+            settings.gateway = *gateway;
+            settings.prefix = *prefix;
+            let network = Arc::new(BridgedNetwork::open(namespace.clone(), settings).await?);
+            let prober = Arc::new(HttpProber::new(namespace.clone(), Some(network.neighbours()))?);
+            Ok(Equipment { hypervisor: hypervisor(config, namespace).await?, network, prober })
+        }
+    }
+}
+
+async fn hypervisor(config: &Config, namespace: Namespace) -> Result<Arc<dyn Hypervisor>, VmError> {
+    let spawner = Arc::new(namespace);
+    Ok(match config.driver {
+        Driver::Firecracker => {
+            Arc::new(Firecracker::new(&config.firecracker, spawner, FirecrackerOptions::default()).await?)
+        }
+        _ => Arc::new(Qemu::new(&config.qemu, spawner, QemuOptions::default()).await?),
+    })
 }

@@ -1,1 +1,202 @@
+//! Given a history, when a command comes, then these facts or this refusal.
 
+use crate::command::{Begin, Command, Rejection};
+use crate::diagnosis::Cause;
+use crate::event::{AttemptSuperseded, DeadReason, EventData, GoneWhy, Stage};
+use crate::fixtures::*;
+use crate::id::{Epoch, VmId};
+use crate::state::Phase;
+
+/// One history for every place a job can be in.
+fn places() -> Vec<(&'static str, History)> {
+    let flaky = || fail(e(1), Cause::AgentNotListening);
+    let up = || vec![enqueue(), begin(e(1)), ready(e(1))];
+    let then = |mut before: Vec<Command>, more: Vec<Command>| {
+        before.extend(more);
+        given(before)
+    };
+    let retrying = || vec![enqueue(), begin(e(1)), flaky(), gone(e(1), GoneWhy::Failed)];
+    vec![
+        ("unknown", given([])),
+        ("queued", given([enqueue()])),
+        ("booting", given([enqueue(), begin(e(1))])),
+        ("ready", given(up())),
+        ("failing", given([enqueue(), begin(e(1)), flaky()])),
+        ("lost", given([enqueue(), begin(e(1)), lost(e(1))])),
+        ("retrying", given(retrying())),
+        ("dead", given([enqueue(), begin(e(1)), fail(e(1), Cause::ImageInvalid), gone(e(1), GoneWhy::Failed)])),
+        ("stopped", then(up(), vec![Command::Stop(request("bob")), gone(e(1), GoneWhy::Stopped)])),
+        ("cancelling", given([enqueue(), begin(e(1)), cancel()])),
+        ("cancelled", given([enqueue(), begin(e(1)), cancel(), gone(e(1), GoneWhy::Cancelled)])),
+        ("asked again", then(retrying(), vec![retry()])),
+    ]
+}
+
+fn commands() -> Vec<(&'static str, Command)> {
+    let redelivered = Epoch { attempt: 1, delivery: 1 };
+    let defer = |attempt| Command::Defer {
+        attempt,
+        delay_ms: 1_000,
+        reason: "full".into(),
+        spec: spec(),
+        enqueued_at: at(0),
+    };
+    let vm = VmId::derive(job(), e(1), &host("h-1"));
+    let duplicate = AttemptSuperseded { host: host("h-1"), vm, kept: None };
+    let mut other = spec();
+    other.vcpus = 2;
+    vec![
+        ("enqueue", enqueue()),
+        ("enqueue other", Command::Enqueue { spec: other, by: "ada".into() }),
+        ("begin 1.0", begin(e(1))),
+        ("begin 1.1", begin(redelivered)),
+        ("begin 2.0", begin(e(2))),
+        ("defer 1", defer(1)),
+        ("defer 2", defer(2)),
+        ("expire 1", Command::Expire { spec: spec(), attempt: 1 }),
+        ("expire 2", Command::Expire { spec: spec(), attempt: 2 }),
+        ("progress", Command::Progress { epoch: e(1), marks: vec![mark(Stage::DhcpAck, 5)] }),
+        ("ready", ready(e(1))),
+        ("fail", fail(e(1), Cause::AgentNotListening)),
+        ("adopt", Command::Adopt { epoch: e(1), pid: 77 }),
+        ("gone failed", gone(e(1), GoneWhy::Failed)),
+        ("gone cancelled", gone(e(1), GoneWhy::Cancelled)),
+        ("gone stopped", gone(e(1), GoneWhy::Stopped)),
+        ("gone exited", gone(e(1), GoneWhy::Exited)),
+        ("gone duplicate", gone(e(1), GoneWhy::Duplicate)),
+        ("lost", lost(e(1))),
+        ("supersede", Command::Supersede { epoch: e(1), duplicate }),
+        ("cancel", cancel()),
+        ("settle cancel", Command::SettleCancel { attempt: 1 }),
+        ("stop", Command::Stop(request("bob"))),
+        ("retry", retry()),
+    ]
+}
+
+/// Every command in every place. A changed line is a changed rule: read it before accepting it.
+#[test]
+fn every_command_in_every_place() {
+    let mut table = String::new();
+    for (name, command) in commands() {
+        table.push_str(&format!("{name}\n"));
+        for (place, history) in places() {
+            let outcome = outcome(&history.when(command.clone()));
+            table.push_str(&format!("    {place:<12} {outcome}\n"));
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn every_place_is_in_the_phase_that_it_is_named_after() {
+    for (place, history) in places() {
+        let expected = match place {
+            "unknown" => "queued",
+            "lost" => "failing",
+            "cancelling" => "booting",
+            "asked again" => "retrying",
+            same => same,
+        };
+        assert_eq!(history.state.phase().as_str(), expected, "{place}");
+    }
+}
+
+#[test]
+fn every_refusal_says_what_would_be_right() {
+    for (name, command) in commands() {
+        for (place, history) in places() {
+            if let Err(rejection) = history.when(command.clone()) {
+                let text = rejection.to_string();
+                assert!(text.len() > 10 && !text.contains("{"), "{name} when {place}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_retry_keeps_the_spec_and_the_time_of_the_attempt_that_failed() {
+    // This host had attempt 2 with an old spec; by hand somebody asked for attempt 4 with a new one.
+    let mut edited = spec();
+    edited.vcpus = 8;
+    edited.retry.max_attempts = 9;
+    let mut history = given([
+        enqueue(),
+        begin(e(1)),
+        fail(e(1), Cause::AgentNotListening),
+        gone(e(1), GoneWhy::Failed),
+    ]);
+    let Command::Begin(begun) = begin(e(4)) else { unreachable!() };
+    history.tell(Command::Begin(Begin { spec: edited.clone(), ..begun })).unwrap();
+    history.tell(fail(e(4), Cause::AgentNotListening)).unwrap();
+    let facts = history.when(gone(e(4), GoneWhy::Failed)).unwrap();
+    let Some((epoch, EventData::JobRetryScheduled(next))) = facts.last() else { panic!("{facts:?}") };
+    assert_eq!((*epoch, next.attempt), (e(5), 5));
+    assert_eq!(next.spec, edited);
+    assert_eq!(next.enqueued_at, at(0));
+}
+
+#[test]
+fn the_last_allowed_attempt_ends_dead_with_its_diagnosis() {
+    let flaky = |n| [begin(e(n)), fail(e(n), Cause::AgentNotListening), gone(e(n), GoneWhy::Failed)];
+    let history = given([enqueue()].into_iter().chain(flaky(1)).chain(flaky(2)));
+    let dead = &history.state.dead[&2].value;
+    assert_eq!(dead.reason, DeadReason::AttemptsExhausted);
+    assert_eq!(dead.diagnosis.as_ref().unwrap().cause, Cause::AgentNotListening);
+}
+
+#[test]
+fn an_attempt_asked_for_by_hand_overtakes_the_scheduled_one() {
+    let mut history =
+        given([enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed), retry()]);
+    assert_eq!(history.when(begin(e(2))), Err(Rejection::AttemptEnded(e(2))), "scheduled, overtaken");
+    history.tell(begin(e(3))).unwrap();
+    history.tell(ready(e(3))).unwrap();
+    assert_eq!(history.state.phase(), Phase::Ready);
+}
+
+#[test]
+fn a_host_with_a_stale_wish_to_cancel_lets_a_job_through_that_was_asked_for_since() {
+    // h-2 heard of the cancellation, which h-1 settled; then somebody asked for the job again.
+    let mut first = given([enqueue(), begin(e(1)), cancel(), gone(e(1), GoneWhy::Cancelled)]);
+    let wish = first.events.iter().find(|e| matches!(e.data, EventData::CancelRequested(_))).unwrap().clone();
+    let asked = first.tell(retry()).unwrap().remove(0);
+
+    let mut second = History::on("h-2");
+    second.state.apply(&wish);
+    assert_eq!(second.when(begin_on("h-2", e(2))), Err(Rejection::CancelPending), "without the delivery");
+    second.state.apply(&asked);
+    second.seconds = first.seconds;
+    second.tell(begin_on("h-2", e(2))).unwrap();
+    second.tell(fail(e(2), Cause::Unknown)).unwrap();
+    let facts = second.when(gone(e(2), GoneWhy::Failed)).unwrap();
+    assert_eq!(outcome(&Ok(facts)), "vm.gone+job.dead", "not cancelled: two attempts are all it may have");
+
+    // The same through a deferral, which carries the time on.
+    let mut third = History::on("h-3");
+    third.state.apply(&wish);
+    let mut deferring = History::on("h-1");
+    deferring.state.apply(&asked);
+    let Command::Defer { delay_ms, reason, spec, enqueued_at, .. } = commands()[5].1.clone() else { unreachable!() };
+    let deferred = deferring.tell(Command::Defer { attempt: 2, delay_ms, reason, spec, enqueued_at }).unwrap();
+    third.state.apply(&deferred[0]);
+    third.tell(begin_on("h-3", e(2))).unwrap();
+}
+
+#[test]
+fn cancelled_twice_is_one_wish_and_a_retry_lifts_it() {
+    let mut history = given([enqueue(), cancel()]);
+    assert_eq!(history.when(cancel()), Ok(Vec::new()));
+    history.tell(Command::SettleCancel { attempt: 1 }).unwrap();
+    history.tell(retry()).unwrap();
+    assert!(history.state.pending_cancel().is_none());
+    history.tell(begin(e(2))).unwrap();
+    history.tell(cancel()).unwrap();
+    assert!(history.state.pending_cancel().is_some(), "a new wish counts again");
+}
+
+#[test]
+fn a_late_delivery_of_an_expired_retry_stays_expired() {
+    let mut history = given([enqueue()]);
+    history.tell(Command::Expire { spec: spec(), attempt: 3 }).unwrap();
+    assert!(matches!(history.when(begin(e(3))), Err(Rejection::WrongPhase { .. })));
+}

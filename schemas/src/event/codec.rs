@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Event, EventData};
-use crate::id::{Epoch, JobId};
+use crate::id::{Epoch, HostName, JobId};
 use crate::limits::{MAX_EVENT_BYTES, clip};
 use crate::time::Time;
 
@@ -13,6 +13,8 @@ use crate::time::Time;
 pub const SPEC_VERSION: &str = "1.0";
 /// Beginning of every event type; then kind, `.v` and version.
 pub const TYPE_PREFIX: &str = "dev.stoker.";
+/// `source` is a name for people, not a document.
+const MAX_SOURCE_BYTES: usize = 200;
 
 /// Why bytes are not an event. Says which field, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,9 +75,9 @@ struct WireIn<'a> {
     #[serde(default)]
     time: Option<Time>,
     #[serde(default)]
-    attempt: u32,
+    attempt: Option<u32>,
     #[serde(default)]
-    delivery: u32,
+    delivery: Option<u32>,
     #[serde(default)]
     traceparent: Option<String>,
     #[serde(borrow)]
@@ -119,22 +121,32 @@ impl Event {
             return Err(DecodeError::Attribute { field: "specversion", message });
         }
         let data = decode_data(&wire.r#type, wire.data)?;
-        let wrong = |message: String| DecodeError::Attribute { field: "subject", message };
-        if data.is_about_host() {
-            wire.subject.parse::<crate::id::HostName>().map_err(|e| wrong(e.to_string()))?;
-        } else {
-            let given = || format!("{:?} is not the job's UUID", clip(&wire.subject, 80));
-            wire.subject.parse::<JobId>().map_err(|_| wrong(given()))?;
-        }
         Ok(Self {
-            source: clip(&wire.source, 200),
-            subject: wire.subject,
+            subject: subject(&wire.subject, &data)?,
+            // It stands in logs and on pages: no control characters, no end without end.
+            source: clip(&wire.source.replace(char::is_control, " "), MAX_SOURCE_BYTES),
             time: wire.time.unwrap_or(received),
-            epoch: Epoch { attempt: wire.attempt, delivery: wire.delivery },
-            traceparent: wire.traceparent.filter(|t| t.len() <= 64),
+            epoch: Epoch { attempt: wire.attempt.unwrap_or(0), delivery: wire.delivery.unwrap_or(0) },
+            traceparent: wire.traceparent.filter(|t| is_traceparent(t)),
             data,
         })
     }
+}
+
+/// The subject in its one spelling: a UUID has several, and ids of events begin with it.
+fn subject(given: &str, data: &EventData) -> Result<String, DecodeError> {
+    let wrong = |message: String| DecodeError::Attribute { field: "subject", message };
+    if data.is_about_host() {
+        return given.parse::<HostName>().map(|h| h.to_string()).map_err(|e| wrong(e.to_string()));
+    }
+    let not_uuid = |_| wrong(format!("{:?} is not the job's UUID", clip(given, 80)));
+    given.parse::<JobId>().map(|id| id.to_string()).map_err(not_uuid)
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`, as W3C has it. It goes on into headers, so nothing else may.
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<_> = text.split('-').map(str::len).collect();
+    parts == [2, 32, 16, 2] && text.bytes().all(|b| b == b'-' || b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn decode_data(type_name: &str, raw: &RawValue) -> Result<EventData, DecodeError> {

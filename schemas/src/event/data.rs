@@ -79,6 +79,8 @@ events! {
     AttemptFailed(AttemptFailed) = "attempt.failed" v 1;
     /// A restarted worker took the running VM over.
     AttemptAdopted(AttemptAdopted) = "attempt.adopted" v 1;
+    /// Another VM of the same job was chosen to stay; this one is to go.
+    AttemptSuperseded(AttemptSuperseded) = "attempt.superseded" v 1;
     /// Nothing of the VM is left on the host.
     VmGone(VmGone) = "vm.gone" v 1;
     /// A worker began.
@@ -109,6 +111,20 @@ impl EventData {
             }
             other => other.kind().to_owned(),
         }
+    }
+
+    /// About the try on one host: told by two hosts of the same epoch, it is two facts.
+    pub fn is_about_try(&self) -> bool {
+        matches!(
+            self,
+            Self::AttemptStarted(_)
+                | Self::AttemptProgressed(_)
+                | Self::AttemptReady(_)
+                | Self::AttemptFailed(_)
+                | Self::AttemptAdopted(_)
+                | Self::AttemptSuperseded(_)
+                | Self::VmGone(_)
+        )
     }
 
     /// About a host, not a job.
@@ -156,6 +172,10 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
+        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
+        /// that heard of a cancellation before that does not cancel it again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_at: Option<Time>,
     }
 }
 payload! {
@@ -171,6 +191,10 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
+        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
+        /// that heard of a cancellation before that does not cancel it again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_at: Option<Time>,
     }
 }
 payload! {
@@ -235,6 +259,10 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
+        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
+        /// that heard of a cancellation before that does not cancel it again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_at: Option<Time>,
     }
 }
 
@@ -349,6 +377,18 @@ payload! {
     struct AttemptAdopted {
         /// Process id of the VMM.
         pid: u32,
+    }
+}
+payload! {
+    /// Payload of `attempt.superseded`.
+    struct AttemptSuperseded {
+        /// Host of the VM that is to go.
+        host: HostName,
+        /// The VM that is to go.
+        vm: VmId,
+        /// The VM that stays; absent when the job was cancelled.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kept: Option<VmId>,
     }
 }
 payload! {

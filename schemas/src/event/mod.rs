@@ -10,7 +10,7 @@ mod data;
 pub use codec::{DecodeError, SPEC_VERSION, TYPE_PREFIX};
 pub use data::*;
 
-use crate::id::{Epoch, JobId};
+use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
 
 /// One fact.
@@ -30,6 +30,9 @@ pub struct Event {
     pub data: EventData,
 }
 
+/// Beginning of the `source` of what hosts say; then the host's name.
+pub const HOST_SOURCE: &str = "/hosts/";
+
 /// Epoch of events about the job as a whole.
 pub const JOB_LEVEL: Epoch = Epoch { attempt: 0, delivery: 0 };
 
@@ -41,7 +44,26 @@ impl Event {
 
     /// Deterministic id: the same fact has the same.
     pub fn id(&self) -> String {
-        format!("{}/{}/{}", self.subject, self.epoch, self.data.step(self.time))
+        format!("{}/{}/{}", self.subject, self.epoch, self.step())
+    }
+
+    /// What tells this fact from others of the same subject and epoch. Facts about a try name its
+    /// host: a message that was published twice can start the same epoch on two.
+    pub fn step(&self) -> String {
+        let step = self.data.step(self.time);
+        match self.host().filter(|_| self.data.is_about_try()) {
+            Some(host) => format!("{step}@{host}"),
+            None => step,
+        }
+    }
+
+    /// The host whose try this is about, or that says so; `None` for what producers say.
+    pub fn host(&self) -> Option<HostName> {
+        match &self.data {
+            EventData::AttemptStarted(e) => Some(e.host.clone()),
+            EventData::AttemptSuperseded(e) => Some(e.host.clone()),
+            _ => self.source.strip_prefix(HOST_SOURCE)?.parse().ok(),
+        }
     }
 
     /// The job this is about; `None` for events about hosts.

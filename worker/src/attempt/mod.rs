@@ -29,6 +29,7 @@ use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::event::{AttemptReady, GoneWhy, StageMark};
 use stoker_schemas::{Epoch, JobId, JobSpec, Time, VmId};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 pub use rig::Rig;
 use seen::Seen;
@@ -110,10 +111,18 @@ pub struct Tagged {
     pub report: Report,
 }
 
-/// The running task, as its owner sees it.
+/// The running task, as its owner sees it. Dropping it ends the task where it stands and leaves
+/// the VM alone: the next worker finds both in the log.
 #[derive(Debug)]
 pub struct Running {
     orders: watch::Sender<Order>,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Running {
@@ -121,8 +130,8 @@ impl Running {
     pub fn start(rig: Rig, plan: Plan, mode: Mode, tell: mpsc::Sender<Tagged>) -> Self {
         let (orders, taken) = watch::channel(Order::Run);
         let runner = Runner { seen: Seen::new(rig.clock, &plan), rig, plan, tell, orders: taken };
-        tokio::spawn(runner.run(mode));
-        Self { orders }
+        let task = tokio::spawn(runner.run(mode)).abort_handle();
+        Self { orders, task }
     }
 
     /// Gives an order. The first order to remove is final.
@@ -204,8 +213,7 @@ impl Runner {
     }
 }
 
-/// Waits for the order to remove. When the supervisor is gone (it ended, VMs stay) this never
-/// returns: the task must not touch the VM any more.
+/// Waits for the order to remove; never returns once nobody can give one.
 async fn ordered(orders: &mut watch::Receiver<Order>) -> GoneWhy {
     loop {
         if let Order::Remove(why) = *orders.borrow_and_update() {

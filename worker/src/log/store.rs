@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::error::LogError;
 use super::keys;
@@ -17,6 +18,10 @@ use super::options::{LogOptions, SyncMode};
 
 /// Version of the layout on disk.
 const FORMAT_VERSION: u32 = 1;
+
+/// How long to wait for a lock that somebody is about to release.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -89,7 +94,19 @@ fn sync(path: &Path) -> Result<(), LogError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(LogError::io("syncing", path))
 }
 
+/// Opens sled, waiting a moment for the lock: sled's background threads may hold the files for a few
+/// milliseconds after the last handle is gone, and a process that is being replaced is still ending.
 fn open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match try_open_sled(dir, cache_bytes) {
+            Err(LogError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+            other => return other,
+        }
+    }
+}
+
+fn try_open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
     // Without sled's background flusher: every write here is flushed at once, by us.
     let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
     // sled answers some damaged files with a panic instead of an error.

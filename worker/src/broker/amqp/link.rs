@@ -13,12 +13,13 @@ use tokio::{
     sync::watch,
     time::{Duration, Instant, MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    config::{ANSWER_DEADLINE, AmqpConfig, CLOSE_DEADLINE},
+    config::{ANSWER_DEADLINE, AmqpConfig, CLOSE_DEADLINE, STABLE_AFTER},
     fault::{Fault, answer},
     status::{Role, StatusBoard},
+    tasks::Tasks,
     topology::Declarer,
 };
 use crate::{
@@ -26,8 +27,7 @@ use crate::{
     ports::broker::{BrokerError, BrokerStatus},
 };
 
-/// A connection that lives shorter than this does not count as recovered: the waits go on growing.
-const STABLE_AFTER: Duration = Duration::from_secs(5);
+
 /// lapin reports most losses as an event; its state is looked at this often for the others.
 const STATE_CHECK: Duration = Duration::from_millis(500);
 
@@ -75,16 +75,11 @@ pub(super) struct Link {
 
 impl Link {
     /// Starts keeping a connection.
-    pub(super) fn open(
-        role: Role,
-        config: Arc<AmqpConfig>,
-        board: Arc<StatusBoard>,
-        closing: CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub(super) fn open(role: Role, config: &Arc<AmqpConfig>, board: &Arc<StatusBoard>, tasks: &Tasks) -> Self {
         let (live_tx, live) = watch::channel(None);
-        let keeper = Keeper { role, config, board, closing: closing.clone(), live: live_tx };
-        tasks.spawn(keeper.run());
+        let closing = tasks.closing().clone();
+        let (config, board) = (Arc::clone(config), Arc::clone(board));
+        tasks.spawn(Keeper { role, config, board, closing: closing.clone(), live: live_tx }.run());
         Self { live, closing }
     }
 

@@ -1,0 +1,187 @@
+//! RabbitMQ as the broker, through lapin.
+//!
+//! ```text
+//! publish() -> Publisher task -> channel, connection 1     Keeper tasks connect, declare the
+//! subscribe() -> Subscriber task -> channel, connection 2  topology, watch, and reconnect
+//! history() -> Reader task -> channel, connection 2
+//! ```
+//!
+//! One task owns each channel (a shared lapin channel mixes up confirms), every question to the
+//! broker has a deadline, and after any failure the owner drops its channel and begins again.
+
+mod config;
+mod consuming;
+mod credit;
+mod fault;
+mod history;
+mod link;
+mod message;
+mod publisher;
+mod route;
+mod settle;
+mod status;
+mod subscription;
+mod tasks;
+mod topology;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use stoker_schemas::{PoolName, spec::Priority};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
+pub use message::{HEADER_REASON, HEADER_ROUTING_KEY};
+
+use self::{
+    config::{ANSWER_DEADLINE, CLOSE_DEADLINE},
+    history::Reader,
+    link::Link,
+    message::Message,
+    publisher::{Job, Publisher},
+    status::{Role, StatusBoard},
+    subscription::{Origin, Subscriber},
+    tasks::Tasks,
+};
+use crate::ports::broker::{
+    Broker, BrokerError, BrokerStatus, HistoryReader, Offset, Outgoing, Parked, Source, Subscription,
+};
+
+/// Deliveries between the owner of the channel and the subscriber; they count as handed out.
+const DELIVERY_BUFFER: usize = 64;
+/// History entries read ahead of a reader; a slow one slows its channel and nothing else.
+const HISTORY_BUFFER: usize = 256;
+
+/// A broker over two connections. Dropping it ends its tasks, as [`Broker::close`] does.
+pub struct AmqpBroker {
+    config: Arc<AmqpConfig>,
+    publishes: mpsc::Sender<Job>,
+    consume: Link,
+    board: Arc<StatusBoard>,
+    tasks: Tasks,
+}
+
+impl AmqpBroker {
+    /// Connects and declares the topology; fails when that takes longer than the deadline.
+    pub async fn connect(config: AmqpConfig) -> Result<Self, BrokerError> {
+        config.uri()?;
+        let config = Arc::new(config);
+        let board = Arc::new(StatusBoard::new());
+        let tasks = Tasks::new();
+        let open = |role| Link::open(role, &config, &board, &tasks);
+        let (publish, consume) = (open(Role::Publish), open(Role::Consume));
+        let (publishes, inbox) = mpsc::channel(config.publish_window.max(1));
+        tasks.spawn(Publisher::new(Arc::clone(&config), publish, tasks.closing().clone(), inbox).run());
+        let broker = Self { config, publishes, consume, board, tasks };
+        let mut status = broker.board.subscribe();
+        let connected = status.wait_for(|s| !matches!(s, BrokerStatus::Down(_)));
+        if timeout(broker.config.connect_deadline, connected).await.is_err() {
+            let reason = match &*broker.board.subscribe().borrow() {
+                BrokerStatus::Down(reason) | BrokerStatus::Blocked(reason) => reason.clone(),
+                BrokerStatus::Connected => "connected too late".into(),
+            };
+            broker.close().await;
+            return Err(BrokerError::Down(reason));
+        }
+        Ok(broker)
+    }
+
+    /// Waits for the confirm, for as long as a publish may take.
+    async fn submit(&self, message: Message) -> Result<(), BrokerError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { message: Arc::new(message), reply };
+        let confirmed = async {
+            self.publishes.send(job).await.map_err(|_| BrokerError::Closed)?;
+            answer.await.map_err(|_| BrokerError::Closed)?
+        };
+        match timeout(self.config.publish_deadline, confirmed).await {
+            Ok(result) => result,
+            Err(_) => Err(self.overdue()),
+        }
+    }
+
+    /// Why nothing was confirmed in time.
+    fn overdue(&self) -> BrokerError {
+        match self.board.of(Role::Publish) {
+            BrokerStatus::Connected => BrokerError::Timeout(self.config.publish_deadline),
+            BrokerStatus::Blocked(reason) => BrokerError::Blocked(reason),
+            BrokerStatus::Down(reason) => BrokerError::Down(reason),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), BrokerError> {
+        if self.tasks.closing().is_cancelled() { Err(BrokerError::Closed) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpBroker {
+    async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
+        self.submit(Message::event(&self.config.names, message)?).await
+    }
+
+    async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
+        self.check_open()?;
+        let origin = Origin::new(source, &self.config)?;
+        let (out, deliveries) = mpsc::channel(DELIVERY_BUFFER);
+        // Nothing is received before the subscriber said how much it can take.
+        let (credit, credit_rx) = watch::channel(0);
+        let subscriber = Subscriber {
+            config: Arc::clone(&self.config),
+            link: self.consume.clone(),
+            closing: self.tasks.closing().clone(),
+            origin,
+            out,
+            credit: credit_rx,
+        };
+        self.tasks.spawn(subscriber.run());
+        Ok(Subscription { deliveries, credit })
+    }
+
+    async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError> {
+        self.check_open()?;
+        let (out, entries) = mpsc::channel(HISTORY_BUFFER);
+        let reader = Reader {
+            config: Arc::clone(&self.config),
+            link: self.consume.clone(),
+            closing: self.tasks.closing().clone(),
+            from,
+            out,
+        };
+        self.tasks.spawn(reader.run());
+        Ok(entries)
+    }
+
+    async fn park(&self, parked: Parked) -> Result<(), BrokerError> {
+        self.submit(Message::parked(&self.config.names, parked)?).await
+    }
+
+    fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.board.subscribe()
+    }
+
+    async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError> {
+        let live = timeout(self.config.publish_deadline, self.consume.live());
+        let Ok(live) = live.await else {
+            return Err(match self.board.of(Role::Consume) {
+                BrokerStatus::Down(reason) => BrokerError::Down(reason),
+                _ => BrokerError::Timeout(self.config.publish_deadline),
+            });
+        };
+        let live = live.ok_or(BrokerError::Closed)?;
+        let queue = self.config.names.jobs_queue(pool, lane);
+        let found = live.declarer(&self.config).depth(&queue).await;
+        found.map(Option::unwrap_or_default).map_err(|fault| {
+            live.blame(&fault);
+            BrokerError::Down(fault.to_string())
+        })
+    }
+
+    async fn close(&self) {
+        // Each task ends at the token, after at most one question and one goodbye.
+        let _ = timeout(ANSWER_DEADLINE + CLOSE_DEADLINE, self.tasks.end()).await;
+    }
+}

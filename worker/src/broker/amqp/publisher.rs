@@ -26,10 +26,7 @@ use super::{
     route::Route,
     topology::Declarer,
 };
-use crate::{
-    backoff_policy::{Backoff, RECONNECT},
-    ports::broker::BrokerError,
-};
+use crate::ports::broker::BrokerError;
 
 /// Pools whose queues are known to exist on this connection; names come from outside.
 const MAX_KNOWN_POOLS: usize = 4096;
@@ -55,7 +52,6 @@ pub(super) struct Publisher {
 
 /// What belongs to one connection and dies with it.
 struct Session<'a> {
-    live: &'a Live,
     channel: Channel,
     declarer: Declarer<'a>,
     known_pools: HashSet<PoolName>,
@@ -75,14 +71,14 @@ impl Publisher {
     }
 
     pub(super) async fn run(mut self) {
-        let mut backoff = Backoff::new(RECONNECT);
         while let Some(live) = self.link.live().await {
             match self.session(&live).await {
                 Ok(()) => return,
+                // The connection has no other user, and a new one declares the topology again,
+                // which may be what is missing.
                 Err(fault) => {
                     tracing::warn!(%fault, unconfirmed = self.window.len(), "publishing channel lost");
-                    live.blame(&fault);
-                    live.pause(backoff.next_delay()).await;
+                    live.lost.cancel();
                 }
             }
         }
@@ -195,7 +191,6 @@ impl<'a> Session<'a> {
         let channel = live.channel().await?;
         answer("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self {
-            live,
             channel,
             declarer: live.declarer(config),
             known_pools: config.pools.iter().cloned().collect(),
@@ -230,10 +225,7 @@ impl<'a> Session<'a> {
             refused if refused.soft().is_some() || matches!(refused, Fault::WrongQueue(_)) => {
                 Unprepared::Refused(BrokerError::Refused(refused.to_string()))
             }
-            fault => {
-                self.live.blame(&fault);
-                Unprepared::Fault(fault)
-            }
+            fault => Unprepared::Fault(fault),
         })
     }
 

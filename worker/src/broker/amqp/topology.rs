@@ -96,7 +96,8 @@ impl<'a> Declarer<'a> {
         }
     }
 
-    async fn dead_queue(&mut self) -> Result<(), Fault> {
+    /// What nobody could handle.
+    pub(super) async fn dead_queue(&mut self) -> Result<(), Fault> {
         let names = &self.config.names;
         let queue = names.dead_queue();
         let arguments = quorum(NO_DELIVERY_LIMIT)
@@ -133,7 +134,7 @@ impl<'a> Declarer<'a> {
 
     /// A host that is away must not make `command.all` fail for everybody, so its queue drops its
     /// oldest command instead of refusing; a host that stays away loses the queue.
-    async fn host_queue(&mut self, host: &HostName) -> Result<(), Fault> {
+    pub(super) async fn host_queue(&mut self, host: &HostName) -> Result<(), Fault> {
         let names = &self.config.names;
         let queue = names.host_queue(host);
         let expires = u64::try_from(self.config.host_expires.as_millis()).unwrap_or(u64::MAX);

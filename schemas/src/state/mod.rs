@@ -3,16 +3,24 @@
 //! [`JobState::apply`] is a join: every field keeps the least (or the latest) of what it was told
 //! by a total order, so the same set of events gives the same state in any order and with any
 //! duplication. Nothing here decides; [`Phase`] is computed from the fields, never stored.
+//!
+//! A message that its publisher repeated (a confirm was lost) can start the same epoch on two
+//! hosts. Their tries are kept apart by the host that tells of them: the one that started first is
+//! in `attempts`, the others in `rivals`, until [`duplicates`] has them removed.
+
+mod duplicates;
+mod phase;
+
+pub use duplicates::{Duplicate, duplicates};
+pub use phase::Phase;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use crate::event::{
-    AttemptFailed, AttemptReady, AttemptStarted, Event, EventData, JobCancelled, JobDead, JobDeferred, JobEnqueued,
+    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead, JobDeferred, JobEnqueued,
     JobRetryScheduled, Request, StageMark, VmGone,
 };
-use crate::id::{Epoch, JobId};
-use crate::spec::JobSpec;
+use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
 
 /// Something and when it happened. Ordered by time first, so `min` is "the first told".
@@ -33,6 +41,8 @@ pub struct JobState {
     pub enqueued: Option<At<JobEnqueued>>,
     /// Its tries.
     pub attempts: BTreeMap<Epoch, Attempt>,
+    /// Tries of an epoch that another host had started before. Empty on every worker.
+    pub rivals: BTreeMap<(Epoch, HostName), Attempt>,
     /// Scheduled attempts, by number.
     pub retries: BTreeMap<u32, At<JobRetryScheduled>>,
     /// The latest time it was put back without an attempt.
@@ -45,6 +55,8 @@ pub struct JobState {
     pub cancel_requested: Option<At<Request>>,
     /// The latest wish to stop.
     pub stop_requested: Option<At<Request>>,
+    /// When somebody last asked for an attempt by hand: wishes to cancel before that are overtaken.
+    pub asked_at: Option<Time>,
 }
 
 /// One try.
@@ -60,8 +72,12 @@ pub struct Attempt {
     pub failed: Option<At<AttemptFailed>>,
     /// Times it was taken over, with the VMM's pid.
     pub adopted: BTreeSet<At<u32>>,
+    /// Another VM of the job was chosen to stay.
+    pub superseded: Option<At<AttemptSuperseded>>,
     /// The VM is gone.
     pub gone: Option<At<VmGone>>,
+    /// Whose try it is.
+    host: Option<HostName>,
 }
 
 impl Attempt {
@@ -77,58 +93,18 @@ impl Attempt {
 
     /// Ready and there.
     pub fn is_up(&self) -> bool {
-        self.ready.is_some() && self.gone.is_none()
-    }
-}
-
-/// Where a job stands. The names are those users see.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Waits for a host.
-    Queued,
-    /// An attempt is under way.
-    Booting,
-    /// The VM is up.
-    Ready,
-    /// An attempt failed; what follows is being settled.
-    Failing,
-    /// Waits for its next attempt.
-    Retrying,
-    /// No attempt follows.
-    Dead,
-    /// Will not run.
-    Cancelled,
-    /// Was up, is not any more.
-    Stopped,
-}
-
-impl Phase {
-    /// Its name, as in data.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Booting => "booting",
-            Self::Ready => "ready",
-            Self::Failing => "failing",
-            Self::Retrying => "retrying",
-            Self::Dead => "dead",
-            Self::Cancelled => "cancelled",
-            Self::Stopped => "stopped",
-        }
+        self.ready.is_some() && self.failed.is_none() && self.gone.is_none()
     }
 
-    /// No event follows by itself.
-    pub const fn is_closed(self) -> bool {
-        matches!(self, Self::Dead | Self::Cancelled | Self::Stopped)
+    /// Where it is, as far as is known.
+    pub fn host(&self) -> Option<&HostName> {
+        self.host.as_ref()
     }
-}
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+    /// Order among tries of the same epoch: started first, then by host.
+    fn rank(&self) -> (bool, Option<Time>, Option<&HostName>) {
+        let started = self.started.as_ref().map(|s| s.at);
+        (started.is_none(), started, self.host())
     }
 }
 
@@ -163,12 +139,14 @@ impl JobState {
             id,
             enqueued: None,
             attempts: BTreeMap::new(),
+            rivals: BTreeMap::new(),
             retries: BTreeMap::new(),
             deferred: None,
             dead: BTreeMap::new(),
             cancelled: BTreeMap::new(),
             cancel_requested: None,
             stop_requested: None,
+            asked_at: None,
         }
     }
 
@@ -183,28 +161,43 @@ impl JobState {
 
     /// Adds one event. Events about other jobs or hosts change nothing.
     pub fn apply(&mut self, event: &Event) {
-        if event.job() != Some(self.id) {
-            return;
+        if event.job() == Some(self.id) {
+            self.add(event.epoch, event.time, &event.data, event.host());
         }
-        self.apply_data(event.epoch, event.time, &event.data);
     }
 
-    /// Adds what happened at a time in an epoch.
+    /// Adds what happened at a time in an epoch on this host: for its own facts only.
     pub fn apply_data(&mut self, epoch: Epoch, at: Time, data: &EventData) {
+        self.add(epoch, at, data, None);
+    }
+
+    fn add(&mut self, epoch: Epoch, at: Time, data: &EventData, told_by: Option<HostName>) {
         match data {
             EventData::JobEnqueued(e) => first(&mut self.enqueued, at, e.clone()),
-            EventData::JobRetryScheduled(e) => first_by(&mut self.retries, e.attempt, at, e.clone()),
-            EventData::JobDeferred(e) => latest(&mut self.deferred, at, e.clone()),
+            EventData::JobRetryScheduled(e) => {
+                let asked = e.by.is_some().then_some(at);
+                self.asked_at = self.asked_at.max(e.asked_at).max(asked);
+                first_by(&mut self.retries, e.attempt, at, e.clone());
+            }
+            EventData::JobDeferred(e) => {
+                self.asked_at = self.asked_at.max(e.asked_at);
+                latest(&mut self.deferred, at, e.clone());
+            }
             EventData::JobDead(e) => first_by(&mut self.dead, e.attempt, at, e.clone()),
             EventData::JobCancelled(e) => first_by(&mut self.cancelled, e.attempt, at, e.clone()),
             EventData::CancelRequested(e) => latest(&mut self.cancel_requested, at, e.clone()),
             EventData::StopRequested(e) => latest(&mut self.stop_requested, at, e.clone()),
-            EventData::AttemptStarted(_)
-            | EventData::AttemptProgressed(_)
+            EventData::AttemptStarted(e) => {
+                self.asked_at = self.asked_at.max(e.asked_at);
+                self.add_to_try(epoch, at, data, Some(e.host.clone()));
+            }
+            // Told by whoever chose, about the host that it names.
+            EventData::AttemptSuperseded(e) => self.add_to_try(epoch, at, data, Some(e.host.clone())),
+            EventData::AttemptProgressed(_)
             | EventData::AttemptReady(_)
             | EventData::AttemptFailed(_)
             | EventData::AttemptAdopted(_)
-            | EventData::VmGone(_) => self.attempts.entry(epoch).or_default().apply(at, data),
+            | EventData::VmGone(_) => self.add_to_try(epoch, at, data, told_by),
             EventData::HostStarted(_)
             | EventData::HostDrainRequested(_)
             | EventData::HostDraining(_)
@@ -212,69 +205,43 @@ impl JobState {
         }
     }
 
-    /// Number of the latest attempt started or scheduled; 0 before the first.
-    pub fn last_attempt(&self) -> u32 {
-        let started = self.attempts.keys().next_back().map_or(0, |e| e.attempt);
-        let scheduled = self.retries.keys().next_back().copied().unwrap_or(0);
-        started.max(scheduled)
-    }
-
-    /// What is to be booted: the latest spec told.
-    pub fn spec(&self) -> Option<&JobSpec> {
-        let retry = self.retries.values().next_back().map(|r| &r.value.spec);
-        let started = self.attempts.values().rev().find_map(|a| a.started.as_ref()).map(|s| &s.value.spec);
-        let dead = self.dead.values().next_back().map(|d| &d.value.spec);
-        let deferred = self.deferred.as_ref().map(|d| &d.value.spec);
-        retry.or(started).or(self.enqueued.as_ref().map(|e| &e.value.spec)).or(deferred).or(dead)
-    }
-
-    /// When it was first enqueued, as far as is known.
-    pub fn enqueued_at(&self) -> Option<Time> {
-        let started = self.attempts.values().filter_map(|a| a.started.as_ref()).map(|s| s.value.enqueued_at);
-        let retries = self.retries.values().map(|r| r.value.enqueued_at);
-        self.enqueued.iter().map(|e| e.at).chain(started).chain(retries).min()
-    }
-
-    /// A wish to cancel that nothing has answered yet: later than the latest retry by hand.
-    pub fn pending_cancel(&self) -> Option<&At<Request>> {
-        let by_hand = self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.at).max();
-        let request = self.cancel_requested.as_ref()?;
-        let settled = self.cancelled.keys().next_back().is_some_and(|n| *n >= self.last_attempt());
-        (!settled && by_hand.is_none_or(|retry| retry < request.at)).then_some(request)
-    }
-
-    /// A wish to stop this try, made after it started.
-    pub fn pending_stop(&self, epoch: Epoch) -> Option<&At<Request>> {
-        let attempt = self.attempts.get(&epoch).filter(|a| a.has_vm())?;
-        let started = attempt.started.as_ref()?.at;
-        self.stop_requested.as_ref().filter(|request| request.at >= started)
-    }
-
-    /// Where it stands.
-    pub fn phase(&self) -> Phase {
-        let last = self.last_attempt();
-        let settled = |map_last: Option<u32>| map_last.is_some_and(|n| n >= last);
-        if settled(self.cancelled.keys().next_back().copied()) {
-            return Phase::Cancelled;
+    /// Adds to the try of this epoch on this host; told by nobody in particular, to the main one.
+    fn add_to_try(&mut self, epoch: Epoch, at: Time, data: &EventData, host: Option<HostName>) {
+        let main = self.attempts.entry(epoch).or_default();
+        match host {
+            Some(host) if main.host.as_ref().is_some_and(|known| *known != host) => {
+                let rival = self.rivals.entry((epoch, host.clone())).or_default();
+                rival.host = Some(host);
+                rival.apply(at, data);
+            }
+            host => {
+                main.host = main.host.take().or(host);
+                main.apply(at, data);
+            }
         }
-        if settled(self.dead.keys().next_back().copied()) {
-            return Phase::Dead;
+        if !self.rivals.is_empty() {
+            self.rank(epoch);
         }
-        let tries = || self.attempts.range(Epoch::first(last)..).map(|(_, a)| a);
-        if last > 0 && tries().next().is_none() {
-            return Phase::Retrying;
+    }
+
+    /// Makes the try that started first the main one of its epoch, whatever was heard of first.
+    fn rank(&mut self, epoch: Epoch) {
+        let rivals = self.rivals.iter().filter(|((e, _), _)| *e == epoch);
+        let Some((key, first)) = rivals.min_by_key(|(_, a)| a.rank()) else { return };
+        let Some(main) = self.attempts.get_mut(&epoch).filter(|main| first.rank() < main.rank()) else { return };
+        let key = key.clone();
+        let Some(mut other) = self.rivals.remove(&key) else { return };
+        std::mem::swap(main, &mut other);
+        // Only a try with a host can have a rival (see add_to_try).
+        if let Some(host) = other.host.clone() {
+            self.rivals.insert((epoch, host), other);
         }
-        if tries().any(Attempt::is_up) {
-            Phase::Ready
-        } else if tries().any(Attempt::is_booting) {
-            Phase::Booting
-        } else if tries().any(|a| a.ready.is_some()) {
-            Phase::Stopped
-        } else if tries().next().is_some() {
-            Phase::Failing
-        } else {
-            Phase::Queued
-        }
+    }
+
+    /// Every try, with its epoch: the main ones and their rivals.
+    pub fn tries(&self) -> impl Iterator<Item = (Epoch, &Attempt)> {
+        let rivals = self.rivals.iter().map(|((epoch, _), attempt)| (*epoch, attempt));
+        self.attempts.iter().map(|(epoch, attempt)| (*epoch, attempt)).chain(rivals)
     }
 }
 
@@ -294,8 +261,12 @@ impl Attempt {
             EventData::AttemptAdopted(e) => {
                 self.adopted.insert(At { at, value: e.pid });
             }
+            EventData::AttemptSuperseded(e) => first(&mut self.superseded, at, e.clone()),
             EventData::VmGone(e) => first(&mut self.gone, at, e.clone()),
             _ => {}
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Reading a VM's console, wherever its bytes are kept.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use stoker_schemas::VmId;
+
+/// A piece of a console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleChunk {
+    /// Position of the first byte.
+    pub from: u64,
+    /// The bytes; empty when there is nothing (yet) after `from`.
+    pub bytes: Bytes,
+    /// Where to read on.
+    pub next: u64,
+}
+
+/// Where consoles are kept.
+#[async_trait]
+pub trait ConsoleSource: Send + Sync + 'static {
+    /// At most `max` bytes of a VM's console, from a position on; `None` when none is kept here.
+    async fn read(&self, vm: VmId, from: u64, max: usize) -> Option<ConsoleChunk>;
+}
+
+/// Keeps nothing: for a front without workers in its process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoConsoles;
+
+#[async_trait]
+impl ConsoleSource for NoConsoles {
+    async fn read(&self, _: VmId, _: u64, _: usize) -> Option<ConsoleChunk> {
+        None
+    }
+}

@@ -1,0 +1,146 @@
+//! Wishes about jobs and hosts. Whether one is possible is decided by the contract's own rules on
+//! the job's state here; the host that owns the job decides again on its own.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stoker_schemas::command::{Command, Context};
+use stoker_schemas::decide::decide;
+use stoker_schemas::event::{JOB_LEVEL, Request};
+use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
+use stoker_schemas::retry::Jitter;
+use stoker_schemas::{Event, EventData, HostName, JobId, JobSpec, JobState};
+
+use super::extract::{Body, asker};
+use super::{Api, Problem, SEEN_WITHIN};
+use crate::submit::{Asker, publish_event};
+
+/// What a wish may carry.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlRequest {
+    /// Why, in the asker's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The spec to use from now on (retry only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Value>,
+}
+
+/// What became of a wish.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ControlAnswer {
+    /// The job.
+    pub id: JobId,
+    /// Events that follow; none when the wish was granted before.
+    pub events: Vec<String>,
+}
+
+/// `POST /v1/jobs/{id}/retry`
+pub async fn retry(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let request: ControlRequest = body.typed()?;
+    let spec = request.spec.as_ref().map(JobSpec::from_value).transpose()?;
+    let asker = asker(&headers);
+    let command = Command::Retry { by: asker.by.clone(), spec };
+    carry_out(&api, &id, command, &asker).await
+}
+
+/// `POST /v1/jobs/{id}/cancel`
+pub async fn cancel(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (asker, request) = wish(&headers, body)?;
+    carry_out(&api, &id, Command::Cancel(request), &asker).await
+}
+
+/// `POST /v1/jobs/{id}/stop`
+pub async fn stop(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (asker, request) = wish(&headers, body)?;
+    carry_out(&api, &id, Command::Stop(request), &asker).await
+}
+
+/// `POST /v1/hosts/{host}/drain`
+pub async fn drain(
+    State(api): State<Api>,
+    Path(host): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: HostName = host.parse().map_err(|e: stoker_schemas::id::NameError| {
+        Problem::bad_request(e.to_string(), "stoker hosts shows the known hosts")
+    })?;
+    if !api.model.hosts()?.iter().any(|h| h.name == name.as_str()) {
+        let detail = format!("no host {name} was ever heard of");
+        return Err(Problem::not_found(detail, "stoker hosts shows the known hosts"));
+    }
+    let (asker, request) = wish(&headers, body)?;
+    let event = Event {
+        source: api.submitter.source().to_owned(),
+        subject: name.to_string(),
+        time: api.submitter.now(),
+        epoch: JOB_LEVEL,
+        traceparent: asker.traceparent,
+        data: EventData::HostDrainRequested(request),
+    };
+    publish_event(api.submitter.broker().as_ref(), &event).await?;
+    api.model.wait_for_event(&event, SEEN_WITHIN).await;
+    let answer = serde_json::json!({ "host": name, "events": [event.data.kind()] });
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+fn wish(headers: &HeaderMap, body: Body) -> Result<(Asker, Request), Problem> {
+    let asked: ControlRequest = body.typed()?;
+    if asked.spec.is_some() {
+        return Err(Problem::bad_request("spec is only taken by retry", "leave it out"));
+    }
+    let asker = asker(headers);
+    let request = Request { by: asker.by.clone(), reason: clip(&asked.reason, MAX_TEXT_BYTES) };
+    Ok((asker, request))
+}
+
+async fn carry_out(api: &Api, id: &str, command: Command, asker: &Asker) -> Result<Response, Problem> {
+    let state = api.state(id)?;
+    let events = settle(api, &state, command, asker).await?;
+    if let Some(last) = events.last() {
+        api.model.wait_for_event(last, SEEN_WITHIN).await;
+    }
+    let status = if events.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let kinds = events.iter().map(|e| e.data.kind().to_owned()).collect();
+    Ok((status, Json(ControlAnswer { id: state.id, events: kinds })).into_response())
+}
+
+/// Decides, and publishes what follows.
+pub async fn settle(
+    api: &Api,
+    state: &JobState,
+    command: Command,
+    asker: &Asker,
+) -> Result<Vec<Event>, Problem> {
+    let now = api.submitter.now();
+    // A wish is never put off: the jitter of retry waits plays no part.
+    let facts = decide(state, command, Context { now, jitter: Jitter::from_random(0) })?;
+    let mut events = Vec::with_capacity(facts.len());
+    for (epoch, data) in facts {
+        let mut event = Event::about_job(state.id, epoch, api.submitter.source(), now, data);
+        event.traceparent.clone_from(&asker.traceparent);
+        publish_event(api.submitter.broker().as_ref(), &event).await?;
+        events.push(event);
+    }
+    Ok(events)
+}

@@ -1,0 +1,143 @@
+//! The HTTP API and its plain status page. Loopback only: whoever reaches it may do everything, so
+//! it is not offered to a network, nor to web pages of other origins.
+
+mod control;
+mod dead;
+mod extract;
+mod guard;
+mod html;
+mod jobs;
+mod live;
+mod ops;
+mod pages;
+mod problem;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+use stoker_schemas::{JobId, JobState};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use control::{ControlAnswer, ControlRequest};
+pub use dead::{DeadPage, RedriveAnswer, RedriveRequest, Skipped};
+pub use jobs::{Submitted, SubmittedJob};
+pub use ops::{BrokerHealth, Health};
+pub use problem::Problem;
+
+use crate::console::ConsoleSource;
+use crate::readmodel::{Found, ReadModel};
+use crate::submit::Submitter;
+
+/// Largest request body: a thousand jobs of some KiB.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+/// Live streams at once; each holds a connection and a place in a buffer.
+const MAX_STREAMS: usize = 256;
+/// How long an answer waits for the rows to show what it did. The work is safe either way.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
+/// Longest piece of a console in one answer.
+const MAX_CONSOLE_CHUNK: usize = 64 << 10;
+
+/// What the API serves from.
+#[derive(Clone)]
+pub struct Api {
+    model: ReadModel,
+    submitter: Submitter,
+    consoles: Arc<dyn ConsoleSource>,
+    streams: Arc<Semaphore>,
+    /// Live streams end when this does; else they would hold a stopping server open.
+    stopping: CancellationToken,
+}
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {cause}; is another stoker running, or choose another port")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// The system's words.
+        cause: std::io::Error,
+    },
+    /// The address is for others than this machine.
+    #[error("{0} is not a loopback address; use 127.0.0.1, and a tunnel or an authenticating proxy for others")]
+    NotLoopback(SocketAddr),
+    /// Serving ended.
+    #[error("serving ended: {0}")]
+    Serve(std::io::Error),
+}
+
+impl Api {
+    /// An API over these rows, publishing through this submitter.
+    pub fn new(model: ReadModel, submitter: Submitter, consoles: Arc<dyn ConsoleSource>) -> Self {
+        Self { model, submitter, consoles, streams: Arc::new(Semaphore::new(MAX_STREAMS)), stopping: CancellationToken::new() }
+    }
+
+    /// The job that a path names, by its id or the beginning of it.
+    fn resolve(&self, text: &str) -> Result<JobId, Problem> {
+        match self.model.find(text)? {
+            Found::One(id) => Ok(id),
+            Found::Nothing => Err(Problem::no_such_job(text)),
+            Found::Several(ids) => Err(Problem::ambiguous(text, &ids)),
+        }
+    }
+
+    /// Its state, too.
+    fn state(&self, text: &str) -> Result<JobState, Problem> {
+        let id = self.resolve(text)?;
+        self.model.job(id)?.ok_or_else(|| Problem::no_such_job(text))
+    }
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/", get(pages::overview))
+        .route("/jobs/{id}", get(pages::job))
+        .route("/health", get(ops::health))
+        .route("/metrics", get(ops::metrics))
+        .route("/v1/jobs", get(jobs::list).post(jobs::submit))
+        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}/events", get(jobs::events))
+        .route("/v1/jobs/{id}/console", get(jobs::console))
+        .route("/v1/jobs/{id}/report", get(jobs::report))
+        .route("/v1/jobs/{id}/retry", post(control::retry))
+        .route("/v1/jobs/{id}/cancel", post(control::cancel))
+        .route("/v1/jobs/{id}/stop", post(control::stop))
+        .route("/v1/dead", get(dead::list))
+        .route("/v1/dead/redrive", post(dead::redrive))
+        .route("/v1/hosts", get(ops::hosts))
+        .route("/v1/hosts/{host}/drain", post(control::drain))
+        .route("/v1/counts", get(ops::counts))
+        .route("/v1/undecodable", get(ops::undecodable))
+        .route("/v1/events", get(live::events))
+        .route("/v1/log", get(live::log))
+        .fallback(guard::not_found)
+        .method_not_allowed_fallback(guard::wrong_method)
+        .layer(from_fn(guard::local_only))
+        .with_state(api)
+}
+
+/// Takes an address, if it is this machine's own.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    if !address.ip().is_loopback() {
+        return Err(ServeError::NotLoopback(address));
+    }
+    TcpListener::bind(address).await.map_err(|cause| ServeError::Bind { address, cause })
+}
+
+/// Serves until told to stop.
+pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) -> Result<(), ServeError> {
+    let stopping = api.stopping.clone();
+    let stopped = async move {
+        stop.cancelled().await;
+        stopping.cancel();
+    };
+    axum::serve(listener, router(api)).with_graceful_shutdown(stopped).await.map_err(ServeError::Serve)
+}

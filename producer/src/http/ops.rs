@@ -1,0 +1,105 @@
+//! Hosts, health and metrics.
+
+use std::fmt::Write;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use stoker_schemas::Time;
+use stoker_worker::ports::broker::{BrokerStatus, Offset};
+
+use super::{Api, Problem};
+use crate::readmodel::{Counts, HostStatus, HostView, Undecodable};
+
+/// Entries shown of what could not be decoded.
+const MAX_UNDECODABLE: usize = 100;
+
+/// How the front is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether jobs are taken.
+    pub ok: bool,
+    /// This Stoker's version.
+    pub version: String,
+    /// The broker.
+    pub broker: BrokerHealth,
+    /// Next entry of the history to be read.
+    pub next_offset: Option<u64>,
+    /// When the history last said something, since the process began.
+    pub heard_at: Option<Time>,
+}
+
+/// How the broker is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
+pub enum BrokerHealth {
+    /// Usable.
+    Connected,
+    /// Takes no messages.
+    Blocked(String),
+    /// Not connected.
+    Down(String),
+}
+
+/// `GET /v1/hosts`
+pub async fn hosts(State(api): State<Api>) -> Result<Json<Vec<HostView>>, Problem> {
+    Ok(Json(api.model.hosts()?))
+}
+
+/// `GET /v1/counts`
+pub async fn counts(State(api): State<Api>) -> Json<Counts> {
+    Json(api.model.counts())
+}
+
+/// `GET /v1/undecodable`
+pub async fn undecodable(State(api): State<Api>) -> Result<Json<Vec<Undecodable>>, Problem> {
+    Ok(Json(api.model.undecodable(MAX_UNDECODABLE)?))
+}
+
+/// `GET /health`
+pub async fn health(State(api): State<Api>) -> Response {
+    let broker = match api.submitter.broker().status().borrow().clone() {
+        BrokerStatus::Connected => BrokerHealth::Connected,
+        BrokerStatus::Blocked(why) => BrokerHealth::Blocked(why),
+        BrokerStatus::Down(why) => BrokerHealth::Down(why),
+    };
+    let ok = broker == BrokerHealth::Connected;
+    let next_offset = match api.model.next_offset() {
+        Offset::First => None,
+        Offset::At(n) => Some(n),
+    };
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let health = Health { ok, version, broker, next_offset, heard_at: api.model.heard_at() };
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health)).into_response()
+}
+
+/// `GET /metrics`, as Prometheus reads it.
+pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
+    let counts = api.model.counts();
+    let hosts = api.model.hosts()?;
+    let mut out = String::new();
+    let mut gauge = |name: &str, help: &str, rows: Vec<(String, u64)>| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (labels, value) in rows {
+            let _ = writeln!(out, "{name}{labels} {value}");
+        }
+    };
+    let phases = counts.phases.iter().map(|(p, n)| (format!("{{phase=\"{p}\"}}"), *n)).collect();
+    gauge("stoker_jobs", "Jobs by phase.", phases);
+    let causes = counts.causes.iter().map(|(c, n)| (format!("{{cause=\"{c}\"}}"), *n)).collect();
+    gauge("stoker_jobs_failing", "Failing, retrying and dead jobs by the cause of their last failure.", causes);
+    let of = |status| u64::try_from(hosts.iter().filter(|h| h.status == status).count()).unwrap_or(u64::MAX);
+    let all = [HostStatus::Up, HostStatus::DrainRequested, HostStatus::Draining, HostStatus::Stopped];
+    let by_status = all.map(|s| (format!("{{status=\"{}\"}}", s.as_str().replace(' ', "_")), of(s)));
+    gauge("stoker_hosts", "Hosts by status.", by_status.to_vec());
+    let connected = matches!(*api.submitter.broker().status().borrow(), BrokerStatus::Connected);
+    gauge("stoker_broker_up", "Whether the broker takes messages.", vec![(String::new(), u64::from(connected))]);
+    let undecodable = vec![(String::new(), counts.undecodable)];
+    gauge("stoker_history_undecodable_entries", "History entries that are not events we know.", undecodable);
+    gauge("stoker_events_known", "Events in the read model.", vec![(String::new(), api.model.next_seq())]);
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response())
+}

@@ -1,0 +1,144 @@
+//! What is known of a host: the latest of each kind of event about it, whatever order they came in.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stoker_schemas::event::{HostDraining, HostStarted, HostStopped, Request};
+use stoker_schemas::{Event, EventData, Time};
+
+/// The latest of one kind of event.
+type Latest<T> = Option<(Time, T)>;
+
+/// One host, as the sum of its events.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    started: Latest<HostStarted>,
+    drain_requested: Latest<Request>,
+    draining: Latest<HostDraining>,
+    stopped: Latest<HostStopped>,
+}
+
+/// Whether a host takes jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostStatus {
+    /// Takes jobs.
+    Up,
+    /// Was asked to take no more jobs and has not said yes.
+    DrainRequested,
+    /// Takes no more jobs.
+    Draining,
+    /// Its worker ended in order.
+    Stopped,
+}
+
+impl HostStatus {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::DrainRequested => "drain requested",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One host in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes jobs.
+    pub status: HostStatus,
+    /// Since when.
+    pub since: Option<Time>,
+    /// VMs it may run at once.
+    pub slots: u32,
+    /// VMs booting on it.
+    pub booting: u64,
+    /// VMs up on it.
+    pub ready: u64,
+    /// vCPUs it may give out.
+    pub vcpus: u32,
+    /// Memory it may give out, MiB.
+    pub memory_mib: u32,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Pools it serves.
+    pub pools: Vec<String>,
+    /// Its hypervisor.
+    pub hypervisor: String,
+    /// Version of its worker.
+    pub version: String,
+}
+
+fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
+    let told = (at, value.clone());
+    if slot.as_ref().is_none_or(|known| told > *known) {
+        *slot = Some(told);
+    }
+}
+
+impl HostState {
+    /// Adds one event.
+    pub fn apply(&mut self, event: &Event) {
+        match &event.data {
+            EventData::HostStarted(e) => latest(&mut self.started, event.time, e),
+            EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
+            EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
+            EventData::HostStopped(e) => latest(&mut self.stopped, event.time, e),
+            _ => {}
+        }
+    }
+
+    fn status(&self) -> (HostStatus, Option<Time>) {
+        let at = |told: Option<Time>, status| told.map(|at| (at, status));
+        let told = [
+            at(self.started.as_ref().map(|t| t.0), HostStatus::Up),
+            at(self.drain_requested.as_ref().map(|t| t.0), HostStatus::DrainRequested),
+            at(self.draining.as_ref().map(|t| t.0), HostStatus::Draining),
+            at(self.stopped.as_ref().map(|t| t.0), HostStatus::Stopped),
+        ];
+        // At the same instant the later one in a host's life counts; all listed in that order.
+        let last = told.into_iter().flatten().max_by_key(|(at, _)| *at);
+        last.map_or((HostStatus::Stopped, None), |(at, status)| (status, Some(at)))
+    }
+
+    /// The row of this host, with the VMs counted on it.
+    pub fn view(&self, name: &str, booting: u64, ready: u64) -> HostView {
+        let (status, since) = self.status();
+        let started = self.started.as_ref().map(|(_, e)| e.clone());
+        let Some(e) = started else {
+            // Only a wish or a farewell is known: the history begins after its start.
+            return HostView {
+                name: name.to_owned(),
+                status,
+                since,
+                booting,
+                ready,
+                slots: 0,
+                vcpus: 0,
+                memory_mib: 0,
+                labels: BTreeMap::new(),
+                pools: Vec::new(),
+                hypervisor: String::new(),
+                version: String::new(),
+            };
+        };
+        HostView {
+            name: name.to_owned(),
+            status,
+            since,
+            slots: e.slots,
+            booting,
+            ready,
+            vcpus: e.vcpus,
+            memory_mib: e.memory_mib,
+            labels: e.labels,
+            pools: e.pools,
+            hypervisor: e.hypervisor,
+            version: e.version,
+        }
+    }
+}

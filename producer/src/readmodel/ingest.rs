@@ -1,0 +1,247 @@
+//! History entries -> one atomic batch: the events, the summaries and indexes that follow from
+//! them, the counters and the offset. Told twice or in another order, the rows come out the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sled::Batch;
+use stoker_schemas::{Event, JobId, JobState, Time, limits};
+use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
+
+use super::cache::Cache;
+use super::hosts::HostState;
+use super::store::{Meta, Store, Stored, corrupt};
+use super::summary::JobSummary;
+use super::{Change, ReadModelError, keys};
+
+/// Entries kept that could not be decoded; the oldest go first. Enough to see a pattern.
+const MAX_UNDECODABLE: u64 = 1_000;
+/// Events kept of one job. Fifty attempts make some hundreds; beyond, somebody floods one id.
+const MAX_EVENTS_PER_JOB: u32 = 10_000;
+/// Beginning kept of what could not be decoded, bytes.
+const KEPT_BYTES: usize = limits::MAX_TEXT_BYTES;
+
+/// A history entry (or one event of a batch) that is not an event we know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undecodable {
+    /// Its position in the history.
+    pub offset: u64,
+    /// Where it was published to.
+    pub routing_key: String,
+    /// Why it is not an event.
+    pub reason: String,
+    /// Its beginning.
+    pub body: String,
+}
+
+/// What of one job changed in a batch.
+#[derive(Default)]
+struct Touched {
+    fresh: Vec<Event>,
+    /// An event was replaced by an earlier telling of it: adding up must start anew.
+    replaced: bool,
+    count: u32,
+}
+
+/// A batch in the making.
+pub(super) struct Ingest<'a> {
+    store: &'a Store,
+    cache: &'a mut Cache,
+    meta: Meta,
+    batch: Batch,
+    events: BTreeMap<Vec<u8>, Stored>,
+    jobs: BTreeMap<JobId, Touched>,
+    hosts: BTreeMap<String, HostState>,
+    changes: Vec<Change>,
+}
+
+impl<'a> Ingest<'a> {
+    pub fn new(store: &'a Store, cache: &'a mut Cache, meta: Meta) -> Self {
+        Self {
+            store,
+            cache,
+            meta,
+            batch: Batch::default(),
+            events: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Takes one entry; `received` stands in for the time of events without one.
+    pub fn entry(&mut self, entry: &HistoryEntry, received: Time) -> Result<(), ReadModelError> {
+        self.meta.next_offset = Some(entry.offset + 1);
+        if entry.content_type != CONTENT_BATCH {
+            return self.bytes(entry, 0, &entry.body, received);
+        }
+        match serde_json::from_slice::<Vec<&RawValue>>(&entry.body) {
+            Ok(items) => {
+                for (index, item) in (0u32..).zip(items) {
+                    self.bytes(entry, index, item.get().as_bytes(), received)?;
+                }
+                Ok(())
+            }
+            Err(e) => self.park(entry, 0, &entry.body, format!("not a JSON array of events: {e}")),
+        }
+    }
+
+    fn bytes(&mut self, entry: &HistoryEntry, index: u32, body: &[u8], received: Time) -> Result<(), ReadModelError> {
+        // Kept in today's version and with its time, so that reading it again needs neither the
+        // old versions nor a clock.
+        let decoded = Event::decode(body, received).and_then(|event| Ok((event.encode()?, event)));
+        match decoded {
+            Ok((json, event)) => self.event(entry, index, event, json),
+            Err(e) => self.park(entry, index, body, e.to_string()),
+        }
+    }
+
+    fn event(&mut self, entry: &HistoryEntry, index: u32, event: Event, json: Vec<u8>) -> Result<(), ReadModelError> {
+        let key = keys::event(&event);
+        let known = match self.events.get(&key) {
+            Some(known) => Some(known.clone()),
+            None => self.store.event(&key)?,
+        };
+        // The same fact told differently: the earlier telling counts, wherever it comes in order.
+        let replaced = match &known {
+            None => false,
+            Some(known) if (known.event()?.time, &known.json) <= (event.time, &json) => return Ok(()),
+            Some(_) => true,
+        };
+        if known.is_none() && event.job().is_some_and(|job| self.count(job) >= MAX_EVENTS_PER_JOB) {
+            let reason = format!("the job has {MAX_EVENTS_PER_JOB} events already; this one is not kept");
+            return self.park(entry, index, &json, reason);
+        }
+        let seq = known.map_or(self.meta.next_seq, |known| known.seq);
+        let stored = Stored { seq, job: event.job(), json };
+        self.batch.insert(key.as_slice(), stored.to_row());
+        self.batch.insert(keys::seq(seq), key.as_slice());
+        self.events.insert(key, stored);
+        self.meta.next_seq = self.meta.next_seq.max(seq + 1);
+        self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
+        match event.job() {
+            Some(job) => self.touch(job, event, replaced),
+            None => self.host(&event)?,
+        }
+        Ok(())
+    }
+
+    fn count(&self, job: JobId) -> u32 {
+        let before = self.store.summary(job).ok().flatten().map_or(0, |s| s.events);
+        before + self.jobs.get(&job).map_or(0, |t| t.count)
+    }
+
+    fn touch(&mut self, job: JobId, event: Event, replaced: bool) {
+        let touched = self.jobs.entry(job).or_default();
+        touched.replaced |= replaced;
+        touched.count += u32::from(!replaced);
+        touched.fresh.push(event);
+    }
+
+    fn host(&mut self, event: &Event) -> Result<(), ReadModelError> {
+        let name = &event.subject;
+        if !self.hosts.contains_key(name) {
+            let known = self.store.host(name)?.unwrap_or_default();
+            self.hosts.insert(name.clone(), known);
+        }
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.apply(event);
+        }
+        Ok(())
+    }
+
+    fn park(&mut self, entry: &HistoryEntry, index: u32, body: &[u8], reason: String) -> Result<(), ReadModelError> {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(KEPT_BYTES)]);
+        let row = Undecodable {
+            offset: entry.offset,
+            routing_key: limits::clip(&entry.routing_key, 255),
+            reason: limits::clip(&reason, KEPT_BYTES),
+            body: limits::clip(&shown, KEPT_BYTES),
+        };
+        tracing::warn!(offset = entry.offset, reason = %row.reason, "history entry is not an event");
+        self.batch.insert(keys::undecodable(entry.offset, index), serde_json::to_vec(&row).map_err(corrupt)?);
+        self.meta.undecodable += 1;
+        if self.meta.undecodable > MAX_UNDECODABLE
+            && let Some(oldest) = self.store.oldest_undecodable()?
+        {
+            self.batch.remove(oldest);
+        }
+        Ok(())
+    }
+
+    /// Adds up what was touched and writes everything at once.
+    pub fn commit(mut self) -> Result<(Meta, Vec<Change>), ReadModelError> {
+        for (id, touched) in std::mem::take(&mut self.jobs) {
+            self.settle(id, touched)?;
+        }
+        for (name, host) in &self.hosts {
+            self.batch.insert(keys::host(name), serde_json::to_vec(host).map_err(corrupt)?);
+        }
+        self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
+        self.store.write(self.batch)?;
+        Ok((self.meta, self.changes))
+    }
+
+    fn settle(&mut self, id: JobId, touched: Touched) -> Result<(), ReadModelError> {
+        let before = self.store.summary(id)?;
+        let cached = self.cache.take(id).filter(|_| !touched.replaced);
+        let (state, times) = match (cached, &before) {
+            (Some(mut state), Some(before)) => {
+                touched.fresh.iter().for_each(|event| state.apply(event));
+                let told = touched.fresh.iter().map(|event| event.time);
+                let times = told.fold((before.created, before.changed), |(a, b), t| (a.min(t), b.max(t)));
+                (state, times)
+            }
+            _ => self.replay(id)?,
+        };
+        let events = before.as_ref().map_or(0, |b| b.events) + touched.count;
+        let after = JobSummary::of(&state, times, events);
+        self.index(before.as_ref(), &after)?;
+        self.cache.put(state);
+        Ok(())
+    }
+
+    /// Adds a job up from its events: those of this batch over those in the tree. With the times of
+    /// the first and the last.
+    fn replay(&self, id: JobId) -> Result<(JobState, (Time, Time)), ReadModelError> {
+        let mut state = JobState::new(id);
+        let mut times: Option<(Time, Time)> = None;
+        let mut add = |event: Event| {
+            let (first, last) = times.unwrap_or((event.time, event.time));
+            times = Some((first.min(event.time), last.max(event.time)));
+            state.apply(&event);
+        };
+        let prefix = keys::events_of(id);
+        let ours = self.events.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        let mut overlaid = BTreeSet::new();
+        for (key, stored) in ours {
+            add(stored.event()?);
+            overlaid.insert(key.as_slice());
+        }
+        for row in self.store.events_of(id) {
+            let (key, stored) = row?;
+            if !overlaid.contains(key.as_slice()) {
+                add(stored.event()?);
+            }
+        }
+        Ok((state, times.unwrap_or((Time::UNIX_EPOCH, Time::UNIX_EPOCH))))
+    }
+
+    fn index(&mut self, before: Option<&JobSummary>, after: &JobSummary) -> Result<(), ReadModelError> {
+        let rows = |s: &JobSummary| {
+            let tail = keys::index_tail(s.created, s.id);
+            [[keys::BY_TIME, &tail].concat(), [keys::by_phase(s.phase), tail].concat()]
+        };
+        let kept = rows(after);
+        for stale in before.map(rows).into_iter().flatten().filter(|row| !kept.contains(row)) {
+            self.batch.remove(stale);
+        }
+        for row in kept {
+            self.batch.insert(row, &[]);
+        }
+        self.batch.insert(keys::job(after.id), serde_json::to_vec(after).map_err(corrupt)?);
+        self.meta.counters.moved(before, after);
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! The read model's keys: one ordered tree, one letter per kind of row, so that an event, the
+//! summaries and indexes that follow from it and the offset are written in one atomic batch.
+//!
+//! ```text
+//! e job epoch step   -> seq, event      events of jobs
+//! E host 0 step      -> seq, event      events of hosts
+//! s seq              -> key of event    everything in order of arrival
+//! j job              -> summary
+//! p phase time job   -> (index)         newest first
+//! t time job         -> (index)         newest first
+//! h host             -> state
+//! x offset index     -> what could not be decoded
+//! m                  -> offset, next seq, counters
+//! ```
+
+use stoker_schemas::{Epoch, Event, JobId, Phase, Time};
+use uuid::Uuid;
+
+/// The one row of bookkeeping.
+pub const META: &[u8] = b"m";
+/// Beginning of the rows of all hosts.
+pub const HOSTS: &[u8] = b"h";
+/// Beginning of the rows of what could not be decoded.
+pub const UNDECODABLE: &[u8] = b"x";
+/// Beginning of the index of all jobs.
+pub const BY_TIME: &[u8] = b"t";
+/// Bytes of an index key behind its beginning: time and job.
+pub const INDEX_TAIL: usize = 24;
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// Where an event is kept. The same fact has the same key, however often it is told.
+pub fn event(event: &Event) -> Vec<u8> {
+    let step = event.data.step(event.time);
+    match event.job() {
+        Some(job) => joined(&[&events_of(job), &epoch(event.epoch), step.as_bytes()]),
+        None => joined(&[b"E", event.subject.as_bytes(), &[0], step.as_bytes()]),
+    }
+}
+
+fn epoch(epoch: Epoch) -> [u8; 8] {
+    (u64::from(epoch.attempt) << 32 | u64::from(epoch.delivery)).to_be_bytes()
+}
+
+/// Beginning of all events of a job.
+pub fn events_of(job: JobId) -> Vec<u8> {
+    joined(&[b"e", job.0.as_bytes()])
+}
+
+/// The job whose event has this key; none for those of hosts.
+pub fn job_of_event(key: &[u8]) -> Option<JobId> {
+    let id = key.strip_prefix(b"e")?.get(..16)?;
+    Uuid::from_slice(id).ok().map(JobId)
+}
+
+/// A place in the order of arrival.
+pub fn seq(seq: u64) -> Vec<u8> {
+    joined(&[b"s", &seq.to_be_bytes()])
+}
+
+/// A job's summary.
+pub fn job(job: JobId) -> Vec<u8> {
+    joined(&[b"j", job.0.as_bytes()])
+}
+
+/// A host's row.
+pub fn host(name: &str) -> Vec<u8> {
+    joined(&[HOSTS, name.as_bytes()])
+}
+
+/// What could not be decoded.
+pub fn undecodable(offset: u64, index: u32) -> Vec<u8> {
+    joined(&[UNDECODABLE, &offset.to_be_bytes(), &index.to_be_bytes()])
+}
+
+/// Beginning of the index of one phase.
+pub fn by_phase(phase: Phase) -> Vec<u8> {
+    vec![b'p', phase as u8]
+}
+
+/// What stands behind an index's beginning: later times first.
+pub fn index_tail(created: Time, job: JobId) -> Vec<u8> {
+    let micros = u64::try_from(created.unix_micros()).unwrap_or(0);
+    joined(&[&(!micros).to_be_bytes(), job.0.as_bytes()])
+}
+
+/// The job that an index key names.
+pub fn job_of_index(key: &[u8]) -> Option<JobId> {
+    let start = key.len().checked_sub(16)?;
+    Uuid::from_slice(&key[start..]).ok().map(JobId)
+}
+
+/// Both ends of the job ids that begin with these hex digits (dashes do not matter); `None` when
+/// the text cannot begin an id.
+pub fn id_range(prefix: &str) -> Option<(JobId, JobId)> {
+    let digits: String = prefix.chars().filter(|c| *c != '-').collect();
+    if digits.is_empty() || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    let bound = |fill: &str| {
+        let text = format!("{digits}{}", fill.repeat(32 - digits.len()));
+        u128::from_str_radix(&text, 16).ok().map(|n| JobId(Uuid::from_u128(n)))
+    };
+    Some((bound("0")?, bound("f")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_jobs_come_first_in_an_index() {
+        let id = JobId::from_key("default", "a");
+        let old = index_tail(Time::from_unix_micros(1), id);
+        let new = index_tail(Time::from_unix_micros(2), id);
+        assert!(new < old);
+        assert_eq!(old.len(), INDEX_TAIL);
+        assert_eq!(job_of_index(&new), Some(id));
+    }
+
+    #[test]
+    fn prefixes_span_exactly_their_ids() {
+        let id: JobId = "01920000-0000-7000-8000-00000000abcd".parse().unwrap();
+        for prefix in ["0", "0192", "01920000-0000-7", &id.to_string()] {
+            let (low, high) = id_range(prefix).unwrap();
+            assert!(low <= id && id <= high, "{prefix}");
+        }
+        assert!(id_range("0193").unwrap().0 > id);
+        for bad in ["", "xyz", "../", &"0".repeat(33)] {
+            assert!(id_range(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What the front knows: everything the history says, added up into rows that pages and commands
+//! ask for. Its own sled folder, refilled from the history whenever it is missing.
+
+mod cache;
+mod hosts;
+mod ingest;
+mod keys;
+mod query;
+mod store;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use stoker_schemas::diagnosis::Cause;
+use stoker_schemas::{Event, JobId, JobState, Phase, Time};
+use stoker_worker::ports::broker::{Broker, HistoryEntry, Offset};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+pub use hosts::{HostStatus, HostView};
+pub use ingest::Undecodable;
+pub use query::{DEFAULT_PAGE, Filter, Found, MAX_PAGE, Page};
+pub use store::Stored;
+pub use summary::JobSummary;
+
+use crate::clock::Clock;
+use cache::Cache;
+use ingest::Ingest;
+use store::{Meta, Store};
+
+/// History entries per batch: one write per so many, and a reader sees news soon.
+pub const MAX_ENTRIES_PER_BATCH: usize = 512;
+/// Changes a slow listener may be behind; it then looks at the rows instead.
+const CHANGES_KEPT: usize = 1_024;
+/// Hosts listed; a front for more needs pages for them.
+const MAX_HOSTS: usize = 10_000;
+/// Wait before the history is asked for again after it could not be had.
+const HISTORY_RETRY: Duration = Duration::from_millis(500);
+
+/// What can go wrong with the read model.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadModelError {
+    /// Its folder cannot be read or written.
+    #[error("read model store failed: {0}; is the disk full, or the folder in use by another stoker?")]
+    Store(#[from] sled::Error),
+    /// A row is not what we wrote.
+    #[error("read model is damaged: {0}; stop stoker and remove its control folder, it is refilled from the history")]
+    Corrupt(String),
+    /// A page's cursor was not made by us.
+    #[error("cursor is not one that a list answered with; leave it out to begin with the newest")]
+    Cursor,
+}
+
+/// Something new in the rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its place in the order of arrival.
+    pub seq: u64,
+    /// The job it is about; none for hosts.
+    pub job: Option<JobId>,
+    /// Kind of event.
+    pub kind: &'static str,
+}
+
+/// Numbers for the overview.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Jobs by phase; every phase is there.
+    pub phases: BTreeMap<Phase, u64>,
+    /// Jobs that are failing, retrying or dead, by the cause of their last failure.
+    pub causes: BTreeMap<Cause, u64>,
+    /// History entries that could not be decoded, ever.
+    pub undecodable: u64,
+}
+
+struct Live {
+    meta: Meta,
+    cache: Cache,
+    /// When history entries last arrived.
+    heard_at: Option<Time>,
+}
+
+/// The rows. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct ReadModel {
+    store: Store,
+    live: Arc<Mutex<Live>>,
+    changes: broadcast::Sender<Change>,
+    clock: Clock,
+}
+
+impl ReadModel {
+    /// Opens (or makes) the folder.
+    pub fn open(dir: &Path, clock: Clock) -> Result<Self, ReadModelError> {
+        let (store, meta) = Store::open(dir)?;
+        let live = Live { meta, cache: Cache::default(), heard_at: None };
+        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes: broadcast::channel(CHANGES_KEPT).0, clock })
+    }
+
+    /// Nothing panics while holding it, and a half-done change is never kept in it.
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the history, from where it stopped, until told to stop or the broker is closed.
+    pub async fn follow(&self, broker: Arc<dyn Broker>, stop: CancellationToken) -> Result<(), ReadModelError> {
+        loop {
+            let reader = tokio::select! {
+                () = stop.cancelled() => break,
+                reader = broker.history(self.next_offset()) => reader,
+            };
+            let mut reader = match reader {
+                Ok(reader) => reader,
+                Err(stoker_worker::ports::broker::BrokerError::Closed) => break,
+                Err(cause) => {
+                    tracing::warn!(%cause, "history cannot be read; trying again");
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(HISTORY_RETRY) => continue,
+                    }
+                }
+            };
+            let mut entries = Vec::with_capacity(MAX_ENTRIES_PER_BATCH);
+            loop {
+                let received = tokio::select! {
+                    () = stop.cancelled() => 0,
+                    n = reader.recv_many(&mut entries, MAX_ENTRIES_PER_BATCH) => n,
+                };
+                if received == 0 {
+                    return self.store.flush();
+                }
+                self.apply_off_thread(std::mem::take(&mut entries)).await?;
+            }
+        }
+        self.store.flush()
+    }
+
+    /// Adding up and writing takes milliseconds: not on a thread that serves requests.
+    async fn apply_off_thread(&self, entries: Vec<HistoryEntry>) -> Result<(), ReadModelError> {
+        let model = self.clone();
+        let applied = tokio::task::spawn_blocking(move || model.apply(&entries)).await;
+        applied.unwrap_or_else(|e| Err(ReadModelError::Corrupt(format!("adding up an entry failed: {e}"))))
+    }
+
+    /// Adds history entries: all of them or, on error, none.
+    pub fn apply(&self, entries: &[HistoryEntry]) -> Result<(), ReadModelError> {
+        let changes = {
+            let mut live = self.live();
+            let now = (self.clock)();
+            let meta = live.meta.clone();
+            let mut ingest = Ingest::new(&self.store, &mut live.cache, meta);
+            let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
+            match done {
+                Ok((meta, changes)) => {
+                    live.meta = meta;
+                    live.heard_at = Some(now);
+                    changes
+                }
+                Err(e) => {
+                    // States in the cache may be ahead of the rows now.
+                    live.cache = Cache::default();
+                    return Err(e);
+                }
+            }
+        };
+        for change in changes {
+            // No listener is no error.
+            let _ = self.changes.send(change);
+        }
+        Ok(())
+    }
+
+    /// Where the history is read on.
+    pub fn next_offset(&self) -> Offset {
+        self.live().meta.next_offset.map_or(Offset::First, Offset::At)
+    }
+
+    /// Reads the history from its beginning when it is followed next: for a history whose offsets
+    /// begin anew. What is known stays; what is told again changes nothing.
+    pub fn rewind(&self) {
+        self.live().meta.next_offset = None;
+    }
+
+    /// Tells of everything new from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Number that the next new event will have.
+    pub fn next_seq(&self) -> u64 {
+        self.live().meta.next_seq
+    }
+
+    /// When history entries last arrived, since this process began.
+    pub fn heard_at(&self) -> Option<Time> {
+        self.live().heard_at
+    }
+
+    /// Waits until these jobs are known, so that who submitted them finds them; `false` when time
+    /// was up before that.
+    pub async fn wait_for(&self, ids: &[JobId], within: Duration) -> bool {
+        let mut news = self.changes();
+        let mut missing: Vec<_> = ids.to_vec();
+        let known = |id: &JobId| matches!(self.store.summary(*id), Ok(Some(_)));
+        let all = async {
+            loop {
+                missing.retain(|id| !known(id));
+                // Falling behind is news, too.
+                if missing.is_empty() || matches!(news.recv().await, Err(broadcast::error::RecvError::Closed)) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(within, all).await.is_ok()
+    }
+
+    /// Waits until an event is known.
+    pub async fn wait_for_event(&self, event: &Event, within: Duration) -> bool {
+        let mut news = self.changes();
+        let key = keys::event(event);
+        let seen = async {
+            while !matches!(self.store.event(&key), Ok(Some(_))) {
+                if matches!(news.recv().await, Err(broadcast::error::RecvError::Closed)) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(within, seen).await.is_ok()
+    }
+
+    /// A page of jobs, newest first.
+    pub fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, ReadModelError> {
+        query::list(&self.store, filter, cursor, limit)
+    }
+
+    /// The job that an id, or the beginning of one, names.
+    pub fn find(&self, text: &str) -> Result<Found, ReadModelError> {
+        query::find(&self.store, text)
+    }
+
+    /// The state of a job; a job nobody heard of has none.
+    pub fn job(&self, id: JobId) -> Result<Option<JobState>, ReadModelError> {
+        // Held while the events are read, so that no batch comes between them.
+        let live = self.live();
+        if let Some(state) = live.cache.get(id) {
+            return Ok(Some(state));
+        }
+        let events = self.events(id)?;
+        Ok(JobState::replay(id, &events))
+    }
+
+    /// The row of a job.
+    pub fn summary(&self, id: JobId) -> Result<Option<JobSummary>, ReadModelError> {
+        self.store.summary(id)
+    }
+
+    /// Events of a job as they came.
+    pub fn stored_events(&self, id: JobId) -> Result<Vec<Stored>, ReadModelError> {
+        let mut stored = self.store.events_of(id).map(|r| r.map(|(_, s)| s)).collect::<Result<Vec<_>, _>>()?;
+        stored.sort_by_key(|s| s.seq);
+        Ok(stored)
+    }
+
+    /// Events of a job by time.
+    pub fn events(&self, id: JobId) -> Result<Vec<Event>, ReadModelError> {
+        let mut events = self.stored_events(id)?.iter().map(Stored::event).collect::<Result<Vec<_>, _>>()?;
+        events.sort_by_key(|e| (e.time, e.epoch));
+        Ok(events)
+    }
+
+    /// Events of all jobs and hosts in order of arrival, from a number on.
+    pub fn arrived(&self, from: u64, limit: usize) -> Result<Vec<Stored>, ReadModelError> {
+        self.store.arrived(from, limit)
+    }
+
+    /// Numbers for the overview.
+    pub fn counts(&self) -> Counts {
+        const PHASES: [Phase; 8] = [
+            Phase::Queued,
+            Phase::Booting,
+            Phase::Ready,
+            Phase::Failing,
+            Phase::Retrying,
+            Phase::Dead,
+            Phase::Cancelled,
+            Phase::Stopped,
+        ];
+        let live = self.live();
+        let counters = &live.meta.counters;
+        Counts {
+            phases: PHASES.into_iter().map(|p| (p, counters.phase(p))).collect(),
+            causes: counters.causes(&[Phase::Failing, Phase::Retrying, Phase::Dead]),
+            undecodable: live.meta.undecodable,
+        }
+    }
+
+    /// All hosts by name.
+    pub fn hosts(&self) -> Result<Vec<HostView>, ReadModelError> {
+        let states = self.store.hosts(MAX_HOSTS)?;
+        let live = self.live();
+        let on = |name: &str, phase| live.meta.counters.on_host(name, phase);
+        Ok(states.iter().map(|(n, s)| s.view(n, on(n, Phase::Booting), on(n, Phase::Ready))).collect())
+    }
+
+    /// History entries that could not be decoded, the newest first.
+    pub fn undecodable(&self, limit: usize) -> Result<Vec<Undecodable>, ReadModelError> {
+        self.store.undecodable(limit)
+    }
+}

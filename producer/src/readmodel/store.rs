@@ -1,0 +1,175 @@
+//! The read model's tree: typed reads, and one atomic write. Everything in it follows from the
+//! history, so nothing here needs to survive more than it does: a lost tail is read again.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sled::{Batch, Tree};
+use stoker_schemas::{Event, JobId, Time};
+
+use super::ReadModelError;
+use super::hosts::HostState;
+use super::keys;
+use super::summary::{Counters, JobSummary};
+
+/// Raised when rows change their form: the folder is then refilled from the history.
+const FORM: u32 = 1;
+/// Memory sled may use for pages. Its own default, 1 GiB, is more than a whole front should take.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Bookkeeping, written with every batch.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Meta {
+    form: u32,
+    /// Where to read on in the history; none before the first entry.
+    pub next_offset: Option<u64>,
+    /// Number of the next new event.
+    pub next_seq: u64,
+    /// Entries that could not be decoded, ever.
+    pub undecodable: u64,
+    /// Numbers of jobs.
+    pub counters: Counters,
+}
+
+/// An event with its place in the order of arrival.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// That place.
+    pub seq: u64,
+    /// The job it is about; none for hosts.
+    pub job: Option<JobId>,
+    /// The event as a CloudEvent in JSON.
+    pub json: Vec<u8>,
+}
+
+impl Stored {
+    /// As kept in a row.
+    pub fn to_row(&self) -> Vec<u8> {
+        [&self.seq.to_be_bytes(), self.json.as_slice()].concat()
+    }
+
+    /// From a row.
+    fn from_row(key: &[u8], row: &[u8]) -> Result<Self, ReadModelError> {
+        let (seq, json) = row.split_first_chunk::<8>().ok_or_else(|| corrupt("an event's row is too short"))?;
+        Ok(Self { seq: u64::from_be_bytes(*seq), job: keys::job_of_event(key), json: json.to_vec() })
+    }
+
+    /// The event itself.
+    pub fn event(&self) -> Result<Event, ReadModelError> {
+        // It was encoded by us, so it has its time: the stand-in is never used.
+        Event::decode(&self.json, Time::UNIX_EPOCH).map_err(|e| corrupt(e))
+    }
+}
+
+pub(super) fn corrupt(what: impl ToString) -> ReadModelError {
+    ReadModelError::Corrupt(what.to_string())
+}
+
+/// The tree.
+#[derive(Debug, Clone)]
+pub struct Store {
+    tree: Tree,
+    db: sled::Db,
+}
+
+impl Store {
+    /// Opens a folder, emptying it when an older Stoker wrote it in another form.
+    pub fn open(dir: &Path) -> Result<(Self, Meta), ReadModelError> {
+        let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open()?;
+        let store = Self { tree: (*db).clone(), db };
+        let meta = store.read::<Meta>(keys::META).ok().flatten().filter(|m| m.form == FORM);
+        if let Some(meta) = meta {
+            return Ok((store, meta));
+        }
+        store.tree.clear()?;
+        Ok((store, Meta { form: FORM, ..Meta::default() }))
+    }
+
+    /// Writes everything of a batch or nothing.
+    pub fn write(&self, batch: Batch) -> Result<(), ReadModelError> {
+        Ok(self.tree.apply_batch(batch)?)
+    }
+
+    /// Pushes what is written towards the disk.
+    pub fn flush(&self) -> Result<(), ReadModelError> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, ReadModelError> {
+        let Some(row) = self.tree.get(key)? else { return Ok(None) };
+        serde_json::from_slice(&row).map(Some).map_err(corrupt)
+    }
+
+    /// A job's row.
+    pub fn summary(&self, id: JobId) -> Result<Option<JobSummary>, ReadModelError> {
+        self.read(&keys::job(id))
+    }
+
+    /// A host's row.
+    pub fn host(&self, name: &str) -> Result<Option<HostState>, ReadModelError> {
+        self.read(&keys::host(name))
+    }
+
+    /// All hosts by name.
+    pub fn hosts(&self, limit: usize) -> Result<Vec<(String, HostState)>, ReadModelError> {
+        let rows = self.tree.scan_prefix(keys::HOSTS).take(limit);
+        rows.map(|row| {
+            let (key, value) = row?;
+            let name = String::from_utf8_lossy(&key[keys::HOSTS.len()..]).into_owned();
+            Ok((name, serde_json::from_slice(&value).map_err(corrupt)?))
+        })
+        .collect()
+    }
+
+    /// An event by its key.
+    pub fn event(&self, key: &[u8]) -> Result<Option<Stored>, ReadModelError> {
+        self.tree.get(key)?.map(|row| Stored::from_row(key, &row)).transpose()
+    }
+
+    /// The events of a job, with their keys.
+    pub fn events_of(&self, id: JobId) -> impl Iterator<Item = Result<(Vec<u8>, Stored), ReadModelError>> {
+        self.tree.scan_prefix(keys::events_of(id)).map(|row| {
+            let (key, value) = row?;
+            Ok((key.to_vec(), Stored::from_row(&key, &value)?))
+        })
+    }
+
+    /// Events in order of arrival, from a number on.
+    pub fn arrived(&self, from: u64, limit: usize) -> Result<Vec<Stored>, ReadModelError> {
+        let end = keys::seq(u64::MAX);
+        let rows = self.tree.range(keys::seq(from)..=end).take(limit);
+        rows.filter_map(|row| match row {
+            Ok((_, key)) => self.event(&key).transpose(),
+            Err(e) => Some(Err(e.into())),
+        })
+        .collect()
+    }
+
+    /// Keys of an index that come after `after`.
+    pub fn index(&self, prefix: &[u8], after: Option<&[u8]>) -> impl Iterator<Item = sled::Result<sled::IVec>> {
+        let start = [prefix, after.unwrap_or_default()].concat();
+        let skip = after.is_some().then(|| start.clone());
+        let prefix = prefix.to_vec();
+        let keys = self.tree.range(start..).keys();
+        keys.take_while(move |key| key.as_ref().map_or(true, |k| k.starts_with(&prefix)))
+            .filter(move |key| key.as_ref().map_or(true, |k| skip.as_deref() != Some(k.as_ref())))
+    }
+
+    /// Jobs whose ids lie in a range.
+    pub fn ids(&self, low: JobId, high: JobId, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        let keys = self.tree.range(keys::job(low)..=keys::job(high)).keys().take(limit);
+        keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// What could not be decoded, the newest first.
+    pub fn undecodable<T: DeserializeOwned>(&self, limit: usize) -> Result<Vec<T>, ReadModelError> {
+        let rows = self.tree.scan_prefix(keys::UNDECODABLE).rev().take(limit);
+        rows.map(|row| serde_json::from_slice(&row?.1).map_err(corrupt)).collect()
+    }
+
+    /// Key of the oldest entry that could not be decoded.
+    pub fn oldest_undecodable(&self) -> Result<Option<sled::IVec>, ReadModelError> {
+        Ok(self.tree.scan_prefix(keys::UNDECODABLE).keys().next().transpose()?)
+    }
+}

@@ -1,0 +1,143 @@
+//! A job in one row: what lists show and filters ask for, and the counters it adds to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stoker_schemas::diagnosis::Cause;
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{JobId, JobState, Phase, Time};
+
+use crate::view::ms_between;
+
+/// One job in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSummary {
+    /// Which.
+    pub id: JobId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Somebody asked to cancel it, and that is not settled yet.
+    pub cancelling: bool,
+    /// When it was enqueued (or first heard of).
+    pub created: Time,
+    /// When it last changed.
+    pub changed: Time,
+    /// Who enqueued it.
+    pub by: String,
+    /// What it boots.
+    pub image: String,
+    /// Where it may run.
+    pub pool: String,
+    /// Its lane.
+    pub priority: Priority,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Attempts started or scheduled.
+    pub attempts: u32,
+    /// Where it runs, or last ran.
+    pub host: Option<String>,
+    /// Where its agent answered.
+    pub agent: Option<String>,
+    /// From taken to ready, ms.
+    pub boot_ms: Option<u64>,
+    /// Cause of the last failure; none once a later attempt is ready.
+    pub cause: Option<Cause>,
+    /// That failure in a sentence.
+    pub problem: Option<String>,
+    /// When the next attempt is due.
+    pub not_before: Option<Time>,
+    /// Events kept of it.
+    pub events: u32,
+}
+
+impl JobSummary {
+    /// The row of a job; `times` are those of its first and last event.
+    pub fn of(state: &JobState, times: (Time, Time), events: u32) -> Self {
+        let phase = state.phase();
+        let spec = state.spec();
+        let last = state.attempts.values().next_back();
+        let started = last.and_then(|a| a.started.as_ref());
+        let ready = last.and_then(|a| a.ready.as_ref());
+        let failed = match phase {
+            Phase::Ready | Phase::Stopped => None,
+            _ => state.attempts.values().rev().find_map(|a| a.failed.as_ref()),
+        };
+        let dead = state.dead.values().next_back().and_then(|d| d.value.diagnosis.as_ref());
+        let diagnosis = failed.map(|f| &f.value.diagnosis).or(dead.filter(|_| phase == Phase::Dead));
+        let due = state.retries.get(&state.last_attempt()).filter(|_| phase == Phase::Retrying);
+        Self {
+            id: state.id,
+            phase,
+            cancelling: state.pending_cancel().is_some(),
+            created: state.enqueued_at().unwrap_or(times.0),
+            changed: times.1,
+            by: state.enqueued.as_ref().map(|e| e.value.by.clone()).unwrap_or_default(),
+            image: spec.map(|s| s.image.to_string()).unwrap_or_default(),
+            pool: spec.map(|s| s.pool.to_string()).unwrap_or_default(),
+            priority: spec.map(|s| s.priority).unwrap_or_default(),
+            labels: spec.map(|s| s.labels.clone()).unwrap_or_default(),
+            attempts: state.last_attempt(),
+            host: started.map(|s| s.value.host.to_string()),
+            agent: ready.map(|r| r.value.agent.to_string()),
+            boot_ms: started.zip(ready).map(|(s, r)| ms_between(s.at, r.at)),
+            cause: diagnosis.map(|d| d.cause),
+            problem: diagnosis.map(|d| d.summary.clone()),
+            not_before: due.map(|r| r.value.not_before),
+            events,
+        }
+    }
+
+    /// Names of the counters that it adds one to.
+    fn counters(&self) -> Vec<String> {
+        let mut names = vec![format!("phase:{}", self.phase)];
+        if let Some(cause) = self.cause {
+            names.push(format!("cause:{cause}:{}", self.phase));
+        }
+        if let (Some(host), Phase::Booting | Phase::Ready) = (&self.host, self.phase) {
+            names.push(format!("host:{host}:{}", self.phase));
+        }
+        names
+    }
+}
+
+/// Numbers kept up to date with every change, so that no page counts rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    /// Moves a job from one row to the next.
+    pub fn moved(&mut self, from: Option<&JobSummary>, to: &JobSummary) {
+        for name in from.map(JobSummary::counters).unwrap_or_default() {
+            if let Some(n) = self.0.get_mut(&name) {
+                *n -= 1;
+                if *n == 0 {
+                    self.0.remove(&name);
+                }
+            }
+        }
+        for name in to.counters() {
+            *self.0.entry(name).or_default() += 1;
+        }
+    }
+
+    /// Jobs in a phase.
+    pub fn phase(&self, phase: Phase) -> u64 {
+        self.get(&format!("phase:{phase}"))
+    }
+
+    /// VMs of a host in a phase.
+    pub fn on_host(&self, host: &str, phase: Phase) -> u64 {
+        self.get(&format!("host:{host}:{phase}"))
+    }
+
+    /// Jobs by the cause of their last failure, in the phases asked for.
+    pub fn causes(&self, phases: &[Phase]) -> BTreeMap<Cause, u64> {
+        let count = |cause: &Cause| phases.iter().map(|p| self.get(&format!("cause:{cause}:{p}"))).sum::<u64>();
+        Cause::ALL.iter().map(|c| (*c, count(c))).filter(|(_, n)| *n > 0).collect()
+    }
+
+    fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+}

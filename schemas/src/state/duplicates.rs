@@ -1,0 +1,54 @@
+//! More than one VM for a job: which of them are to go.
+//!
+//! A worker cannot see this, because it only knows its own tries. The control plane sees every
+//! host's events, and tells the hosts named here with `attempt.superseded`.
+
+use super::{Attempt, JobState};
+use crate::id::{Epoch, HostName, VmId};
+
+/// A VM that is to go.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Duplicate {
+    /// Of which try.
+    pub epoch: Epoch,
+    /// Where it is.
+    pub host: HostName,
+    /// Which.
+    pub vm: VmId,
+    /// The VM that stays; none when the job was cancelled.
+    pub kept: Option<VmId>,
+}
+
+/// The VMs of a job that are to go, and were not told to yet. Nothing is superfluous before one is
+/// up: until then any of them may be the one that makes it. The one ready earliest stays, because
+/// somebody may be using it; attempts older than one asked for by hand never stay.
+pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
+    let kept = if state.is_cancelled() {
+        None
+    } else {
+        match survivor(state) {
+            Some(vm) => Some(vm),
+            None => return Vec::new(),
+        }
+    };
+    let last_cancelled = state.cancelled.keys().next_back().copied().unwrap_or(0);
+    let ends = |epoch: Epoch| kept.is_some() || epoch.attempt <= last_cancelled;
+    let superfluous = state.tries().filter(|(epoch, a)| a.has_vm() && a.superseded.is_none() && ends(*epoch));
+    superfluous.filter_map(|(epoch, a)| named(epoch, a, kept)).filter(|d| d.kept != Some(d.vm)).collect()
+}
+
+fn named(epoch: Epoch, attempt: &Attempt, kept: Option<VmId>) -> Option<Duplicate> {
+    let started = &attempt.started.as_ref()?.value;
+    Some(Duplicate { epoch, host: started.host.clone(), vm: started.vm, kept })
+}
+
+/// The VM that stays.
+fn survivor(state: &JobState) -> Option<VmId> {
+    let asked = state.asked_attempt();
+    let up = state.tries().filter(|(epoch, a)| epoch.attempt >= asked && a.is_up() && a.superseded.is_none());
+    let named = up.filter_map(|(epoch, a)| {
+        let started = &a.started.as_ref()?.value;
+        Some((a.ready.as_ref()?.at, epoch, started.host.clone(), started.vm))
+    });
+    named.min().map(|(_, _, _, vm)| vm)
+}

@@ -1,0 +1,153 @@
+//! Where a job stands, computed from its state, and which wishes are still open.
+
+use std::fmt;
+
+use super::{At, Attempt, JobState};
+use crate::event::{GoneWhy, Request};
+use crate::id::Epoch;
+use crate::spec::JobSpec;
+use crate::time::Time;
+
+/// Where a job stands. The names are those users see.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waits for a host.
+    Queued,
+    /// An attempt is under way.
+    Booting,
+    /// The VM is up.
+    Ready,
+    /// An attempt failed; what follows is being settled.
+    Failing,
+    /// Waits for its next attempt.
+    Retrying,
+    /// No attempt follows.
+    Dead,
+    /// Will not run.
+    Cancelled,
+    /// Was up, is not any more.
+    Stopped,
+}
+
+impl Phase {
+    /// Its name, as in data.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Failing => "failing",
+            Self::Retrying => "retrying",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// No event follows by itself.
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::Dead | Self::Cancelled | Self::Stopped)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl JobState {
+    /// Number of the latest attempt started or scheduled; 0 before the first.
+    pub fn last_attempt(&self) -> u32 {
+        let started = self.attempts.keys().next_back().map_or(0, |e| e.attempt);
+        let scheduled = self.retries.keys().next_back().copied().unwrap_or(0);
+        started.max(scheduled)
+    }
+
+    /// The highest attempt number at which the job was called dead or cancelled; 0 for never.
+    pub fn settled_attempt(&self) -> u32 {
+        self.dead.keys().chain(self.cancelled.keys()).max().copied().unwrap_or(0)
+    }
+
+    /// What is to be booted: the spec of the latest attempt that is known of.
+    pub fn spec(&self) -> Option<&JobSpec> {
+        // At the same number they are the same; the rank only makes the choice definite.
+        let enqueued = self.enqueued.iter().map(|e| ((1, 0), &e.value.spec));
+        let dead = self.dead.iter().map(|(n, d)| ((*n, 1), &d.value.spec));
+        let deferred = self.deferred.iter().map(|d| ((d.value.attempt, 2), &d.value.spec));
+        let started = self.attempts.iter().filter_map(|(epoch, a)| Some((epoch, a.started.as_ref()?)));
+        let started = started.map(|(epoch, s)| ((epoch.attempt, 3), &s.value.spec));
+        let retries = self.retries.iter().map(|(n, r)| ((*n, 4), &r.value.spec));
+        enqueued.chain(dead).chain(deferred).chain(started).chain(retries).max_by_key(|(rank, _)| *rank).map(|(_, s)| s)
+    }
+
+    /// When it was first enqueued, as far as is known.
+    pub fn enqueued_at(&self) -> Option<Time> {
+        let started = self.tries().filter_map(|(_, a)| a.started.as_ref()).map(|s| s.value.enqueued_at);
+        let retries = self.retries.values().map(|r| r.value.enqueued_at);
+        let deferred = self.deferred.iter().map(|d| d.value.enqueued_at);
+        self.enqueued.iter().map(|e| e.at).chain(started).chain(retries).chain(deferred).min()
+    }
+
+    /// The latest attempt that somebody asked for by hand; attempts before it are overtaken.
+    pub fn asked_attempt(&self) -> u32 {
+        self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max().unwrap_or(0)
+    }
+
+    /// A wish to cancel that is still to be carried out: the job has not ended otherwise, and
+    /// nobody has asked for another attempt since.
+    pub fn pending_cancel(&self) -> Option<&At<Request>> {
+        let request = self.cancel_requested.as_ref()?;
+        let overtaken = self.asked_at.is_some_and(|asked| asked >= request.at);
+        (!overtaken && !self.phase().is_closed()).then_some(request)
+    }
+
+    /// A wish to stop this try, made after it started.
+    pub fn pending_stop(&self, epoch: Epoch) -> Option<&At<Request>> {
+        let attempt = self.attempts.get(&epoch).filter(|a| a.has_vm())?;
+        let started = attempt.started.as_ref()?.at;
+        self.stop_requested.as_ref().filter(|request| request.at >= started)
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        let last = self.last_attempt();
+        if self.is_cancelled() {
+            return Phase::Cancelled;
+        }
+        // A VM that answers is up, even if another host gave the same attempt up (it had lost the
+        // delivery): only an attempt asked for by hand overtakes it.
+        let asked = self.asked_attempt();
+        if self.tries().any(|(epoch, a)| epoch.attempt >= asked && a.is_up()) {
+            return Phase::Ready;
+        }
+        if self.dead.keys().next_back().is_some_and(|n| *n >= last) {
+            return Phase::Dead;
+        }
+        let latest = || self.tries().filter(|(epoch, _)| epoch.attempt == last).map(|(_, a)| a);
+        if latest().next().is_none() {
+            return if last == 0 { Phase::Queued } else { Phase::Retrying };
+        }
+        if latest().any(|a| a.ready.is_none() && a.failed.is_none() && a.gone.is_none()) {
+            Phase::Booting
+        } else if latest().any(was_stopped) {
+            Phase::Stopped
+        } else {
+            Phase::Failing
+        }
+    }
+
+    /// Called cancelled, and no attempt was scheduled since.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.keys().next_back().is_some_and(|n| *n >= self.last_attempt())
+    }
+}
+
+/// Was up, or was taken away on purpose before it was.
+fn was_stopped(a: &Attempt) -> bool {
+    let on_purpose = |why| matches!(why, GoneWhy::Stopped | GoneWhy::Duplicate);
+    a.ready.is_some() || (a.failed.is_none() && a.gone.as_ref().is_some_and(|gone| on_purpose(gone.value.why)))
+}

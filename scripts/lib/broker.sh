@@ -1,0 +1,199 @@
+# shellcheck shell=bash
+# A private RabbitMQ node: own name, ports, data, cookie and epmd, loopback only, any user.
+# Several can run side by side; nothing is shared with a RabbitMQ of the host.
+
+# The wrappers in /usr/sbin switch to the user rabbitmq and meet the wrong cookie.
+readonly RABBITMQ_BIN=/usr/lib/rabbitmq/bin/rabbitmq-server
+readonly BROKER_START_SECONDS=60
+readonly BROKER_STOP_SECONDS=20
+# Start fails when another process takes a chosen port first; then new ports are chosen.
+readonly BROKER_START_TRIES=3
+
+#: broker start|stop|restart|kill9 [--name N] | a private RabbitMQ node (start prints its URL)
+#: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
+#: broker status|env [--name N] | is it running; export lines for a shell
+#: broker wipe [--name N] | stop the node and delete its data
+cmd_broker() {
+  local verb="${1:-}" name=dev
+  [[ $# -gt 0 ]] && shift
+  while (($# > 0)); do
+    case "$1" in
+      --name)
+        name="${2:-}"
+        shift
+        ;;
+      --name=*) name="${1#--name=}" ;;
+      *) die_usage "broker: unknown argument: $1" ;;
+    esac
+    shift
+  done
+  # The name becomes part of an Erlang node name and of a path.
+  [[ $name =~ ^[a-z0-9][a-z0-9-]{0,40}$ ]] || die_usage "broker: a name is 1-41 of a-z 0-9 -"
+  BROKER_NAME="$name"
+  BROKER_DIR="$RUN_DIR/broker/$name"
+  case "$verb" in
+    start | stop | restart | kill9 | pause | resume | status | env | wipe) "broker_$verb" ;;
+    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env or wipe" ;;
+  esac
+}
+
+broker_url() { printf 'amqp://guest:guest@127.0.0.1:%s/%%2f\n' "$AMQP_PORT"; }
+
+broker_start() {
+  [[ -x $RABBITMQ_BIN ]] || die "broker: rabbitmq-server is not installed; run: scripts/dev deps broker"
+  mkdir -p "$BROKER_DIR"/{home,mnesia,log}
+  local try
+  for ((try = 1; try <= BROKER_START_TRIES; try++)); do
+    load_ports || choose_ports
+    if broker_running; then
+      broker_url
+      return 0
+    fi
+    spawn_node
+    if wait_until "$BROKER_START_SECONDS" node_answers_or_died && amqp_answers "$AMQP_PORT"; then
+      broker_url
+      return 0
+    fi
+    warn "broker: $BROKER_NAME did not start (try $try), see $BROKER_DIR/log"
+    broker_stop
+    # A node's data belongs to its name, not to its ports, so new ports keep the data.
+    rm -f "$BROKER_DIR/ports"
+  done
+  tail -n 20 "$BROKER_DIR/log/console.log" >&2 || true
+  die "broker: $BROKER_NAME gave up after $BROKER_START_TRIES tries"
+}
+
+broker_stop() {
+  local pid
+  if pid="$(broker_pid)"; then
+    kill -CONT "$pid" 2>/dev/null || true
+    kill -TERM "$pid" 2>/dev/null || true
+    wait_until "$BROKER_STOP_SECONDS" process_gone "$pid" || kill -KILL "$pid" 2>/dev/null || true
+    wait_until 5 process_gone "$pid" || warn "broker: process $pid does not end"
+  fi
+  rm -f "$BROKER_DIR/pid"
+  stop_epmd
+}
+
+broker_restart() {
+  broker_stop
+  broker_start
+}
+
+broker_kill9() { signal_node KILL && wait_until 5 process_gone "$NODE_PID"; }
+broker_pause() { signal_node STOP; }
+broker_resume() { signal_node CONT; }
+
+broker_status() {
+  if load_ports && broker_running; then
+    printf 'running %s pid %s\n' "$(broker_url)" "$(broker_pid)"
+  else
+    printf 'stopped\n'
+    return 1
+  fi
+}
+
+broker_env() {
+  load_ports || die "broker: $BROKER_NAME was never started"
+  printf "export STOKER_TEST_AMQP_URL='%s'\n" "$(broker_url)"
+  printf "export STOKER_TEST_BROKER_NAME='%s'\n" "$BROKER_NAME"
+  printf "export STOKER_TEST_BROKER_CTL='%s'\n" "$STOKER_ROOT/scripts/dev"
+}
+
+broker_wipe() {
+  broker_stop
+  rm -rf -- "$BROKER_DIR"
+}
+
+signal_node() {
+  NODE_PID="$(broker_pid)" || die "broker: $BROKER_NAME is not running"
+  kill "-$1" "$NODE_PID"
+}
+
+# A pid file outlives its process, and pids are reused: the process must also be this node.
+broker_pid() {
+  local pid
+  pid="$(cat "$BROKER_DIR/pid" 2>/dev/null)" || return 1
+  [[ $pid =~ ^[0-9]+$ ]] || return 1
+  tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" |
+    grep -qxF "RABBITMQ_PID_FILE=$BROKER_DIR/pid" || return 1
+  printf '%s\n' "$pid"
+}
+
+broker_running() { broker_pid >/dev/null && amqp_answers "$AMQP_PORT"; }
+
+# Ends the wait early when the server gave up by itself.
+node_answers_or_died() { amqp_answers "$AMQP_PORT" || process_gone "$SPAWNED_PID"; }
+
+# A listening port is not yet a broker: the protocol header must be answered by a method
+# frame (first byte 1).
+amqp_answers() {
+  local port="$1"
+  # shellcheck disable=SC2016 # the inner shell expands its own argument
+  [[ $(timeout 2 bash -c '
+    exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+    printf "AMQP\0\0\11\1" >&3
+    head -c 1 <&3 | od -An -tu1
+  ' probe "$port" 2>/dev/null | tr -d ' ') == 1 ]]
+}
+
+load_ports() {
+  [[ -f $BROKER_DIR/ports ]] || return 1
+  read -r AMQP_PORT DIST_PORT EPMD_PORT <"$BROKER_DIR/ports"
+}
+
+choose_ports() {
+  AMQP_PORT="$(free_port)"
+  DIST_PORT="$(free_port)"
+  EPMD_PORT="$(free_port)"
+  printf '%s %s %s\n' "$AMQP_PORT" "$DIST_PORT" "$EPMD_PORT" >"$BROKER_DIR/ports"
+}
+
+# Below the kernel's ephemeral range, so that no outgoing connection takes the port meanwhile.
+free_port() {
+  local port
+  for _ in {1..50}; do
+    port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || {
+      printf '%s\n' "$port"
+      return 0
+    }
+  done
+  die "broker: found no free port"
+}
+
+write_node_config() {
+  cat >"$BROKER_DIR/rabbitmq.conf" <<CONF
+vm_memory_high_watermark.absolute = 768MiB
+disk_free_limit.absolute = 64MiB
+log.file.rotation.size = 10485760
+log.file.rotation.count = 2
+CONF
+  printf '[].\n' >"$BROKER_DIR/enabled_plugins"
+}
+
+spawn_node() {
+  write_node_config
+  rm -f "$BROKER_DIR/pid"
+  # No busy waiting of idle schedulers: tests share few cores with the node. Nodes talk over loopback only.
+  local erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+  env -u RABBITMQ_CONFIG_FILES \
+    HOME="$BROKER_DIR/home" \
+    RABBITMQ_NODENAME="stoker-$BROKER_NAME@localhost" \
+    RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT="$AMQP_PORT" \
+    RABBITMQ_DIST_PORT="$DIST_PORT" ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 \
+    RABBITMQ_MNESIA_BASE="$BROKER_DIR/mnesia" RABBITMQ_LOG_BASE="$BROKER_DIR/log" \
+    RABBITMQ_PID_FILE="$BROKER_DIR/pid" \
+    RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_DIR/enabled_plugins" \
+    RABBITMQ_CONFIG_FILE="$BROKER_DIR/rabbitmq" RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$erl_args" \
+    setsid "$RABBITMQ_BIN" </dev/null >"$BROKER_DIR/log/console.log" 2>&1 &
+  SPAWNED_PID=$!
+}
+
+# epmd is a daemon of its own that every node leaves behind.
+stop_epmd() {
+  load_ports || return 0
+  have epmd || return 0
+  ERL_EPMD_PORT="$EPMD_PORT" epmd -kill >/dev/null 2>&1 || true
+}

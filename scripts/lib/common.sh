@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# Paths, messages and the few helpers that every command shares; the paths are used by the
+# other files of this folder.
+# shellcheck disable=SC2034
+
+STOKER_DIR="$STOKER_ROOT/.stoker"
+CACHE_DIR="${STOKER_CACHE:-$STOKER_DIR/cache}"
+RUN_DIR="$STOKER_DIR/run"
+IMAGES_DIR="$STOKER_DIR/images"
+
+# A cargo target folder that the caller chose is respected.
+TARGET_DIR="${CARGO_TARGET_DIR:-$STOKER_ROOT/target}"
+
+note() { printf '==> %s\n' "$*" >&2; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+# Exit code 2 is "wrong usage", as for the stoker binary.
+die_usage() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# The path of a command, also when it lives in a folder that a plain user's PATH leaves out.
+find_command() {
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$1" 2>/dev/null
+}
+
+have() { find_command "$1" >/dev/null; }
+
+is_root() { [[ $EUID -eq 0 ]]; }
+
+sha256_of() { sha256sum -- "$1" | cut -d' ' -f1; }
+
+# Makes a folder that its callers may rely on being absolute.
+ensure_dir() {
+  mkdir -p -- "$1"
+  (cd -- "$1" && pwd)
+}
+
+# wait_until SECONDS COMMAND...: true as soon as the command succeeds, false at the deadline.
+wait_until() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    ((SECONDS < deadline)) || return 1
+    sleep 0.05
+  done
+}
+
+process_gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# with_lock NAME COMMAND...: one at a time, across processes; a second caller then finds the first one's work.
+with_lock() {
+  local file
+  file="$(ensure_dir "$STOKER_DIR/locks")/$1"
+  shift
+  (
+    exec 9>"$file"
+    flock 9
+    "$@"
+  )
+}

@@ -1,0 +1,110 @@
+//! The kernel command line: `stoker.*` parameters become [`Settings`].
+//!
+//! A guest has no other configuration. Unknown parameters belong to the kernel and are
+//! ignored; a value that cannot be read is ignored too, because a guest that boots with
+//! defaults can be diagnosed from outside and one that refuses to boot cannot.
+
+use crate::fault::Faults;
+
+/// Port of the agent when the command line does not name one.
+pub const DEFAULT_PORT: u16 = 8080;
+
+/// What the guest was told by its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Which VM this is; `/health` repeats it, so that an answer can be told from another VM's.
+    pub vm_id: String,
+    /// TCP port of the agent.
+    pub port: u16,
+    /// Ways in which this guest is asked to be broken.
+    pub faults: Faults,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { vm_id: String::new(), port: DEFAULT_PORT, faults: Faults::default() }
+    }
+}
+
+impl Settings {
+    /// Reads a command line as the kernel shows it in `/proc/cmdline`.
+    pub fn parse(line: &str) -> Self {
+        let mut settings = Self::default();
+        for parameter in split(line) {
+            let Some((key, value)) = parameter.split_once('=') else {
+                continue;
+            };
+            match key {
+                "stoker.vm_id" => settings.vm_id = value.to_owned(),
+                "stoker.port" => settings.port = value.parse().unwrap_or(DEFAULT_PORT),
+                "stoker.fault" => settings.faults.add(value),
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
+/// Splits at white space outside double quotes and drops the quotes, as the kernel does.
+fn split(line: &str) -> Vec<String> {
+    let mut parameters = Vec::new();
+    let mut current = String::new();
+    let mut quoted = false;
+    for character in line.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            c if c.is_whitespace() && !quoted => {
+                if !current.is_empty() {
+                    parameters.push(std::mem::take(&mut current));
+                }
+            }
+            c => current.push(c),
+        }
+    }
+    if !current.is_empty() {
+        parameters.push(current);
+    }
+    parameters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn reads_the_parameters_of_stoker_and_ignores_the_kernels() {
+        let settings = Settings::parse("console=ttyS0 quiet stoker.vm_id=vm-7 panic=-1 stoker.port=9090\n");
+        assert_eq!(settings.vm_id, "vm-7");
+        assert_eq!(settings.port, 9090);
+        assert_eq!(settings.faults, Faults::default());
+    }
+
+    #[test]
+    fn an_unreadable_port_leaves_the_default() {
+        assert_eq!(Settings::parse("stoker.port=http").port, DEFAULT_PORT);
+        assert_eq!(Settings::parse("stoker.port=70000").port, DEFAULT_PORT);
+    }
+
+    #[test]
+    fn quotes_hold_white_space_together() {
+        let settings = Settings::parse(r#"a "stoker.fault=unit-failed=VM Browser OAuth Agent" b"#);
+        assert_eq!(settings.faults.failed_units, ["VM Browser OAuth Agent"]);
+        let inner = Settings::parse(r#"stoker.fault="unit-failed=X Virtual Frame Buffer""#);
+        assert_eq!(inner.faults.failed_units, ["X Virtual Frame Buffer"]);
+    }
+
+    #[test]
+    fn faults_may_be_listed_or_repeated() {
+        let settings = Settings::parse("stoker.fault=status=503,delay-ms=20 stoker.fault=no-dhcp");
+        assert_eq!(settings.faults.status, Some(503));
+        assert_eq!(settings.faults.delay, Duration::from_millis(20));
+        assert!(settings.faults.no_dhcp);
+    }
+
+    #[test]
+    fn an_open_quote_ends_with_the_line() {
+        assert_eq!(split("a \"b c"), ["a", "b c"]);
+        assert_eq!(split(""), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,113 @@
+//! The task that owns a subscription: its channel, its consumers and its acknowledgements.
+//!
+//! What was handed out on a channel that ended comes back from the broker by itself, with a higher
+//! delivery count; the old acknowledgement handles answer `Stale`.
+
+use std::sync::Arc;
+
+use stoker_schemas::{HostName, PoolName, spec::Priority};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    config::{AmqpConfig, STABLE_AFTER},
+    consuming::{Consuming, End},
+    fault::Fault,
+    link::{Link, Live},
+};
+use crate::{
+    backoff_policy::{Backoff, RECONNECT},
+    ports::broker::{BrokerError, Delivery, Source},
+};
+
+/// A queue to consume, and how to make sure that it is there.
+pub(super) enum Origin {
+    Jobs(PoolName, Priority),
+    Host(HostName),
+    Dead,
+}
+
+impl Origin {
+    pub(super) fn new(source: Source, config: &AmqpConfig) -> Result<Self, BrokerError> {
+        match source {
+            Source::Jobs(pool, lane) => Ok(Self::Jobs(pool, lane)),
+            Source::Dead => Ok(Self::Dead),
+            Source::HostCommands => config.host.clone().map(Self::Host).ok_or_else(|| {
+                BrokerError::Refused("this broker was opened without a host, so it receives no commands".into())
+            }),
+        }
+    }
+
+    pub(super) fn queue(&self, config: &AmqpConfig) -> String {
+        match self {
+            Self::Jobs(pool, lane) => config.names.jobs_queue(pool, *lane),
+            Self::Host(host) => config.names.host_queue(host),
+            Self::Dead => config.names.dead_queue(),
+        }
+    }
+
+    async fn declare(&self, live: &Live, config: &AmqpConfig) -> Result<(), Fault> {
+        let mut declarer = live.declarer(config);
+        match self {
+            Self::Jobs(pool, _) => declarer.pool(pool).await,
+            Self::Host(host) => declarer.host_queue(host).await,
+            Self::Dead => declarer.dead_queue().await,
+        }
+    }
+}
+
+/// Keeps a subscription alive across channels and connections.
+pub(super) struct Subscriber {
+    pub config: Arc<AmqpConfig>,
+    pub link: Link,
+    pub closing: CancellationToken,
+    pub origin: Origin,
+    pub out: mpsc::Sender<Delivery>,
+    pub credit: watch::Receiver<u32>,
+}
+
+impl Subscriber {
+    pub(super) async fn run(mut self) {
+        let queue = self.origin.queue(&self.config);
+        let mut backoff = Backoff::new(RECONNECT);
+        while self.wanted().await {
+            let Some(live) = self.link.live().await else { return };
+            let since = Instant::now();
+            match self.session(&live, &queue).await {
+                Ok(End::Closed) => return,
+                Ok(End::Renew) => {}
+                Err(fault) => {
+                    tracing::warn!(%fault, queue, "consumer lost; unacknowledged deliveries come again");
+                    live.blame(&fault);
+                    if since.elapsed() >= STABLE_AFTER {
+                        backoff.reset();
+                    }
+                    live.pause(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    /// A paused subscription holds no channel, so nothing can be stuck on one; waits for credit.
+    async fn wanted(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => false,
+            () = self.out.closed() => false,
+            // An error means that the credit's sender is gone with the credit at 0: for ever paused.
+            raised = self.credit.wait_for(|credit| *credit > 0) => raised.is_ok(),
+        }
+    }
+
+    async fn session(&mut self, live: &Live, queue: &str) -> Result<End, Fault> {
+        self.origin.declare(live, &self.config).await?;
+        let channel = live.channel().await?;
+        let mut consuming = Consuming::new(channel, queue, self.out.clone());
+        let end = consuming.run(live, &self.closing, &mut self.credit).await;
+        consuming.close().await;
+        end
+    }
+}

@@ -1,0 +1,127 @@
+//! What a host needs, looked at one by one, each with what to do when it is missing.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use stoker_schemas::image::Driver;
+
+use crate::config::{Config, NetworkMode};
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// Whether it will do.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do, when it will not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub remedy: String,
+}
+
+impl Check {
+    fn new(name: &'static str, found: Result<String, (String, &str)>) -> Self {
+        match found {
+            Ok(found) => Self { name, ok: true, found, remedy: String::new() },
+            Err((found, remedy)) => Self { name, ok: false, found, remedy: remedy.to_owned() },
+        }
+    }
+}
+
+/// Looks at everything these settings need.
+pub fn examine(config: &Config) -> Vec<Check> {
+    let mut checks = vec![data(&config.data)];
+    match config.driver {
+        Driver::Firecracker => {
+            checks.push(program("firecracker", &config.firecracker, "install it, or set --firecracker to its path"));
+            checks.push(device("kvm", "/dev/kvm", "enable virtualisation, load kvm_intel or kvm_amd, join group kvm"));
+        }
+        Driver::Qemu => {
+            checks.push(program("qemu", &config.qemu, "install qemu-system-x86"));
+            checks.push(program("qemu-img", Path::new("qemu-img"), "install qemu-utils"));
+        }
+        Driver::Simulated => {}
+    }
+    if config.driver != Driver::Simulated {
+        checks.push(images(&config.images));
+        if let NetworkMode::Bridge { .. } = config.network {
+            checks.push(root());
+            checks.push(device("tun", "/dev/net/tun", "load the tun module: modprobe tun"));
+            checks.push(program("dnsmasq", Path::new("dnsmasq"), "install dnsmasq-base"));
+            checks.push(program("ip", Path::new("ip"), "install iproute2"));
+        }
+    }
+    checks
+}
+
+fn data(dir: &Path) -> Check {
+    let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::metadata(dir));
+    let found = match made {
+        Ok(meta) if !meta.permissions().readonly() => Ok(dir.display().to_string()),
+        Ok(_) => Err((format!("{} is read-only", dir.display()), "choose another folder with --data")),
+        Err(e) => Err((format!("{}: {e}", dir.display()), "choose a folder this user may write with --data")),
+    };
+    Check::new("data folder", found)
+}
+
+fn images(dir: &Path) -> Check {
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .map(|entries| {
+            let with_manifest = entries.flatten().filter(|e| e.path().join("image.json").is_file());
+            with_manifest.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        })
+        .unwrap_or_default();
+    let found = if names.is_empty() {
+        Err((format!("none in {}", dir.display()), "build the ones Stoker ships: scripts/dev image"))
+    } else {
+        Ok(names.join(", "))
+    };
+    Check::new("images", found)
+}
+
+fn root() -> Check {
+    let found = if rustix::process::geteuid().is_root() {
+        Ok("yes".to_owned())
+    } else {
+        Err(("no".to_owned(), "run as root, or with --unprivileged for QEMU's user network"))
+    };
+    Check::new("root", found)
+}
+
+fn device(name: &'static str, path: &str, remedy: &'static str) -> Check {
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
+    Check::new(name, opened.map(|_| path.to_owned()).map_err(|e| (format!("{path}: {e}"), remedy)))
+}
+
+fn program(name: &'static str, program: &Path, remedy: &'static str) -> Check {
+    let found = find(program);
+    let missing = || (format!("{} not found", program.display()), remedy);
+    Check::new(name, found.map(|p| p.display().to_string()).ok_or_else(missing))
+}
+
+/// A program by path or along PATH (and the sbin folders that unprivileged users' PATH lacks).
+fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// As lines for people.
+pub fn table(checks: &[Check]) -> String {
+    let line = |check: &Check| {
+        let word = if check.ok { "ok" } else { "MISSING" };
+        let remedy = if check.remedy.is_empty() { String::new() } else { format!("\n{:>24} {}", "->", check.remedy) };
+        format!("{word:<8}{:<14}{}{remedy}", check.name, check.found)
+    };
+    checks.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// As JSON.
+pub fn json(checks: &[Check]) -> String {
+    serde_json::to_string_pretty(checks).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
