@@ -72,6 +72,8 @@ pub struct AttemptView {
     pub gone: Option<GoneView>,
     /// Times a restarted worker took the VM over.
     pub adopted: usize,
+    /// Another VM of the job was chosen to stay: this one goes.
+    pub superseded: bool,
 }
 
 /// How a try went.
@@ -204,7 +206,7 @@ impl JobView {
             enqueued_at,
             by: state.enqueued.as_ref().map(|e| e.value.by.clone()),
             spec: state.spec().cloned(),
-            attempts: state.attempts.iter().map(|(epoch, a)| attempt(state, *epoch, a)).collect(),
+            attempts: attempts(state),
             next,
             dead: dead.map(|d| DeadView { reason: d.value.reason, at: d.at }),
             deferred: state.deferred.as_ref().filter(|_| waits).map(|d| d.value.reason.clone()),
@@ -217,6 +219,13 @@ impl JobView {
     }
 }
 
+/// Every try, those of the same epoch on other hosts included.
+fn attempts(state: &JobState) -> Vec<AttemptView> {
+    let mut tries: Vec<_> = state.tries().collect();
+    tries.sort_by_key(|(epoch, a)| (*epoch, a.started.as_ref().map(|s| s.at)));
+    tries.into_iter().map(|(epoch, a)| attempt(state, epoch, a)).collect()
+}
+
 fn attempt(state: &JobState, epoch: Epoch, a: &Attempt) -> AttemptView {
     let started = a.started.as_ref();
     let start = started.map(|s| s.at).or_else(|| a.marks.iter().map(|m| m.at).min());
@@ -226,7 +235,7 @@ fn attempt(state: &JobState, epoch: Epoch, a: &Attempt) -> AttemptView {
         attempt: epoch.attempt,
         delivery: epoch.delivery,
         outcome: outcome(a),
-        host: started.map(|s| s.value.host.clone()),
+        host: a.host().cloned(),
         vm,
         mac: vm.map(|vm| vm.mac().to_string()),
         tap: vm.map(VmId::tap),
@@ -246,14 +255,14 @@ fn attempt(state: &JobState, epoch: Epoch, a: &Attempt) -> AttemptView {
         diagnosis: a.failed.as_ref().map(|f| f.value.diagnosis.clone()),
         gone: a.gone.as_ref().map(|g| GoneView { why: g.value.why, detail: g.value.detail.clone(), at: g.at }),
         adopted: a.adopted.len(),
+        superseded: a.superseded.is_some(),
     }
 }
 
 fn outcome(a: &Attempt) -> Outcome {
     match (&a.ready, &a.failed, &a.gone) {
-        // A try that was ready and failed later counts by what it came to first.
-        (Some(_), _, None) => Outcome::Ready,
-        (Some(_), _, Some(_)) => Outcome::WasReady,
+        (Some(_), None, None) => Outcome::Ready,
+        (Some(_), _, _) => Outcome::WasReady,
         (None, Some(_), _) => Outcome::Failed,
         (None, None, Some(_)) => Outcome::Removed,
         (None, None, None) => Outcome::Booting,

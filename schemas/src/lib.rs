@@ -24,6 +24,8 @@ pub mod topology;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod simulation;
 
 pub use event::{Event, EventData};
 pub use id::{Epoch, HostName, ImageName, JobId, PoolName, VmId};

@@ -50,7 +50,13 @@ wait_until() {
   done
 }
 
-process_gone() { ! kill -0 "$1" 2>/dev/null; }
+# A zombie counts as gone: it holds nothing, and who reaps it is not ours to decide.
+process_gone() {
+  case "$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null)" in
+    '' | Z | X) return 0 ;;
+    *) return 1 ;;
+  esac
+}
 
 # with_lock NAME COMMAND...: one at a time, across processes; a second caller then finds the first one's work.
 with_lock() {

@@ -135,8 +135,8 @@ build_probe() {
   "network": "dhcp",
   "allow_static": false,
   "agent_port": 8080,
-  "units": ["VM Browser OAuth Agent"],
-  "min_memory_mib": 16,
+  "units": ["Network Configuration", "VM Browser OAuth Agent"],
+  "min_memory_mib": 32,
   "drivers": ["firecracker", "qemu"],
   "digests": {
     "probe.elf": "sha256:$(sha256_of "$out/probe.elf")"

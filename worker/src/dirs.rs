@@ -47,6 +47,16 @@ impl Dirs {
         self.root.join("net")
     }
 
+    /// The data folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Note of which accelerator works.
+    pub fn accel(&self) -> PathBuf {
+        self.root.join("accel.json")
+    }
+
     /// All attempts' folders.
     pub fn vms(&self) -> PathBuf {
         self.root.join("vms")

@@ -10,19 +10,20 @@ use stoker_schemas::image::Driver;
 use tokio::sync::watch;
 
 use crate::attempt::Rig;
+use crate::broker::amqp::{AmqpBroker, AmqpConfig};
 use crate::broker::embedded::EmbeddedBroker;
 use crate::clock::Clock;
-use crate::config::{Config, NetworkMode};
+use crate::config::{BrokerUrl, Config};
 use crate::dirs::Dirs;
+use crate::equipment::equip;
 use crate::images::ImageStore;
 use crate::log::{EventLog, LogError, LogOptions};
 use crate::ports::broker::{Broker, BrokerError};
-use crate::ports::net::{NetError, Network};
-use crate::ports::probe::Prober;
-use crate::ports::vm::{Hypervisor, VmError};
+use crate::outbox;
+use crate::ports::net::NetError;
+use crate::ports::vm::VmError;
 use crate::reaper::{self, Reaped};
 use crate::supervisor::{Settings, Shutdown, Supervisor, SupervisorError};
-use crate::outbox;
 
 /// Why a host could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -163,50 +164,6 @@ fn report(reaped: &Reaped) {
     }
 }
 
-struct Equipment {
-    hypervisor: Arc<dyn Hypervisor>,
-    network: Arc<dyn Network>,
-    prober: Arc<dyn Prober>,
-}
-
-async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, HostError> {
-    if config.driver == Driver::Simulated {
-        let world = SimWorld::new();
-        return Ok(Equipment {
-            hypervisor: Arc::new(Simulated::new(world.clone())),
-            network: Arc::new(SimulatedNetwork::new(world.clone())),
-            prober: Arc::new(SimulatedProber::new(world)),
-        });
-    }
-    match &config.network {
-        NetworkMode::User => {
-            let namespace = Namespace::host()?;
-            let network = Arc::new(UserNetwork::open(dirs.net())?);
-            let prober = Arc::new(HttpProber::new(namespace.clone(), None)?);
-            Ok(Equipment { hypervisor: hypervisor(config, namespace).await?, network, prober })
-        }
-        NetworkMode::Bridge { namespace, bridge, gateway, prefix } => {
-            let namespace = match namespace {
-                Some(name) => Namespace::open(name).await?,
-                None => Namespace::host()?,
-            };
-            let mut settings = BridgeConfig::new(dirs.net());
-            settings.bridge.clone_from(bridge);
-            settings.gateway = *gateway;
-            settings.prefix = *prefix;
-            let network = Arc::new(BridgedNetwork::open(namespace.clone(), settings).await?);
-            let prober = Arc::new(HttpProber::new(namespace.clone(), Some(network.neighbours()))?);
-            Ok(Equipment { hypervisor: hypervisor(config, namespace).await?, network, prober })
-        }
-    }
-}
-
-async fn hypervisor(config: &Config, namespace: Namespace) -> Result<Arc<dyn Hypervisor>, VmError> {
-    let spawner = Arc::new(namespace);
-    Ok(match config.driver {
-        Driver::Firecracker => {
-            Arc::new(Firecracker::new(&config.firecracker, spawner, FirecrackerOptions::default()).await?)
-        }
-        _ => Arc::new(Qemu::new(&config.qemu, spawner, QemuOptions::default()).await?),
-    })
+fn amqp_config(config: &Config, url: &BrokerUrl) -> AmqpConfig {
+    AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url.expose()) }
 }

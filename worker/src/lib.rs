@@ -13,6 +13,7 @@ pub mod console;
 pub mod dirs;
 pub mod disk;
 pub mod doctor;
+mod equipment;
 pub mod host;
 pub mod images;
 pub mod log;

@@ -33,7 +33,7 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
 
 /// Where an event is kept. The same fact has the same key, however often it is told.
 pub fn event(event: &Event) -> Vec<u8> {
-    let step = event.data.step(event.time);
+    let step = event.step();
     match event.job() {
         Some(job) => joined(&[&events_of(job), &epoch(event.epoch), step.as_bytes()]),
         None => joined(&[b"E", event.subject.as_bytes(), &[0], step.as_bytes()]),

@@ -8,8 +8,6 @@ mod keys;
 mod query;
 mod store;
 mod summary;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -67,9 +67,9 @@ impl Filter {
 fn contains(job: &JobSummary, text: &str) -> bool {
     let labels = job.labels.iter().flat_map(|(k, v)| [k.as_str(), v.as_str()]);
     let optional = [&job.host, &job.agent, &job.problem].into_iter().filter_map(|o| o.as_deref());
-    let id = job.id.to_string();
-    let fields = [id.as_str(), &job.image, &job.by, &job.pool];
-    fields.into_iter().chain(optional).chain(labels).any(|field| field.to_lowercase().contains(text))
+    let fields = [&job.image, &job.by, &job.pool].map(String::as_str);
+    let mut all = fields.into_iter().chain(optional).chain(labels);
+    job.id.to_string().contains(text) || all.any(|field| field.to_lowercase().contains(text))
 }
 
 /// Some jobs, newest first.

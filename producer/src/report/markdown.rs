@@ -45,8 +45,12 @@ fn table(out: &mut String, rows: &[Vec<String>]) {
 }
 
 fn name(a: &AttemptView) -> String {
-    let delivery = if a.delivery > 0 { format!(" (delivery {})", a.delivery + 1) } else { String::new() };
-    format!("attempt {}{delivery}", a.attempt)
+    numbered(a.attempt, a.delivery)
+}
+
+fn numbered(attempt: u32, delivery: u32) -> String {
+    let again = if delivery > 0 { format!(" (delivery {})", delivery + 1) } else { String::new() };
+    format!("attempt {attempt}{again}")
 }
 
 fn head(report: &Report) -> String {
@@ -82,7 +86,7 @@ fn checks_table(columns: &[&AttemptChecks]) -> String {
     let Some(first) = columns.first() else { return String::new() };
     let mut out = "## Checks\n\n".to_owned();
     let mut header = vec!["check".to_owned()];
-    header.extend(columns.iter().map(|c| format!("attempt {}.{}", c.attempt, c.delivery)));
+    header.extend(columns.iter().map(|c| numbered(c.attempt, c.delivery)));
     let mut rows = vec![header];
     // All attempts of a job have the same checks: they follow from its one spec.
     for (i, check) in first.checks.iter().enumerate() {

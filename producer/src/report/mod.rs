@@ -3,9 +3,7 @@
 
 mod checks;
 mod markdown;
-mod text;
-#[cfg(test)]
-mod tests;
+pub mod text;
 mod waterfall;
 
 use serde::{Deserialize, Serialize};

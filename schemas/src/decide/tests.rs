@@ -1,5 +1,7 @@
 //! Given a history, when a command comes, then these facts or this refusal.
 
+use std::collections::BTreeMap;
+
 use crate::command::{Begin, Command, Rejection};
 use crate::diagnosis::Cause;
 use crate::event::{AttemptSuperseded, DeadReason, EventData, GoneWhy, Stage};
@@ -28,6 +30,7 @@ fn places() -> Vec<(&'static str, History)> {
         ("stopped", then(up(), vec![Command::Stop(request("bob")), gone(e(1), GoneWhy::Stopped)])),
         ("cancelling", given([enqueue(), begin(e(1)), cancel()])),
         ("cancelled", given([enqueue(), begin(e(1)), cancel(), gone(e(1), GoneWhy::Cancelled)])),
+        ("cancel queued", given([enqueue(), cancel()])),
         ("asked again", then(retrying(), vec![retry()])),
     ]
 }
@@ -78,10 +81,13 @@ fn commands() -> Vec<(&'static str, Command)> {
 fn every_command_in_every_place() {
     let mut table = String::new();
     for (name, command) in commands() {
-        table.push_str(&format!("{name}\n"));
+        let mut places_by_outcome = BTreeMap::<String, Vec<&str>>::new();
         for (place, history) in places() {
-            let outcome = outcome(&history.when(command.clone()));
-            table.push_str(&format!("    {place:<12} {outcome}\n"));
+            places_by_outcome.entry(outcome(&history.when(command.clone()))).or_default().push(place);
+        }
+        table.push_str(&format!("{name}\n"));
+        for (outcome, places) in places_by_outcome {
+            table.push_str(&format!("    {outcome}: {}\n", places.join(", ")));
         }
     }
     insta::assert_snapshot!(table);
@@ -94,6 +100,7 @@ fn every_place_is_in_the_phase_that_it_is_named_after() {
             "unknown" => "queued",
             "lost" => "failing",
             "cancelling" => "booting",
+            "cancel queued" => "queued",
             "asked again" => "retrying",
             same => same,
         };

@@ -79,7 +79,7 @@ events! {
     AttemptFailed(AttemptFailed) = "attempt.failed" v 1;
     /// A restarted worker took the running VM over.
     AttemptAdopted(AttemptAdopted) = "attempt.adopted" v 1;
-    /// Another VM of the same job was chosen to stay; this one is to go.
+    /// This VM is to go: another one of the job stays, or the job has ended without it.
     AttemptSuperseded(AttemptSuperseded) = "attempt.superseded" v 1;
     /// Nothing of the VM is left on the host.
     VmGone(VmGone) = "vm.gone" v 1;
@@ -386,7 +386,7 @@ payload! {
         host: HostName,
         /// The VM that is to go.
         vm: VmId,
-        /// The VM that stays; absent when the job was cancelled.
+        /// The VM that stays; absent when the job has ended or waits for a newer one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         kept: Option<VmId>,
     }

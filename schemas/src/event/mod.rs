@@ -6,9 +6,11 @@
 
 mod codec;
 mod data;
+mod samples;
 
 pub use codec::{DecodeError, SPEC_VERSION, TYPE_PREFIX};
 pub use data::*;
+pub use samples::{sample, samples};
 
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;

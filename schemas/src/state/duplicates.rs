@@ -15,26 +15,26 @@ pub struct Duplicate {
     pub host: HostName,
     /// Which.
     pub vm: VmId,
-    /// The VM that stays; none when the job was cancelled.
+    /// The VM that stays; none when the job has ended or waits for a newer one.
     pub kept: Option<VmId>,
 }
 
-/// The VMs of a job that are to go, and were not told to yet. Nothing is superfluous before one is
-/// up: until then any of them may be the one that makes it. The one ready earliest stays, because
-/// somebody may be using it; attempts older than one asked for by hand never stay.
+/// The VMs of a job that are to go, and were not told to yet. While the job is open, nothing is
+/// superfluous before one is up: until then any of them may be the one that makes it. The one
+/// ready earliest stays, because somebody may be using it. Attempts older than one asked for by
+/// hand never stay (its host might be waiting for them to go), nor does anything of a job that has
+/// ended.
 pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
-    let kept = if state.is_cancelled() {
-        None
-    } else {
-        match survivor(state) {
-            Some(vm) => Some(vm),
-            None => return Vec::new(),
-        }
+    let kept = survivor(state);
+    let is_closed = state.phase().is_closed();
+    let (asked, cancelled) = (state.asked_attempt(), state.cancelled.keys().next_back().copied().unwrap_or(0));
+    let goes = |epoch: Epoch, a: &Attempt| {
+        let has_ended = is_closed && (a.is_up() || epoch.attempt <= cancelled);
+        epoch.attempt < asked || has_ended || kept.is_some()
     };
-    let last_cancelled = state.cancelled.keys().next_back().copied().unwrap_or(0);
-    let ends = |epoch: Epoch| kept.is_some() || epoch.attempt <= last_cancelled;
-    let superfluous = state.tries().filter(|(epoch, a)| a.has_vm() && a.superseded.is_none() && ends(*epoch));
-    superfluous.filter_map(|(epoch, a)| named(epoch, a, kept)).filter(|d| d.kept != Some(d.vm)).collect()
+    let untold = state.tries().filter(|(_, a)| a.has_vm() && a.superseded.is_none());
+    let superfluous = untold.filter(|(epoch, a)| goes(*epoch, a)).filter_map(|(epoch, a)| named(epoch, a, kept));
+    superfluous.filter(|d| d.kept != Some(d.vm)).collect()
 }
 
 fn named(epoch: Epoch, attempt: &Attempt, kept: Option<VmId>) -> Option<Duplicate> {
@@ -44,6 +44,9 @@ fn named(epoch: Epoch, attempt: &Attempt, kept: Option<VmId>) -> Option<Duplicat
 
 /// The VM that stays.
 fn survivor(state: &JobState) -> Option<VmId> {
+    if state.phase().is_closed() {
+        return None;
+    }
     let asked = state.asked_attempt();
     let up = state.tries().filter(|(epoch, a)| epoch.attempt >= asked && a.is_up() && a.superseded.is_none());
     let named = up.filter_map(|(epoch, a)| {

@@ -97,6 +97,13 @@ impl JobState {
         self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max().unwrap_or(0)
     }
 
+    /// Whether somebody has asked for another attempt by hand since this try started. A delivery of
+    /// another attempt waits for such a try to go; beside any other try that is up, it is settled.
+    pub fn is_overtaken(&self, epoch: Epoch) -> bool {
+        let started = self.attempts.get(&epoch).and_then(|a| a.started.as_ref());
+        started.is_some_and(|s| s.value.asked_at < self.asked_at)
+    }
+
     /// A wish to cancel that is still to be carried out: the job has not ended otherwise, and
     /// nobody has asked for another attempt since.
     pub fn pending_cancel(&self) -> Option<&At<Request>> {
@@ -127,16 +134,23 @@ impl JobState {
         if self.dead.keys().next_back().is_some_and(|n| *n >= last) {
             return Phase::Dead;
         }
-        let latest = || self.tries().filter(|(epoch, _)| epoch.attempt == last).map(|(_, a)| a);
-        if latest().next().is_none() {
-            return if last == 0 { Phase::Queued } else { Phase::Retrying };
+        let latest = || self.tries().filter(|(epoch, _)| epoch.attempt == last);
+        if latest().any(|(_, a)| a.ready.is_none() && a.failed.is_none() && a.gone.is_none()) {
+            return Phase::Booting;
         }
-        if latest().any(|a| a.ready.is_none() && a.failed.is_none() && a.gone.is_none()) {
-            Phase::Booting
-        } else if latest().any(was_stopped) {
+        if latest().any(|(_, a)| a.failed.is_some() && a.gone.is_none()) {
+            return Phase::Failing;
+        }
+        // Once one was up, an attempt that a host scheduled when it failed beside it is moot.
+        let was_up = self.tries().any(|(epoch, a)| epoch.attempt >= asked && a.ready.is_some());
+        if was_up || latest().any(|(_, a)| was_taken_away(a)) {
             Phase::Stopped
-        } else {
+        } else if latest().next().is_some() {
             Phase::Failing
+        } else if last == 0 {
+            Phase::Queued
+        } else {
+            Phase::Retrying
         }
     }
 
@@ -146,8 +160,8 @@ impl JobState {
     }
 }
 
-/// Was up, or was taken away on purpose before it was.
-fn was_stopped(a: &Attempt) -> bool {
+/// Removed on purpose, not because it had failed.
+fn was_taken_away(a: &Attempt) -> bool {
     let on_purpose = |why| matches!(why, GoneWhy::Stopped | GoneWhy::Duplicate);
-    a.ready.is_some() || (a.failed.is_none() && a.gone.as_ref().is_some_and(|gone| on_purpose(gone.value.why)))
+    a.gone.as_ref().is_some_and(|gone| a.superseded.is_some() || (a.failed.is_none() && on_purpose(gone.value.why)))
 }

@@ -72,8 +72,7 @@ impl Block {
             if bytes.len() >= expected {
                 break;
             }
-            let Some(more) = tree.get(keys::event(first, piece)).map_err(LogError::storage("reading an event"))?
-            else {
+            let Some(more) = tree.get(keys::event(first, piece)).map_err(LogError::storage("reading an event"))? else {
                 break;
             };
             bytes.extend_from_slice(&more);
@@ -142,11 +141,9 @@ impl<'a> Iterator for Records<'a> {
                 self.next += 1;
                 Ok(record)
             }
-            Ok((record, _)) => Err(LogError::Corrupt {
-                position: self.next,
-                stream: Some(record.stream),
-                what: Damage::Chain,
-            }),
+            Ok((record, _)) => {
+                Err(LogError::Corrupt { position: self.next, stream: Some(record.stream), what: Damage::Chain })
+            }
             Err(what) => Err(corrupt(self.next, bytes, what)),
         })
     }

@@ -48,7 +48,9 @@ pub enum LogError {
         bytes: usize,
     },
     /// One call over [`MAX_CALL_EVENTS`] or [`MAX_CALL_BYTES`].
-    #[error("a call of {events} events, {bytes} bytes exceeds {MAX_CALL_EVENTS} events, {MAX_CALL_BYTES} bytes; split it")]
+    #[error(
+        "a call of {events} events, {bytes} bytes exceeds {MAX_CALL_EVENTS} events, {MAX_CALL_BYTES} bytes; split it"
+    )]
     CallTooLarge {
         /// Events in the call.
         events: usize,

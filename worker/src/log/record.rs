@@ -153,7 +153,6 @@ pub(super) fn peek_stream(bytes: &[u8]) -> Option<Uuid> {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

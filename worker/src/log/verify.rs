@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
+use super::block::Block;
 use super::error::{Damage, LogError};
 use super::index::{Head, OpenStreams};
 use super::keys;
-use super::block::Block;
 use super::read::walk;
 use super::record::{ChainHash, RecordRef};
 
@@ -127,4 +127,43 @@ fn heads(tree: &sled::Tree, end: u64) -> Result<(), LogError> {
 /// Reading an entry checks that its stream exists.
 fn open_index(tree: &sled::Tree) -> Result<(), LogError> {
     OpenStreams::new(tree, None).try_for_each(|entry| entry.map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::append::{Append, Expected};
+    use crate::log::group::{Group, Tip};
+    use crate::log::index::IndexChange;
+    use crate::log::record::{HEADER_BYTES, decode, encoded_len};
+
+    /// A forger who rewrites an event and its checksum still breaks the chain, at that very event.
+    #[test]
+    fn a_rewritten_event_with_a_good_checksum_breaks_the_chain() {
+        let db = sled::Config::new().temporary(true).open().expect("sled");
+        let mut group = Group::new(Tip::default());
+        for n in 0..5 {
+            let events = vec![Bytes::from(vec![n; 10])];
+            let append =
+                Append { stream: Uuid::from_u128(1), expected: Expected::Any, events, index: IndexChange::Keep };
+            group.stage(&db, &[append]).expect("staged");
+        }
+        db.apply_batch(group.into_batch()).expect("applied");
+        assert_eq!(everything(&db, 5).expect("readable").first_bad, None);
+
+        let mut block = db.get(keys::event(1, 0)).expect("readable").expect("block").to_vec();
+        let third = 2 * encoded_len(&block).expect("length");
+        block[third + HEADER_BYTES] ^= 1;
+        let end = third + HEADER_BYTES + 10;
+        let crc = crc32c::crc32c(&block[third + 4..end]);
+        block[third..third + 4].copy_from_slice(&crc.to_be_bytes());
+        assert!(decode(&block[third..]).is_ok(), "the checksum alone is content");
+        db.insert(keys::event(1, 0), block).expect("written");
+
+        let report = everything(&db, 5).expect("readable");
+        let bad = BadEvent { position: 3, stream: Some(Uuid::from_u128(1)), what: Damage::Chain };
+        assert_eq!((report.events, report.first_bad), (2, Some(bad)));
+    }
 }

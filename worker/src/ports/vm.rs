@@ -33,6 +33,18 @@ pub struct VmPlan {
     pub dir: PathBuf,
 }
 
+impl VmPlan {
+    /// The same with absolute paths: a VMM runs in the attempt's directory, where relative ones
+    /// would mean something else.
+    pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
+        let disk = self.disk.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.read_only_base));
+        for path in [&mut self.kernel, &mut self.dir].into_iter().chain(&mut self.initrd).chain(disk) {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(self)
+    }
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -95,6 +107,11 @@ pub trait Vm: Send + Sync + 'static {
 
     /// The serial console. Can be taken once.
     fn console(&self) -> Option<ConsoleFeed>;
+
+    /// What the VMM says of itself (`running`, `io-error`), where it can be asked.
+    async fn status(&self) -> Option<String> {
+        None
+    }
 
     /// Waits for the VMM's end; returns at once, with the same, when it has ended.
     async fn exited(&self) -> VmExit;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running};
-use crate::log::{Append, Expected, IndexChange};
+use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
 use crate::ports::broker::Ack;
 
 /// Streams in the log's index of what is open, by tag.
@@ -27,6 +27,26 @@ pub mod tags {
 
 /// Stream of events about the host itself.
 pub const HOST_STREAM: Uuid = Uuid::nil();
+
+/// Cuts appends into calls that the log takes; one append (one job's facts) is never cut.
+fn calls(appends: Vec<Append>) -> Vec<Vec<Append>> {
+    let mut calls: Vec<Vec<Append>> = Vec::new();
+    let (mut events, mut bytes) = (0, 0);
+    for append in appends {
+        let size: usize = append.events.iter().map(Bytes::len).sum();
+        let fits = events + append.events.len() <= MAX_CALL_EVENTS && bytes + size <= MAX_CALL_BYTES;
+        match calls.last_mut() {
+            Some(call) if fits => call.push(append),
+            _ => {
+                (events, bytes) = (0, 0);
+                calls.push(vec![append]);
+            }
+        }
+        events += calls.last().and_then(|c| c.last()).map_or(0, |a| a.events.len());
+        bytes += size;
+    }
+    calls
+}
 
 /// What a turn has gathered.
 #[derive(Default)]
@@ -108,8 +128,8 @@ impl Supervisor {
             };
             self.write(&mut turn, &event, IndexChange::Keep)?;
         }
-        if !turn.appends.is_empty() {
-            self.log.append(std::mem::take(&mut turn.appends)).await?;
+        for call in calls(std::mem::take(&mut turn.appends)) {
+            self.log.append(call).await?;
         }
         for job in std::mem::take(&mut turn.touched) {
             self.follow_up(job);

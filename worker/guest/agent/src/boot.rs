@@ -42,8 +42,11 @@ pub fn load_modules() {
     }
 }
 
-/// The machine's name, as it appears in its DHCP lease.
+/// The machine's name; without one the kernel's own stays, because an empty name breaks programs.
 pub fn set_hostname(name: &str) {
+    if name.is_empty() {
+        return;
+    }
     let name = name.as_bytes();
     let cut = name.get(..MAX_HOSTNAME).unwrap_or(name);
     if let Err(error) = sethostname(cut) {

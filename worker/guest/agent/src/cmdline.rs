@@ -1,8 +1,8 @@
 //! The kernel command line: `stoker.*` parameters become [`Settings`].
 //!
 //! A guest has no other configuration. Unknown parameters belong to the kernel and are
-//! ignored; a value that cannot be read is ignored too, because a guest that boots with
-//! defaults can be diagnosed from outside and one that refuses to boot cannot.
+//! ignored. A port that cannot be read leaves the default, because a guest that boots can
+//! be diagnosed from outside.
 
 use crate::fault::Faults;
 
@@ -34,6 +34,7 @@ impl Settings {
             let Some((key, value)) = parameter.split_once('=') else {
                 continue;
             };
+            let value = unquote(value);
             match key {
                 "stoker.vm_id" => settings.vm_id = value.to_owned(),
                 "stoker.port" => settings.port = value.parse().unwrap_or(DEFAULT_PORT),
@@ -45,26 +46,25 @@ impl Settings {
     }
 }
 
-/// Splits at white space outside double quotes and drops the quotes, as the kernel does.
-fn split(line: &str) -> Vec<String> {
-    let mut parameters = Vec::new();
-    let mut current = String::new();
+/// Splits at white space outside double quotes, as the kernel does. Quotes around a whole
+/// parameter are dropped; inside one they stay, so that a value may be JSON.
+fn split(line: &str) -> Vec<&str> {
     let mut quoted = false;
-    for character in line.chars() {
-        match character {
-            '"' => quoted = !quoted,
-            c if c.is_whitespace() && !quoted => {
-                if !current.is_empty() {
-                    parameters.push(std::mem::take(&mut current));
-                }
-            }
-            c => current.push(c),
-        }
+    line.split(move |character: char| {
+        quoted ^= character == '"';
+        character.is_whitespace() && !quoted
+    })
+    .filter(|parameter| !parameter.is_empty())
+    .map(unquote)
+    .collect()
+}
+
+/// Drops a quote at the start, and then one at the end.
+fn unquote(text: &str) -> &str {
+    match text.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
+        None => text,
     }
-    if !current.is_empty() {
-        parameters.push(current);
-    }
-    parameters
 }
 
 #[cfg(test)]
@@ -95,6 +95,12 @@ mod tests {
     }
 
     #[test]
+    fn a_body_may_be_json() {
+        let settings = Settings::parse(r#"stoker.fault=body={"status":"not ok","n":1} x"#);
+        assert_eq!(settings.faults.body.as_deref(), Some(r#"{"status":"not ok","n":1}"#));
+    }
+
+    #[test]
     fn faults_may_be_listed_or_repeated() {
         let settings = Settings::parse("stoker.fault=status=503,delay-ms=20 stoker.fault=no-dhcp");
         assert_eq!(settings.faults.status, Some(503));
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn an_open_quote_ends_with_the_line() {
-        assert_eq!(split("a \"b c"), ["a", "b c"]);
+        assert_eq!(split("a  \"b c"), ["a", "b c"]);
         assert_eq!(split(""), Vec::<String>::new());
     }
 }

@@ -23,6 +23,9 @@ pub struct Faults {
     pub delay: Duration,
     /// `unit-failed=Name`: units that the console reports as failed.
     pub failed_units: Vec<String>,
+    /// What could not be understood. A misspelt fault must not look like a healthy guest, so
+    /// a guest with one of these refuses to boot.
+    pub unknown: Vec<String>,
 }
 
 impl Faults {
@@ -47,20 +50,28 @@ impl Faults {
     }
 
     fn add_one(&mut self, switch: &str) {
+        if self.set(switch).is_none() {
+            self.unknown.push(switch.to_owned());
+        }
+    }
+
+    /// `None`: no such switch, or a value out of range.
+    fn set(&mut self, switch: &str) -> Option<()> {
         match switch.split_once('=') {
             None if switch == "no-agent" => self.no_agent = true,
             None if switch == "no-dhcp" => self.no_dhcp = true,
             None if switch == "panic" => self.panic = true,
             Some(("status", code)) => {
-                self.status = code.parse().ok().filter(|code| (100..=599).contains(code));
+                self.status = Some(code.parse().ok().filter(|code| (200..=599).contains(code))?);
             }
             Some(("delay-ms", value)) => {
-                let wanted = value.parse().map(Duration::from_millis).unwrap_or_default();
-                self.delay = wanted.min(MAX_DELAY);
+                let delay = value.parse().map(Duration::from_millis).ok()?;
+                self.delay = Some(delay).filter(|delay| *delay <= MAX_DELAY)?;
             }
-            Some(("unit-failed", name)) => self.failed_units.push(name.to_owned()),
-            _ => {}
+            Some(("unit-failed", name)) if !name.is_empty() => self.failed_units.push(name.to_owned()),
+            _ => return None,
         }
+        Some(())
     }
 }
 
@@ -88,16 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_ignored_or_bounded() {
-        assert_eq!(faults("status=42").status, None);
-        assert_eq!(faults("status=abc").status, None);
-        assert_eq!(faults("delay-ms=99999999999").delay, MAX_DELAY);
-        assert_eq!(faults("delay-ms=-1").delay, Duration::ZERO);
-    }
-
-    #[test]
-    fn unknown_switches_change_nothing() {
-        assert_eq!(faults("no-such,=,,status"), Faults::default());
+    fn what_is_not_understood_is_kept_for_the_complaint() {
+        for wrong in ["no-such", "status", "status=42", "status=abc", "delay-ms=99999999999", "delay-ms=-1", "panic=1"]
+        {
+            assert_eq!(faults(wrong).unknown, [wrong]);
+        }
+        assert_eq!(faults("no-dhcp,,status=503").unknown, [""]);
+        assert!(faults("no-dhcp,status=503,delay-ms=600000").unknown.is_empty());
     }
 
     #[test]

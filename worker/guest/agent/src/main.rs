@@ -36,6 +36,10 @@ fn run_guest() -> ExitCode {
     let settings = kernel_settings();
     let status = Arc::new(Status::new(&settings.vm_id));
     status.reached(Stage::Init);
+    if !settings.faults.unknown.is_empty() {
+        console::say(format_args!("unknown stoker.fault {:?}: halting", settings.faults.unknown));
+        return park_forever();
+    }
     if settings.faults.panic {
         console::say("asked to fail: process 1 ends");
         return ExitCode::FAILURE;
@@ -47,7 +51,8 @@ fn run_guest() -> ExitCode {
         console::failed(unit);
     }
     let listening = start_agent(&settings, &status);
-    start_network(&settings, &status, listening);
+    // Apart from the first process, which must hear signals while the network is still coming up.
+    spawn("network", move || run_network(&settings, &status, listening));
     match power::run_first_process() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,7 +63,7 @@ fn run_guest() -> ExitCode {
 }
 
 /// A guest that cannot be stopped gently is better than one that panics.
-fn park_forever() -> ! {
+fn park_forever() -> ExitCode {
     loop {
         thread::park();
     }
@@ -127,43 +132,35 @@ fn start_agent(settings: &Settings, status: &Arc<Status>) -> bool {
     }
 }
 
-/// Brings the interface up and reports the units in the order in which systemd would.
-fn start_network(settings: &Settings, status: &Arc<Status>, listening: bool) {
-    let announce_agent = move || {
-        if listening {
+/// Runs the network and reports the units in the order in which systemd would.
+fn run_network(settings: &Settings, status: &Status, listening: bool) {
+    let mut unannounced = listening;
+    let mut announce_agent = || {
+        if std::mem::take(&mut unannounced) {
             console::started(console::AGENT_UNIT);
         }
     };
-    let network_fails = settings.faults.fails_unit(console::NETWORK_UNIT);
-    match bring_up_link() {
-        Ok((link, mac)) => {
-            status.reached(Stage::Link);
-            if settings.faults.no_dhcp || network_fails {
-                announce_agent();
-                return;
-            }
-            let client = net::Client::new(mac, &settings.vm_id);
-            let status = Arc::clone(status);
-            spawn("dhcp", move || {
-                let mut announced = false;
-                let result = net::run_dhcp(&link, &client, &status, || {
-                    if !std::mem::replace(&mut announced, true) {
-                        console::started(console::NETWORK_UNIT);
-                        announce_agent();
-                    }
-                });
-                if let Err(error) = result {
-                    console::say(error);
-                    console::failed(console::NETWORK_UNIT);
-                }
-            });
-        }
-        Err(error) => {
-            console::say(error);
-            console::failed(console::NETWORK_UNIT);
+    if let Err(error) = keep_network(settings, status, &mut announce_agent) {
+        console::say(error);
+        console::failed(console::NETWORK_UNIT);
+    }
+    announce_agent();
+}
+
+/// Returns at once when the guest is asked to have no DHCP client, else only with an error.
+fn keep_network(settings: &Settings, status: &Status, announce_agent: &mut impl FnMut()) -> Result<(), net::NetError> {
+    let (link, mac) = bring_up_link()?;
+    status.reached(Stage::Link);
+    if settings.faults.no_dhcp || settings.faults.fails_unit(console::NETWORK_UNIT) {
+        return Ok(());
+    }
+    let mut announced = false;
+    net::run_dhcp(&link, &net::Client::new(mac, &settings.vm_id), status, || {
+        if !std::mem::replace(&mut announced, true) {
+            console::started(console::NETWORK_UNIT);
             announce_agent();
         }
-    }
+    })
 }
 
 fn bring_up_link() -> Result<(net::Link, EthernetAddress), net::NetError> {

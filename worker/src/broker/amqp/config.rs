@@ -12,7 +12,8 @@ use crate::ports::broker::BrokerError;
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// A polite goodbye may take this long; then the socket is dropped.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
-/// What lives shorter than this does not count as recovered: the waits between tries go on growing.
+/// An idle connection or channel that lives shorter than this does not count as recovered: the
+/// waits between tries go on growing.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(5);
 /// Events are a few KiB; a body beyond this is a mistake, and RabbitMQ would answer it by closing
 /// the channel with everything in flight on it.

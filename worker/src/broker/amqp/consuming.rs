@@ -41,11 +41,8 @@ pub(super) enum End {
     Renew,
 }
 
-/// A consumer's delivery, or its end.
-enum Arrival {
-    Delivery(u64, lapin::Result<Received>),
-    Ended(u64),
-}
+/// A consumer's id and its delivery, or `None` at its end.
+type Arrival = (u64, Option<lapin::Result<Received>>);
 
 /// One consumer on the channel.
 struct Consumer {
@@ -113,7 +110,10 @@ impl Consuming {
                     // Dropped by the subscriber, and the last delivery with it.
                     None => return Ok(End::Closed),
                 },
-                Some(arrival) = self.arrivals.next() => self.arrived(arrival, wanted).await?,
+                Some(arrival) = self.arrivals.next() => {
+                    live.mark_useful();
+                    self.arrived(arrival, wanted).await?;
+                }
                 Ok(_) = out.reserve(), if !self.waiting.is_empty() => {}
                 () = out.closed(), if subscribed => self.abandoned().await?,
             }
@@ -156,8 +156,8 @@ impl Consuming {
             FieldTable::default(),
         );
         let deliveries = answer("basic.consume", started).await?;
-        let ended = stream::once(std::future::ready(Arrival::Ended(id)));
-        self.arrivals.push(Box::pin(deliveries.map(move |d| Arrival::Delivery(id, d)).chain(ended)));
+        let ended = stream::once(std::future::ready((id, None)));
+        self.arrivals.push(Box::pin(deliveries.map(move |d| (id, Some(d))).chain(ended)));
         let share = Share { prefetch: prefetch.into(), unacked: 0, active: true };
         self.consumers.push(Consumer { id, tag, share });
         Ok(())
@@ -182,25 +182,21 @@ impl Consuming {
     }
 
     async fn arrived(&mut self, arrival: Arrival, wanted: u32) -> Result<(), Fault> {
-        match arrival {
-            Arrival::Ended(id) if self.consumers.iter().any(|c| c.id == id && c.share.active) => {
-                Err(Fault::Cancelled)
-            }
-            Arrival::Ended(_) => Ok(()),
-            Arrival::Delivery(id, received) => {
-                let received = received?;
-                self.unacked.insert(received.delivery_tag, id);
-                if let Some(consumer) = self.consumers.iter_mut().find(|c| c.id == id) {
-                    consumer.share.unacked += 1;
-                }
-                // Only a consumer that was cancelled meanwhile delivers beyond the credit.
-                if self.unacked.len() > wanted as usize {
-                    return self.requeue(received.delivery_tag).await;
-                }
-                self.waiting.push_back(received);
-                Ok(())
-            }
+        let (id, Some(received)) = arrival else {
+            let unasked = self.consumers.iter().any(|c| c.id == arrival.0 && c.share.active);
+            return if unasked { Err(Fault::Cancelled) } else { Ok(()) };
+        };
+        let received = received?;
+        self.unacked.insert(received.delivery_tag, id);
+        if let Some(consumer) = self.consumers.iter_mut().find(|c| c.id == id) {
+            consumer.share.unacked += 1;
         }
+        // Only a consumer that was cancelled meanwhile delivers beyond the credit.
+        if self.unacked.len() > wanted as usize {
+            return self.requeue(received.delivery_tag).await;
+        }
+        self.waiting.push_back(received);
+        Ok(())
     }
 
     fn hand_over(&mut self) {

@@ -5,7 +5,13 @@
 //! losses, and it redelivers while the first handler still runs. Whoever uses a connection sees
 //! [`Live::lost`] instead, drops everything that belonged to it and asks for the next one.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::{Stream, StreamExt};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
@@ -38,6 +44,7 @@ pub(super) struct Live {
     pub lost: CancellationToken,
     /// The broker's reason for taking no messages, while it does not.
     pub blocked: watch::Receiver<Option<String>>,
+    useful: AtomicBool,
 }
 
 impl Live {
@@ -47,6 +54,11 @@ impl Live {
 
     pub(super) fn declarer<'a>(&'a self, config: &'a AmqpConfig) -> Declarer<'a> {
         Declarer::new(&self.connection, config)
+    }
+
+    /// Told when something got through: the connection was worth it, whatever ends it.
+    pub(super) fn mark_useful(&self) {
+        self.useful.store(true, Ordering::Relaxed);
     }
 
     /// Told by a user of the connection after a fault. A refused operation costs a channel; only
@@ -106,23 +118,15 @@ impl Keeper {
     async fn run(self) {
         let mut backoff = Backoff::new(RECONNECT);
         while !self.closing.is_cancelled() {
-            let connected_at = tokio::select! {
+            tokio::select! {
                 biased;
                 () = self.closing.cancelled() => break,
                 connected = self.connect() => match connected {
-                    Ok(connection) => {
-                        let since = Instant::now();
-                        self.keep(connection).await;
-                        Some(since)
-                    }
-                    Err(reason) => {
-                        self.down(&reason);
-                        None
-                    }
+                    Ok(connection) => if self.keep(connection).await {
+                        backoff.reset();
+                    },
+                    Err(reason) => self.down(&reason),
                 },
-            };
-            if connected_at.is_some_and(|since| since.elapsed() >= STABLE_AFTER) {
-                backoff.reset();
             }
             tokio::select! {
                 () = self.closing.cancelled() => break,
@@ -147,11 +151,13 @@ impl Keeper {
         Ok(connection)
     }
 
-    /// Hands the connection out until it is lost or the broker is closed.
-    async fn keep(&self, connection: Connection) {
+    /// Hands the connection out until it is lost or the broker is closed. `true` when it was good
+    /// for something, so that the next one may be tried at once.
+    async fn keep(&self, connection: Connection) -> bool {
+        let since = Instant::now();
         let (blocked_tx, blocked) = watch::channel(None);
         let events = connection.events_listener();
-        let live = Arc::new(Live { connection, lost: CancellationToken::new(), blocked });
+        let live = Arc::new(Live { connection, lost: CancellationToken::new(), blocked, useful: AtomicBool::new(false) });
         self.live.send_replace(Some(Arc::clone(&live)));
         self.board.set(self.role, BrokerStatus::Connected);
         tracing::info!(role = self.role.as_str(), broker = self.config.address(), "broker connected");
@@ -163,6 +169,7 @@ impl Keeper {
         }
         // Answers InvalidChannelState when the other side is gone already: nothing left to do.
         let _ = timeout(CLOSE_DEADLINE, live.connection.close(200, "bye".into())).await;
+        live.useful.load(Ordering::Relaxed) || since.elapsed() >= STABLE_AFTER
     }
 
     /// Why the connection ended; `None` when we end it.

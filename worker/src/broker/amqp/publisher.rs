@@ -52,6 +52,7 @@ pub(super) struct Publisher {
 
 /// What belongs to one connection and dies with it.
 struct Session<'a> {
+    live: &'a Live,
     channel: Channel,
     declarer: Declarer<'a>,
     known_pools: HashSet<PoolName>,
@@ -151,8 +152,10 @@ impl Publisher {
         id: u64,
         outcome: lapin::Result<Confirmation>,
     ) -> Result<(), Fault> {
+        let outcome = outcome?;
         session.progress = Instant::now();
-        let result = match outcome? {
+        session.live.mark_useful();
+        let result = match outcome {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                 Err(BrokerError::Unroutable(returned.routing_key.to_string()))
@@ -191,6 +194,7 @@ impl<'a> Session<'a> {
         let channel = live.channel().await?;
         answer("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self {
+            live,
             channel,
             declarer: live.declarer(config),
             known_pools: config.pools.iter().cloned().collect(),

@@ -1,0 +1,89 @@
+//! `stoker retry`, `cancel`, `stop`: wishes about jobs, one after the other.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::CliError;
+use crate::cli::input;
+use crate::cli::printer::Printer;
+use crate::cli::settings::Settings;
+use crate::http::{ControlAnswer, ControlRequest};
+
+/// Flags of `cancel` and `stop`.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// Ids of the jobs, or the beginnings of them
+    #[arg(required = true, value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Why, for whoever reads the log
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+}
+
+/// Flags of `retry`.
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// Ids of the jobs, or the beginnings of them
+    #[arg(required = true, value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Use this spec (JSON or YAML, `-`: standard input) from now on
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+/// Carries out `cancel` or `stop`.
+pub async fn run(
+    verb: &'static str,
+    args: ControlArgs,
+    settings: &Settings,
+    printer: &mut Printer,
+) -> Result<(), CliError> {
+    let request = ControlRequest { reason: args.reason, spec: None };
+    ask(verb, &args.jobs, &request, settings, printer).await
+}
+
+/// Carries out `retry`.
+pub async fn retry(args: RetryArgs, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
+    let spec = match &args.file {
+        None => None,
+        Some(path) => {
+            let mut jobs = input::read(path, printer)?;
+            if jobs.len() > 1 {
+                return Err(CliError::usage("the file holds several jobs", "retry takes one spec for all"));
+            }
+            jobs.pop()
+        }
+    };
+    let request = ControlRequest { reason: String::new(), spec };
+    ask("retry", &args.jobs, &request, settings, printer).await
+}
+
+/// Asks for all, also when one is refused; the first refusal is the error.
+async fn ask(
+    verb: &'static str,
+    jobs: &[String],
+    request: &ControlRequest,
+    settings: &Settings,
+    printer: &mut Printer,
+) -> Result<(), CliError> {
+    let mut answers: Vec<ControlAnswer> = Vec::new();
+    let mut failed = None;
+    for job in jobs {
+        match settings.client.post(&["v1", "jobs", job, verb], request).await {
+            Ok(answer) => answers.push(answer),
+            Err(refused @ CliError::Refused(_)) if failed.is_none() => failed = Some(refused),
+            Err(refused @ CliError::Refused(_)) => printer.note(refused.text().trim_end())?,
+            Err(other) => return Err(other),
+        }
+    }
+    if printer.json() {
+        printer.value(&answers)?;
+    } else {
+        for answer in &answers {
+            let done = if answer.events.is_empty() { "was asked for before" } else { "accepted" };
+            printer.line(&format!("{}  {verb} {done}", answer.id))?;
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}

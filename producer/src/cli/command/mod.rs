@@ -1,0 +1,18 @@
+//! One file per command: its flags, and what it does.
+
+pub mod completions;
+pub mod control;
+pub mod dead;
+pub mod doctor;
+pub mod enqueue;
+pub mod hosts;
+pub mod list;
+pub mod log;
+pub mod logs;
+pub mod man;
+pub mod report;
+pub mod show;
+pub mod spec_flags;
+pub mod up;
+pub mod wait;
+pub mod watch;

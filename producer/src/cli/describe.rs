@@ -1,0 +1,112 @@
+//! An event in words: one line for most, one for each stage of a progress report.
+
+use std::time::Duration;
+
+use stoker_schemas::event::{DeadReason, GoneWhy, StageMark};
+use stoker_schemas::{Event, EventData, Time};
+
+use crate::view::duration;
+
+/// Something that happened, with its time.
+pub struct Line {
+    /// When.
+    pub at: Time,
+    /// What.
+    pub text: String,
+}
+
+/// The lines of an event, in order.
+pub fn lines(event: &Event) -> Vec<Line> {
+    let attempt = event.epoch.attempt;
+    let one = |text: String| vec![Line { at: event.time, text }];
+    match &event.data {
+        EventData::AttemptProgressed(e) => marks(&e.marks),
+        EventData::AttemptReady(e) => {
+            let text = format!("ready: agent at {} answered {}", e.agent, e.status);
+            marks(&e.marks).into_iter().chain(one(text)).collect()
+        }
+        EventData::AttemptFailed(e) => {
+            let d = &e.diagnosis;
+            let text = format!("attempt {attempt} failed: {}: {}", d.cause.title(), d.summary);
+            marks(&e.marks).into_iter().chain(one(text)).collect()
+        }
+        EventData::AttemptStarted(e) => {
+            let address = e.address.map(|a| format!(", address {a}")).unwrap_or_default();
+            one(format!("attempt {attempt} started on {} ({}){address}", e.host, e.driver.as_str()))
+        }
+        EventData::JobEnqueued(e) => one(format!("enqueued by {}: {} for pool {}", e.by, e.spec.image, e.spec.pool)),
+        EventData::JobRetryScheduled(e) => {
+            let why = match (&e.cause, &e.by) {
+                (Some(cause), _) => format!(" after {}", cause.title()),
+                (None, Some(by)) => format!(" because {by} asked"),
+                (None, None) => String::new(),
+            };
+            one(format!("attempt {} follows in {}{why}", e.attempt, duration(e.delay_ms)))
+        }
+        EventData::JobDeferred(e) => one(format!("put back for {}: {}", duration(e.delay_ms), e.reason)),
+        EventData::JobDead(e) => one(format!("dead: {}", dead_reason(e.reason))),
+        EventData::CancelRequested(e) => one(format!("cancel requested by {}{}", e.by, reason(&e.reason))),
+        EventData::StopRequested(e) => one(format!("stop requested by {}{}", e.by, reason(&e.reason))),
+        EventData::JobCancelled(e) => one(format!("cancelled by {}", e.by)),
+        EventData::AttemptAdopted(e) => one(format!("VM taken over by a restarted worker, process {}", e.pid)),
+        EventData::AttemptSuperseded(e) => {
+            let kept = e.kept.map_or_else(|| "the job has ended".to_owned(), |vm| format!("VM {vm} stays"));
+            one(format!("VM on {} is to go: {kept}", e.host))
+        }
+        EventData::VmGone(e) => one(format!("VM gone: {}{}", gone_why(e.why), reason(&e.detail))),
+        EventData::HostStarted(e) => one(format!("host started: {} slots, {}", e.slots, e.hypervisor)),
+        EventData::HostDrainRequested(e) => one(format!("drain requested by {}{}", e.by, reason(&e.reason))),
+        EventData::HostDraining(e) => one(format!("draining: {} booting, {} running", e.booting, e.running)),
+        EventData::HostStopped(e) => one(format!("host stopped, {} VMs keep running", e.running)),
+    }
+}
+
+fn marks(marks: &[StageMark]) -> Vec<Line> {
+    let line = |m: &StageMark| {
+        let detail = if m.detail.is_empty() { String::new() } else { format!(" {}", m.detail) };
+        Line { at: m.at, text: format!("{}{detail}", m.stage.as_str().replace('_', " ")) }
+    };
+    marks.iter().map(line).collect()
+}
+
+fn reason(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+/// Why a job is dead, in words.
+pub fn dead_reason(reason: DeadReason) -> &'static str {
+    match reason {
+        DeadReason::AttemptsExhausted => "as many attempts as allowed were made",
+        DeadReason::NotRetryable => "another attempt would fail the same way",
+        DeadReason::Expired => "its time-to-live passed before a host could start it",
+    }
+}
+
+/// Why a VM went, in words.
+pub fn gone_why(why: GoneWhy) -> &'static str {
+    match why {
+        GoneWhy::Failed => "its attempt had failed",
+        GoneWhy::Cancelled => "its job was cancelled",
+        GoneWhy::Stopped => "somebody asked",
+        GoneWhy::Exited => "it ended by itself",
+        GoneWhy::Duplicate => "another VM of the job was ready earlier",
+    }
+}
+
+/// Wall-clock time without the date, for lines that scroll by.
+pub fn clock(at: Time) -> String {
+    // `2025-11-24T16:00:00.123456Z`: the middle, to the millisecond.
+    at.to_string().get(11..23).unwrap_or_default().to_owned()
+}
+
+/// How long ago, in the largest unit that says something.
+pub fn age(at: Time, now: Time) -> String {
+    let passed = now.since(at);
+    let s = passed.as_secs();
+    match passed {
+        p if p < Duration::from_secs(60) => format!("{s} s"),
+        p if p < Duration::from_secs(3_600) => format!("{} min", s / 60),
+        p if p < Duration::from_secs(86_400) => format!("{} h", s / 3_600),
+        _ => format!("{} d", s / 86_400),
+    }
+}

@@ -1,0 +1,98 @@
+//! What the front's tests share: a broker in memory, a server in this process, and stories (the
+//! events of a job's life at fixed times).
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, missing_docs)]
+
+pub mod broker;
+pub mod story;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stoker_producer::clock;
+use stoker_producer::console::{ConsoleChunk, ConsoleSource};
+use stoker_producer::http::{self, Api};
+use stoker_producer::readmodel::ReadModel;
+use stoker_producer::submit::{Submitter, publish_event};
+use stoker_schemas::{Event, VmId};
+use tokio_util::sync::CancellationToken;
+
+pub use broker::FakeBroker;
+pub use story::Story;
+
+/// Longest wait for something that must happen.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Consoles in memory.
+#[derive(Default)]
+pub struct Consoles(Mutex<HashMap<VmId, Vec<u8>>>);
+
+impl Consoles {
+    pub fn write(&self, vm: VmId, bytes: &[u8]) {
+        self.0.lock().unwrap().entry(vm).or_default().extend_from_slice(bytes);
+    }
+}
+
+#[async_trait]
+impl ConsoleSource for Consoles {
+    async fn read(&self, vm: VmId, from: u64, max: usize) -> Option<ConsoleChunk> {
+        let consoles = self.0.lock().unwrap();
+        let all = consoles.get(&vm)?;
+        let start = usize::try_from(from).unwrap().min(all.len());
+        let bytes = all[start..all.len().min(start + max)].to_vec();
+        let next = (start + bytes.len()) as u64;
+        Some(ConsoleChunk { from: start as u64, bytes: bytes.into(), next })
+    }
+}
+
+/// The whole front in this process, on a port of its own.
+pub struct Server {
+    pub address: SocketAddr,
+    pub broker: Arc<FakeBroker>,
+    pub model: ReadModel,
+    pub consoles: Arc<Consoles>,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = Arc::new(FakeBroker::default());
+        let model = ReadModel::open(dir.path(), clock::system()).unwrap();
+        let consoles = Arc::new(Consoles::default());
+        let stop = CancellationToken::new();
+        let submitter = Submitter::new(broker.clone(), "test", clock::system());
+        let api = Api::new(model.clone(), submitter, consoles.clone());
+        let listener = http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (follower, source, until) = (model.clone(), broker.clone(), stop.clone());
+        tokio::spawn(async move { follower.follow(source, until).await });
+        tokio::spawn(http::serve(listener, api, stop.clone()));
+        Self { address, broker, model, consoles, stop, _dir: dir }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Publishes events as hosts would, and waits until they are known.
+    pub async fn tell(&self, events: &[Event]) {
+        for event in events {
+            publish_event(self.broker.as_ref(), event).await.unwrap();
+        }
+        for event in events {
+            assert!(self.model.wait_for_event(event, SOON).await, "{} did not arrive", event.id());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

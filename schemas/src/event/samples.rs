@@ -1,0 +1,139 @@
+//! One event of every kind: the examples in the published schemas and documents, and the material
+//! of tests. The tests fail for a kind without one.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::*;
+use crate::diagnosis::{Cause, Confidence, Diagnosis};
+use crate::id::{Epoch, JobId, VmId};
+use crate::image::Driver;
+use crate::spec::JobSpec;
+
+/// One event of every kind, in the order of [`EventData::KINDS`].
+pub fn samples() -> Vec<Event> {
+    EventData::KINDS.iter().filter_map(|(kind, _)| sample(kind)).collect()
+}
+
+/// The example of a kind; `None` for one that does not exist (or has none: tests see to that).
+pub fn sample(kind: &str) -> Option<Event> {
+    let host: HostName = "host-01".parse().ok()?;
+    let job: JobId = "018f6f0e-0a52-7c0e-9d1c-7a4b3b0d5e11".parse().ok()?;
+    let first = Epoch::first(1);
+    let (epoch, data) = payload(kind, &host, job, first)?;
+    let by_producer = matches!(kind, "job.enqueued" | "attempt.superseded") || kind.ends_with("-requested");
+    let source = if by_producer { "/producers/ci".to_owned() } else { format!("{HOST_SOURCE}{host}") };
+    let subject = if data.is_about_host() { host.to_string() } else { job.to_string() };
+    let traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
+    Some(Event { source, subject, time: moment(0), epoch, traceparent, data })
+}
+
+fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epoch, EventData)> {
+    let vm = VmId::derive(job, first, host);
+    let spec = JobSpec::from_value(&json!({"image": "golden@7", "labels": {"team": "web"}})).ok()?;
+    let request = || Request { by: "ada".to_owned(), reason: "not needed any more".to_owned() };
+    Some(match kind {
+        "host.started" | "host.drain-requested" | "host.draining" | "host.stopped" => (JOB_LEVEL, of_host(kind)?),
+        "attempt.superseded" => {
+            let kept = Some(VmId::derive(job, Epoch { attempt: 1, delivery: 1 }, host));
+            (first, EventData::AttemptSuperseded(AttemptSuperseded { host: host.clone(), vm, kept }))
+        }
+        "job.enqueued" => (JOB_LEVEL, EventData::JobEnqueued(JobEnqueued { spec, by: "ci".to_owned() })),
+        "job.cancel-requested" => (JOB_LEVEL, EventData::CancelRequested(request())),
+        "job.stop-requested" => (JOB_LEVEL, EventData::StopRequested(request())),
+        "job.cancelled" => (first, EventData::JobCancelled(JobCancelled { attempt: 1, by: "ada".to_owned() })),
+        "job.retry-scheduled" | "job.deferred" | "job.dead" => of_queue(kind, spec, first)?,
+        "attempt.started" => {
+            let address = "192.168.100.79".parse().ok();
+            let (host, driver) = (host.clone(), Driver::Firecracker);
+            let enqueued_at = moment(0);
+            let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: None };
+            (first, EventData::AttemptStarted(started))
+        }
+        _ => (first, of_try(kind)?),
+    })
+}
+
+fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData)> {
+    let enqueued_at = moment(0);
+    Some(match kind {
+        "job.retry-scheduled" => {
+            let (cause, by) = (Some(Cause::AgentNotListening), None);
+            let (attempt, not_before, delay_ms, asked_at) = (2, moment(61), 1_000, Some(moment(30)));
+            let scheduled =
+                JobRetryScheduled { attempt, not_before, delay_ms, cause, by, spec, enqueued_at, asked_at };
+            (Epoch::first(2), EventData::JobRetryScheduled(scheduled))
+        }
+        "job.deferred" => {
+            let reason = "host-01 is full: 0 slots free".to_owned();
+            let deferred = JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at: None };
+            (JOB_LEVEL, EventData::JobDeferred(deferred))
+        }
+        "job.dead" => {
+            let (reason, diagnosis) = (DeadReason::AttemptsExhausted, Some(diagnosis()));
+            (first, EventData::JobDead(JobDead { attempt: 1, reason, diagnosis, spec }))
+        }
+        _ => return None,
+    })
+}
+
+fn of_try(kind: &str) -> Option<EventData> {
+    let mark = |stage, seconds| StageMark { stage, at: moment(seconds), detail: String::new() };
+    Some(match kind {
+        "attempt.progressed" => EventData::AttemptProgressed(AttemptProgressed {
+            marks: vec![mark(Stage::Spawned, 1), mark(Stage::DhcpAck, 9)],
+        }),
+        "attempt.ready" => EventData::AttemptReady(AttemptReady {
+            agent: "192.168.100.79:8080".parse().ok()?,
+            status: 200,
+            body: r#"{"status":"healthy","uptime":2.003244407}"#.to_owned(),
+            identity: Identity::VmId,
+            marks: vec![mark(Stage::AgentHealthy, 47)],
+        }),
+        "attempt.failed" => {
+            EventData::AttemptFailed(AttemptFailed { diagnosis: diagnosis(), marks: vec![mark(Stage::DhcpAck, 9)] })
+        }
+        "attempt.adopted" => EventData::AttemptAdopted(AttemptAdopted { pid: 4_711 }),
+        "vm.gone" => EventData::VmGone(VmGone { why: GoneWhy::Exited, detail: "exit code 0".to_owned() }),
+        _ => return None,
+    })
+}
+
+fn of_host(kind: &str) -> Option<EventData> {
+    Some(match kind {
+        "host.started" => EventData::HostStarted(HostStarted {
+            slots: 32,
+            vcpus: 64,
+            memory_mib: 131_072,
+            labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+            pools: vec!["default".to_owned()],
+            hypervisor: "Firecracker 1.12.1".to_owned(),
+            version: "0.1.0".to_owned(),
+            adopted: 3,
+        }),
+        "host.drain-requested" => {
+            EventData::HostDrainRequested(Request { by: "ada".to_owned(), reason: "kernel update".to_owned() })
+        }
+        "host.draining" => EventData::HostDraining(HostDraining { booting: 1, running: 3 }),
+        "host.stopped" => EventData::HostStopped(HostStopped { running: 3 }),
+        _ => return None,
+    })
+}
+
+fn diagnosis() -> Diagnosis {
+    Diagnosis {
+        stage: Stage::DhcpAck,
+        cause: Cause::AgentNotListening,
+        confidence: Confidence::Certain,
+        summary: "the VM has its address and nothing listens on the agent's port".to_owned(),
+        remedy: "check that the agent is enabled, started, and bound to 0.0.0.0".to_owned(),
+        evidence: vec!["probe of 192.168.100.79: refused ×31".to_owned()],
+        retryable: true,
+    }
+}
+
+/// 2025-11-04T19:20:00Z and so many seconds.
+fn moment(seconds: u64) -> Time {
+    Time::from_unix_micros(1_762_284_000_000_000).plus(std::time::Duration::from_secs(seconds))
+}

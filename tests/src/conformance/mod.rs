@@ -1,0 +1,3 @@
+//! One suite per port; every adapter, real or simulated, goes through it.
+
+pub mod broker;

@@ -1,0 +1,133 @@
+//! Chooses a host's equipment by its settings: hypervisor, network, prober.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stoker_schemas::image::Driver;
+
+use crate::config::{Config, NetworkMode};
+use crate::dirs::Dirs;
+use crate::host::HostError;
+use crate::net::{BridgeConfig, BridgedNetwork, Namespace, UserNetwork};
+use crate::ports::net::Network;
+use crate::ports::probe::Prober;
+use crate::ports::vm::{Hypervisor, VmError};
+use crate::probe::HttpProber;
+use crate::vm::{
+    AccelDecision, Firecracker, FirecrackerOptions, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
+    SimulatedProber, Spawner, detect_accel,
+};
+
+/// How long a trial guest may take to say its first line on KVM; real KVM needs milliseconds.
+const TRIAL_DEADLINE: Duration = Duration::from_secs(3);
+/// What the trial guest says first.
+const TRIAL_SAYS: &str = "Stoker probe guest";
+
+/// What boots, connects and asks.
+pub(crate) struct Equipment {
+    pub(crate) hypervisor: Arc<dyn Hypervisor>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) prober: Arc<dyn Prober>,
+}
+
+/// Opens the equipment that the settings ask for.
+pub(crate) async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, HostError> {
+    if config.driver == Driver::Simulated {
+        let world = SimWorld::new();
+        return Ok(Equipment {
+            hypervisor: Arc::new(Simulated::new(world.clone())),
+            network: Arc::new(SimulatedNetwork::new(world.clone())),
+            prober: Arc::new(SimulatedProber::new(world)),
+        });
+    }
+    match &config.network {
+        NetworkMode::User => {
+            let namespace = Namespace::host()?;
+            let hypervisor = hypervisor(config, dirs, namespace.clone()).await?;
+            let network = Arc::new(UserNetwork::open(dirs.net())?);
+            let prober = Arc::new(HttpProber::new(namespace, None)?);
+            Ok(Equipment { hypervisor, network, prober })
+        }
+        NetworkMode::Bridge { namespace, bridge, gateway, prefix } => {
+            let files = runtime_dir(namespace.as_deref().unwrap_or("host"), bridge);
+            let namespace = match namespace {
+                Some(name) => Namespace::open(name).await?,
+                None => Namespace::host()?,
+            };
+            let hypervisor = hypervisor(config, dirs, namespace.clone()).await?;
+            let settings = bridge_config(files, bridge, *gateway, *prefix);
+            let network = Arc::new(BridgedNetwork::open(namespace.clone(), settings).await?);
+            let prober = Arc::new(HttpProber::new(namespace, Some(network.neighbours()))?);
+            Ok(Equipment { hypervisor, network, prober })
+        }
+    }
+}
+
+/// All addresses of the subnet but the network's, the bridge's own and the broadcast one.
+fn bridge_config(files: PathBuf, bridge: &str, gateway: Ipv4Addr, prefix: u8) -> BridgeConfig {
+    let hosts = u32::MAX >> prefix;
+    let network = u32::from(gateway) & !hosts;
+    BridgeConfig {
+        bridge: bridge.to_owned(),
+        address: gateway,
+        prefix,
+        first: Ipv4Addr::from(network + 1),
+        last: Ipv4Addr::from(network + hosts - 1),
+        ..BridgeConfig::new(files)
+    }
+}
+
+/// dnsmasq's files lie in memory: it syncs its leases before each answer, and none outlives a
+/// reboot of the host anyway.
+fn runtime_dir(namespace: &str, bridge: &str) -> PathBuf {
+    PathBuf::from("/run/stoker").join(format!("{namespace}-{bridge}"))
+}
+
+async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Result<Arc<dyn Hypervisor>, VmError> {
+    let spawner = Arc::new(InNamespace(namespace));
+    Ok(match config.driver {
+        Driver::Firecracker => {
+            let options = FirecrackerOptions::default();
+            Arc::new(Firecracker::new(&config.firecracker, spawner, options).await?)
+        }
+        Driver::Qemu | Driver::Simulated => {
+            let options = QemuOptions::with_accel(accel(config, dirs).await);
+            Arc::new(Qemu::new(&config.qemu, spawner, options).await?)
+        }
+    })
+}
+
+/// Which accelerator works: tried once per boot of the host, with the probe guest.
+async fn accel(config: &Config, dirs: &Dirs) -> AccelDecision {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let file = dirs.accel();
+    let known: Option<(String, AccelDecision)> = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if let Some((id, decision)) = known
+        && id == boot_id
+    {
+        return decision;
+    }
+    let probe = config.images.join("probe").join("probe.elf");
+    let decision = detect_accel(&config.qemu, &probe, TRIAL_SAYS, dirs.root(), TRIAL_DEADLINE).await;
+    tracing::info!(accel = ?decision.accel, reason = decision.reason, "accelerator chosen");
+    if let Ok(text) = serde_json::to_vec(&(boot_id, &decision)) {
+        // Only a note: without it the next start tries again.
+        let _ = std::fs::write(file, text);
+    }
+    decision
+}
+
+/// Starts programs inside the VMs' namespace.
+struct InNamespace(Namespace);
+
+#[async_trait]
+impl Spawner for InNamespace {
+    async fn spawn(&self, mut command: Command) -> io::Result<Child> {
+        self.0.run(move || command.spawn()).await
+    }
+}

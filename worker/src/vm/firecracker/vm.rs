@@ -1,0 +1,87 @@
+//! A running Firecracker VM.
+
+use std::{path::Path, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{DRIVER, api::Api, config::Action};
+use crate::{
+    ports::vm::{ConsoleFeed, Vm, VmError, VmExit, VmRecord},
+    vm::{
+        boot_error, exit, files,
+        process::{Ended, VmmProcess},
+    },
+};
+
+pub struct FirecrackerVm {
+    pub record: VmRecord,
+    pub process: VmmProcess,
+    pub api_timeout: Duration,
+}
+
+/// What its exit codes mean (`src/vmm/src/lib.rs`, `FcExitCode`).
+fn name_code(code: i32) -> Option<&'static str> {
+    match code {
+        0 => Some("the guest rebooted or shut down"),
+        1 => Some("generic error"),
+        2 => Some("other error"),
+        148 => Some("a system call outside its seccomp filter"),
+        149 => Some("SIGBUS: memory or disk behind a mapping is gone"),
+        150 => Some("SIGSEGV"),
+        151 => Some("SIGXFSZ: a file grew beyond its limit"),
+        152 => Some("bad configuration"),
+        153 => Some("bad command line arguments"),
+        154 => Some("SIGXCPU: CPU limit reached"),
+        156 => Some("SIGHUP"),
+        157 => Some("SIGILL"),
+        _ => None,
+    }
+}
+
+pub fn describe(ended: Ended, dir: &Path) -> VmExit {
+    exit::describe(ended, name_code, dir, &[files::VMM_LOG, files::VMM_STDERR])
+}
+
+impl FirecrackerVm {
+    async fn ask_to_stop(&self, grace: Duration) {
+        let asked = async {
+            let api = Api::new(&self.record.dir, self.api_timeout)?;
+            api.put(&self.process, "/actions", &Action { action_type: "SendCtrlAltDel" }).await
+        };
+        let stopped = async {
+            match asked.await {
+                Ok(()) => {
+                    self.process.wait().await;
+                }
+                // It will be killed: waiting would be for nothing.
+                Err(error) => tracing::debug!(vm = %self.record.vm, %error, "guest could not be asked to stop"),
+            }
+        };
+        let _ = tokio::time::timeout(grace, stopped).await;
+    }
+}
+
+#[async_trait]
+impl Vm for FirecrackerVm {
+    fn record(&self) -> VmRecord {
+        self.record.clone()
+    }
+
+    fn console(&self) -> Option<ConsoleFeed> {
+        Some(ConsoleFeed::File(self.record.dir.join(files::CONSOLE)))
+    }
+
+    async fn exited(&self) -> VmExit {
+        describe(self.process.wait().await, &self.record.dir)
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<VmExit, VmError> {
+        if self.process.ended().is_none() && !grace.is_zero() {
+            self.ask_to_stop(grace).await;
+        }
+        self.process.kill().map_err(|e| boot_error::spawn(DRIVER, "killing the VMM", &e))?;
+        let ended = self.process.wait().await;
+        files::remove(&self.record.dir, files::API_SOCKET).map_err(|e| boot_error::spawn(DRIVER, "socket", &e))?;
+        Ok(describe(ended, &self.record.dir))
+    }
+}

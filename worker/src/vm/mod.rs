@@ -1,0 +1,19 @@
+//! Hypervisor drivers behind [`crate::ports::vm`].
+//!
+//! [`firecracker`] and [`qemu`] start one VMM process per VM, which outlives the worker and is
+//! found again by pid and start time ([`process`]); [`simulated`] keeps its guests in memory.
+
+mod boot_error;
+pub mod exit;
+pub mod files;
+pub mod firecracker;
+pub mod process;
+mod program;
+pub mod qemu;
+pub mod simulated;
+mod socket;
+
+pub use firecracker::{Firecracker, FirecrackerOptions};
+pub use process::{Here, Spawner};
+pub use qemu::{Accel, AccelDecision, Qemu, QemuOptions, detect_accel};
+pub use simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};
