@@ -12,4 +12,5 @@ pub mod http;
 pub mod readmodel;
 pub mod report;
 pub mod submit;
+pub mod up;
 pub mod view;

@@ -120,10 +120,7 @@ pub enum Command {
 
 impl From<Duplicate> for Command {
     fn from(d: Duplicate) -> Self {
-        Self::Supersede {
-            epoch: d.epoch,
-            duplicate: AttemptSuperseded { host: d.host, vm: d.vm, kept: d.kept },
-        }
+        Self::Supersede { epoch: d.epoch, duplicate: AttemptSuperseded { host: d.host, vm: d.vm, kept: d.kept } }
     }
 }
 

@@ -1,11 +1,11 @@
 //! State + command -> events, or a typed refusal. The only place where rules become facts.
 
 use crate::command::{Begin, Command, Context, Rejection};
-use crate::event::{
-    AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData, GoneWhy, JOB_LEVEL,
-    JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, Request, VmGone,
-};
 use crate::diagnosis::Diagnosis;
+use crate::event::{
+    AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData,
+    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, Request, VmGone,
+};
 use crate::id::Epoch;
 use crate::retry::{self, Verdict};
 use crate::spec::JobSpec;

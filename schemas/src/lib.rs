@@ -16,6 +16,7 @@ pub mod id;
 pub mod image;
 pub mod limits;
 pub mod next;
+pub mod published;
 pub mod retry;
 pub mod spec;
 pub mod state;

@@ -25,7 +25,7 @@ struct Message {
 struct Host {
     name: String,
     history: History,
-    holds: Option<Message>,
+    holds: Vec<Message>,
     /// The VM died while nobody looked.
     vm_died: bool,
 }
@@ -41,7 +41,7 @@ impl World {
     fn new() -> Self {
         let host = |name: &str| {
             let history = History::on(name);
-            Host { name: name.to_owned(), history, holds: None, vm_died: false }
+            Host { name: name.to_owned(), history, holds: Vec::new(), vm_died: false }
         };
         let hosts = ["h-1", "h-2", "h-3"].map(host).into();
         let mut world = Self { hosts, queue: Vec::new(), control: History::on("control"), story: Vec::new() };
@@ -72,7 +72,8 @@ impl World {
 
     /// Somebody asks the control plane; what the rules refuse does not happen.
     fn ask(&mut self, command: Command) {
-        self.control.seconds = self.control.seconds.max(self.hosts.iter().map(|h| h.history.seconds).max().unwrap_or(0));
+        self.control.seconds =
+            self.control.seconds.max(self.hosts.iter().map(|h| h.history.seconds).max().unwrap_or(0));
         let before = self.control.events.len();
         if self.control.tell(command).is_ok() {
             let events = self.control.events.split_off(before);
@@ -103,7 +104,7 @@ impl World {
         let kept = self.hosts[host].history.state.clone();
         // The rules see the delivered event; the host's own log need not.
         self.hosts[host].history.state.apply(&message.event);
-        let epoch = Epoch { attempt: message.attempt, delivery: message.delivery };
+        let epoch = self.hosts[host].history.state.epoch_for(message.attempt, message.delivery);
         let begun = self.tell(host, begin_on(&self.hosts[host].name.clone(), epoch));
         if begun == Err(Rejection::CancelPending) {
             self.tell(host, Command::SettleCancel { attempt: message.attempt }).expect("settled as the rules say");
@@ -117,9 +118,9 @@ impl World {
         match begun {
             Ok(()) => {
                 self.hosts[host].vm_died = false;
-                self.hosts[host].holds = Some(message);
+                self.hosts[host].holds.push(message);
             }
-            Err(Rejection::AttemptExists(_) | Rejection::AttemptRunning(_)) => self.reattach(host, message, overtaken),
+            Err(Rejection::AttemptRunning(_)) => self.reattach(host, message, overtaken),
             Err(_) => {}
         }
     }
@@ -128,7 +129,7 @@ impl World {
     fn reattach(&mut self, host: usize, message: Message, overtaken: bool) {
         match self.running(host) {
             Some((epoch, up)) if message.attempt > epoch.attempt && (overtaken || !up) => self.queue.push(message),
-            Some((epoch, up)) if message.attempt == epoch.attempt && !up => self.hosts[host].holds = Some(message),
+            Some((epoch, up)) if message.attempt == epoch.attempt && !up => self.hosts[host].holds.push(message),
             _ => {}
         }
     }
@@ -136,7 +137,7 @@ impl World {
     /// The host does what `next` says; `boots` tells how a boot ends.
     fn work(&mut self, host: usize, boots: bool) {
         let Some((epoch, up)) = self.running(host) else { return };
-        let holds = self.hosts[host].holds.is_some();
+        let holds = !self.hosts[host].holds.is_empty();
         let told = match next(&self.hosts[host].history.state, epoch) {
             Next::Boot if self.hosts[host].vm_died && !holds => self.tell(host, lost(epoch)),
             Next::Boot if boots && !self.hosts[host].vm_died => self.tell(host, ready(epoch)),
@@ -149,7 +150,7 @@ impl World {
         told.expect("what next asks for is allowed");
         let ended = self.running(host).is_none_or(|(_, is_up)| is_up && !up);
         if ended {
-            self.hosts[host].holds = None;
+            self.hosts[host].holds.clear();
         }
     }
 
@@ -157,7 +158,7 @@ impl World {
     fn crash(&mut self, host: usize, vm_dies: bool) {
         let host = &mut self.hosts[host];
         host.vm_died |= vm_dies;
-        if let Some(message) = host.holds.take() {
+        for message in host.holds.drain(..) {
             self.queue.push(Message { delivery: message.delivery + 1, ..message });
         }
     }
@@ -195,7 +196,12 @@ impl World {
             }
         }
         let waiting: Vec<_> = self.queue.iter().map(|m| (m.attempt, m.delivery)).collect();
-        panic!("no end: {}, waiting {waiting:?}, {:?}{}", self.control.state.phase(), duplicates(&self.control.state), self.story());
+        panic!(
+            "no end: {}, waiting {waiting:?}, {:?}{}",
+            self.control.state.phase(),
+            duplicates(&self.control.state),
+            self.story()
+        );
     }
 
     fn is_still(&self) -> bool {
@@ -261,9 +267,13 @@ fn an_undisturbed_job_is_ready_and_a_hopeless_one_dead() {
 #[test]
 fn source_names_are_hosts() {
     // The simulation's hosts must be told apart as real ones are.
-    let event = Event::about_job(job(), JOB_LEVEL, &format!("{HOST_SOURCE}h-1"), at(0), EventData::VmGone(
-        crate::event::VmGone { why: GoneWhy::Exited, detail: String::new() },
-    ));
+    let event = Event::about_job(
+        job(),
+        JOB_LEVEL,
+        &format!("{HOST_SOURCE}h-1"),
+        at(0),
+        EventData::VmGone(crate::event::VmGone { why: GoneWhy::Exited, detail: String::new() }),
+    );
     assert_eq!(event.host(), Some(host("h-1")));
     assert!(JobState::replay(job(), [&event]).is_some());
 }

@@ -35,8 +35,8 @@ readonly POLICY_FILE=/usr/sbin/policy-rc.d
 
 #: deps [run|build|image|broker|test|browser]... | install what is missing (Debian packages); starts no service
 cmd_deps() {
-  local groups=("${@:-${DEPS_DEFAULT_GROUPS[@]}}") missing=()
-  [[ $# -gt 0 ]] || groups=("${DEPS_DEFAULT_GROUPS[@]}")
+  local groups=("$@") missing=()
+  (($# > 0)) || groups=("${DEPS_DEFAULT_GROUPS[@]}")
   mapfile -t missing < <(missing_packages "${groups[@]}")
   if ((${#missing[@]} == 0)); then
     note "deps: nothing missing (${groups[*]})"

@@ -62,7 +62,6 @@ cmd_bench() {
   cmd_deps run build image broker
   (cmd_image) || warn "bench: going on without all images"
   export_test_environment bench
-  trap 'end_test_environment' EXIT
   STOKER_PROFILE=release build_binaries
   (cd "$STOKER_ROOT" && cargo run --locked --release -p stoker-tests --bin stoker-bench -- "$@")
 }

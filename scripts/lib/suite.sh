@@ -12,7 +12,6 @@ cmd_test() {
   (cmd_image) || warn "test: going on without all images"
   reap_dead_test_brokers
   export_test_environment test
-  trap 'end_test_environment' EXIT
   run_cargo_test "$@" || cargo_status=$?
   find_leftovers
   print_summary "$cargo_status"
@@ -24,6 +23,9 @@ export_test_environment() {
   # Paths in it stay short, because unix sockets allow 107 bytes.
   TEST_DIR="$(mktemp -d "$(ensure_dir "$RUN_DIR")/$1-XXXXXX")"
   TEST_BROKER="$1-$$"
+  trap end_test_environment EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   # Inherited by everything that the tests start, so that survivors can be told apart.
   export STOKER_TEST_RUN="$TEST_DIR"
   export STOKER_TEST_SUMMARY="$TEST_DIR/summary"
@@ -67,7 +69,8 @@ reap_dead_test_brokers() {
 run_cargo_test() {
   local scope=(--workspace)
   [[ " $* " == *" -p "* || " $* " == *" --package"* ]] && scope=()
-  build_binaries
+  : >"$TEST_DIR/cargo.log"
+  (build_binaries) || return 1
   (cd "$STOKER_ROOT" && cargo test --locked --no-fail-fast ${scope[@]+"${scope[@]}"} "$@" 2>&1) |
     tee "$TEST_DIR/cargo.log"
 }

@@ -22,12 +22,8 @@ pub struct Policy {
 }
 
 /// For connections to a server that is restarting: quick at first, then gentle.
-pub const RECONNECT: Policy = Policy {
-    initial: Duration::from_millis(50),
-    max: Duration::from_secs(5),
-    multiplier: 2.0,
-    jitter: 0.5,
-};
+pub const RECONNECT: Policy =
+    Policy { initial: Duration::from_millis(50), max: Duration::from_secs(5), multiplier: 2.0, jitter: 0.5 };
 
 /// One series of waits; starts over at [`Backoff::reset`].
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use stoker_schemas::VmId;
 
+use crate::console::{self, ConsoleSlice};
 use crate::ports::vm::VmRecord;
 
 /// Consoles kept of attempts that are gone; the oldest go first. At 1 MiB each, 1 GiB at most.
@@ -100,10 +101,12 @@ impl Dirs {
         Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
     }
 
-    /// Where a VM's console is now: with the attempt, or kept after it.
-    pub fn console(&self, vm: VmId) -> PathBuf {
-        let live = self.vm(vm).join("console.log");
-        if live.exists() { live } else { self.kept_console(vm) }
+    /// Reads a VM's console, wherever it is now: with the attempt, or kept after it.
+    pub fn read_console(&self, vm: VmId, from: u64, max: usize) -> io::Result<ConsoleSlice> {
+        match console::read_range(&self.vm(vm), from, max) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => console::read_kept(&self.kept_console(vm), from, max),
+            read => read,
+        }
     }
 
     fn kept_console(&self, vm: VmId) -> PathBuf {
@@ -113,7 +116,7 @@ impl Dirs {
     /// Removes an attempt's folder, keeping its console.
     pub fn remove_vm(&self, vm: VmId) -> io::Result<()> {
         let dir = self.vm(vm);
-        match std::fs::rename(dir.join("console.log"), self.kept_console(vm)) {
+        match console::keep(&dir, &self.kept_console(vm)) {
             Ok(()) => self.prune_consoles()?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),

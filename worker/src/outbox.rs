@@ -93,6 +93,7 @@ fn is_history_only(data: &EventData) -> bool {
             | EventData::JobDead(_)
             | EventData::CancelRequested(_)
             | EventData::StopRequested(_)
+            | EventData::AttemptSuperseded(_)
             | EventData::HostDrainRequested(_)
     )
 }

@@ -124,10 +124,11 @@ fn blame(a: &AttemptView, checks: &mut [Check]) {
         Cause::AgentUnhealthy | Cause::WrongBody | Cause::AgentHanging => Some("HTTP answer"),
         Cause::AgentNotListening | Cause::AddressUnreachable | Cause::ConflictingNetwork => Some("TCP to the agent"),
         Cause::NoDhcpRequest | Cause::DhcpUnanswered => Some("DHCP lease"),
+        Cause::UnitFailed | Cause::UnitMissing => Some("unit "),
         _ => None,
     });
     let position = match named {
-        Some(name) => checks.iter().position(|c| c.name == name),
+        Some(name) => checks.iter().position(|c| c.name.starts_with(name) && c.status != CheckStatus::Passed),
         None if checks.iter().any(|c| c.status == CheckStatus::Failed) => None,
         None => checks.iter().position(|c| c.status == CheckStatus::NotReached),
     };

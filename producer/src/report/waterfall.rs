@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::view::{AttemptView, StageView, duration};
+use crate::view::{AttemptView, Outcome, duration};
 
 /// Columns of the widest bar.
 const WIDTH: u64 = 40;
@@ -15,10 +15,17 @@ pub fn render(attempt: &AttemptView) -> String {
     let total = boot().map(|s| s.begin_ms + s.took_ms).max().unwrap_or(0).max(attempt.took_ms.unwrap_or(0)).max(1);
     let mut out = String::new();
     for stage in &attempt.stages {
-        let bar = if stage.name == "queued" { String::new() } else { bar(stage, total) };
+        let bar = if stage.name == "queued" { String::new() } else { bar(stage.begin_ms, stage.took_ms, total) };
         let line = format!("{:<NAME$} {:>10}  {bar}", stage.name, duration(stage.took_ms));
         // Writing to a String cannot fail.
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    let reached = boot().map(|s| s.begin_ms + s.took_ms).max().unwrap_or(0);
+    if let Some(waited) = attempt.took_ms.and_then(|ms| ms.checked_sub(reached)).filter(|ms| *ms > 0)
+        && attempt.outcome == Outcome::Failed
+    {
+        // What a failed attempt spent its time on: waiting for a stage that did not come.
+        let _ = writeln!(out, "{:<NAME$} {:>10}  {}", "(waited)", duration(waited), bar(reached, waited, total));
     }
     if let Some(ms) = attempt.took_ms {
         let _ = writeln!(out, "{:<NAME$} {:>10}", "total", duration(ms));
@@ -26,10 +33,10 @@ pub fn render(attempt: &AttemptView) -> String {
     out
 }
 
-fn bar(stage: &StageView, total: u64) -> String {
+fn bar(begin_ms: u64, took_ms: u64, total: u64) -> String {
     let column = |ms: u64| usize::try_from(ms.min(total) * WIDTH / total).unwrap_or(0);
-    let begin = column(stage.begin_ms);
-    let width = column(stage.begin_ms + stage.took_ms).saturating_sub(begin);
+    let begin = column(begin_ms);
+    let width = column(begin_ms + took_ms).saturating_sub(begin);
     let drawn = if width == 0 { "▏".to_owned() } else { "█".repeat(width) };
     format!("{}{drawn}", " ".repeat(begin))
 }

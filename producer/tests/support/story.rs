@@ -35,6 +35,13 @@ impl Story {
         Self { id: JobId::from_key("default", name), spec: spec.unwrap(), events: Vec::new(), start, host }
     }
 
+    /// The rest of the life of a job that was enqueued by this event.
+    pub fn after(enqueued: &Event) -> Self {
+        let EventData::JobEnqueued(data) = &enqueued.data else { panic!("not an enqueued event") };
+        let (spec, id) = (data.spec.clone(), enqueued.job().unwrap());
+        Self { id, spec, events: Vec::new(), start: enqueued.time, host: "h-01".parse().unwrap() }
+    }
+
     /// The whole story so much later.
     pub fn later(mut self, seconds: u64) -> Self {
         self.start = self.start.plus(Duration::from_secs(seconds));
@@ -129,7 +136,7 @@ impl Story {
             summary: "the kernel line sets ip=192.168.100.2 while the image asks DHCP; the lease is 192.168.100.79, \
                       nobody answers on 192.168.100.2"
                 .to_owned(),
-            remedy: "remove ip= from kernel_args (image golden@7 uses DHCP)".to_owned(),
+            remedy: "remove ip= from the kernel_args of image golden@7: it uses DHCP".to_owned(),
             evidence: vec![
                 "console: IP-Config: Complete: device=eth0, ipaddr=192.168.100.2 <b>|x|</b>".to_owned(),
                 "DHCP: ACK 192.168.100.79".to_owned(),
@@ -206,11 +213,9 @@ impl Story {
 
     /// The operators' own case: two owners of eth0.
     pub fn conflict(name: &str) -> Self {
-        let mut story = Self::of(name);
-        // As an older producer let it through: today's validation refuses it.
-        story.spec.kernel_args = "ip=192.168.100.2::192.168.100.1:255.255.255.0::eth0:on".to_owned();
+        // The ip= is in the image's own kernel line: in a job's it would have been refused.
         let address = "192.168.100.2";
-        let booted = story.enqueued().started(1, 3, address).booted(1, 3, "192.168.100.79");
+        let booted = Self::of(name).enqueued().started(1, 3, address).booted(1, 3, "192.168.100.79");
         let failed = booted.failed(1, 47_003, Self::conflicting()).gone(1, 47_050, GoneWhy::Failed);
         failed.dead(1, 47_050, Self::conflicting())
     }

@@ -37,13 +37,8 @@ fn places() -> Vec<(&'static str, History)> {
 
 fn commands() -> Vec<(&'static str, Command)> {
     let redelivered = Epoch { attempt: 1, delivery: 1 };
-    let defer = |attempt| Command::Defer {
-        attempt,
-        delay_ms: 1_000,
-        reason: "full".into(),
-        spec: spec(),
-        enqueued_at: at(0),
-    };
+    let defer =
+        |attempt| Command::Defer { attempt, delay_ms: 1_000, reason: "full".into(), spec: spec(), enqueued_at: at(0) };
     let vm = VmId::derive(job(), e(1), &host("h-1"));
     let duplicate = AttemptSuperseded { host: host("h-1"), vm, kept: None };
     let mut other = spec();
@@ -126,12 +121,8 @@ fn a_retry_keeps_the_spec_and_the_time_of_the_attempt_that_failed() {
     let mut edited = spec();
     edited.vcpus = 8;
     edited.retry.max_attempts = 9;
-    let mut history = given([
-        enqueue(),
-        begin(e(1)),
-        fail(e(1), Cause::AgentNotListening),
-        gone(e(1), GoneWhy::Failed),
-    ]);
+    let mut history =
+        given([enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed)]);
     let Command::Begin(begun) = begin(e(4)) else { unreachable!() };
     history.tell(Command::Begin(Begin { spec: edited.clone(), ..begun })).unwrap();
     history.tell(fail(e(4), Cause::AgentNotListening)).unwrap();

@@ -61,8 +61,7 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
         "job.retry-scheduled" => {
             let (cause, by) = (Some(Cause::AgentNotListening), None);
             let (attempt, not_before, delay_ms, asked_at) = (2, moment(61), 1_000, Some(moment(30)));
-            let scheduled =
-                JobRetryScheduled { attempt, not_before, delay_ms, cause, by, spec, enqueued_at, asked_at };
+            let scheduled = JobRetryScheduled { attempt, not_before, delay_ms, cause, by, spec, enqueued_at, asked_at };
             (Epoch::first(2), EventData::JobRetryScheduled(scheduled))
         }
         "job.deferred" => {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::id::{ImageName, PoolName};
+
 use super::{JobSpec, Network, Priority, StaticAddress};
 
 /// A VM-boot job as submitted.
@@ -14,7 +16,7 @@ use super::{JobSpec, Network, Priority, StaticAddress};
 #[schemars(deny_unknown_fields)]
 pub struct RawSpec {
     /// Image to boot, such as `golden@7`.
-    #[schemars(required, with = "String", length(min = 1, max = 80))]
+    #[schemars(required, with = "ImageName")]
     pub image: Option<String>,
     /// Virtual CPUs (default 1).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +52,7 @@ pub struct RawSpec {
     pub priority: Option<Priority>,
     /// Pool of hosts (default `default`).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PoolName>")]
     pub pool: Option<String>,
     /// Free labels.
     #[serde(skip_serializing_if = "Option::is_none")]

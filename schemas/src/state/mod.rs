@@ -17,8 +17,8 @@ pub use phase::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::{
-    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead, JobDeferred, JobEnqueued,
-    JobRetryScheduled, Request, StageMark, VmGone,
+    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead,
+    JobDeferred, JobEnqueued, JobRetryScheduled, Request, StageMark, VmGone,
 };
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;

@@ -97,6 +97,15 @@ impl JobState {
         self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max().unwrap_or(0)
     }
 
+    /// The epoch in which a delivered attempt is tried here: never one that was used before. (A
+    /// publisher's repeat of a message starts counting deliveries from 0 again.)
+    pub fn epoch_for(&self, attempt: u32, delivery: u32) -> Epoch {
+        let first = Epoch::first(attempt);
+        let used = self.attempts.range(first..=Epoch { delivery: u32::MAX, ..first }).next_back();
+        let free = used.map_or(0, |(epoch, _)| epoch.delivery.saturating_add(1));
+        Epoch { attempt, delivery: delivery.max(free) }
+    }
+
     /// Whether somebody has asked for another attempt by hand since this try started. A delivery of
     /// another attempt waits for such a try to go; beside any other try that is up, it is settled.
     pub fn is_overtaken(&self, epoch: Epoch) -> bool {

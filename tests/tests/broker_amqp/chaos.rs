@@ -10,7 +10,7 @@ use std::{
 };
 
 use stoker_schemas::spec::Priority;
-use stoker_tests::conformance::broker::{HOST, POOL, Setup, job, jobs, subscribe, text};
+use stoker_tests::conformance::broker::{HOST, POOL, job, jobs, subscribe, text};
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
     ports::broker::{Broker, Offset},
@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     proxy::Proxy,
-    rabbit::{Rabbit, rabbit},
+    rabbit::{Rabbit, on_rabbit},
 };
 
 const CUTS: usize = 20;
@@ -72,9 +72,10 @@ impl Tally {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_cuts_under_load_lose_nothing() {
-    let Some(place) = rabbit("twenty_cuts_under_load_lose_nothing") else { return };
-    let (place, tally) = chaos(place).await;
-    place.clean().await;
+    on_rabbit("twenty_cuts_under_load_lose_nothing", async |place| judge(&*chaos(place).await)).await;
+}
+
+fn judge(tally: &Tally) {
     let bodies = tally.bodies.lock().unwrap();
     eprintln!(
         "chaos: {CUTS} cuts, {} confirmed, {} failed publishes, {} received, {} redelivered, {} stale acks",
@@ -89,7 +90,7 @@ async fn twenty_cuts_under_load_lose_nothing() {
     assert!(bodies.confirmed.len() >= CUTS * CONFIRMS_BETWEEN_CUTS);
 }
 
-async fn chaos(place: Rabbit) -> (Rabbit, Arc<Tally>) {
+async fn chaos(place: &Rabbit) -> Arc<Tally> {
     let proxy = Proxy::start(&place.url).await;
     let config = AmqpConfig { url: proxy.url.clone(), delivery_limit: 1_000, ..place.config(HOST) };
     let broker = Arc::new(AmqpBroker::connect(config).await.unwrap());
@@ -116,7 +117,7 @@ async fn chaos(place: Rabbit) -> (Rabbit, Arc<Tally>) {
     check_history(&broker, &tally).await;
     broker.close().await;
     consumers.shutdown().await;
-    (place, tally)
+    tally
 }
 
 async fn publish(id: u64, broker: Arc<AmqpBroker>, tally: Arc<Tally>) {

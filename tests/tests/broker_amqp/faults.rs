@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, Setup, event, job, jobs, next, quiet, run_case, subscribe, take, text,
+    DEADLINE, HOST, POOL, QUIET, event, job, jobs, next, quiet, run_case, subscribe, take, text,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
@@ -14,18 +14,8 @@ use tokio::time::timeout;
 
 use crate::{
     proxy::Proxy,
-    rabbit::{Rabbit, rabbit},
+    rabbit::{Rabbit, on_rabbit},
 };
-
-/// Runs a case that needs more than the `Setup` trait, and cleans up after it.
-async fn on_rabbit(name: &str, case: impl AsyncFnOnce(&Rabbit) + Send) {
-    let Some(place) = rabbit(name) else { return };
-    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(case(&place))).await;
-    place.clean().await;
-    if let Err(failure) = outcome {
-        std::panic::resume_unwind(failure);
-    }
-}
 
 async fn through(place: &Rabbit, proxy: &Proxy) -> AmqpBroker {
     AmqpBroker::connect(AmqpConfig { url: proxy.url.clone(), ..place.config(HOST) }).await.unwrap()

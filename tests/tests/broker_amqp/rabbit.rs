@@ -1,9 +1,16 @@
 //! An isolated set of queues on the test broker.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
-use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
+use futures_util::FutureExt;
+use lapin::{
+    Connection, ConnectionProperties,
+    options::{ExchangeDeleteOptions, QueueDeleteOptions},
+};
 use stoker_schemas::{
     spec::Priority,
     topology::{DELAY_TIERS_MS, Names},
@@ -23,7 +30,6 @@ const URL: &str = "STOKER_TEST_AMQP_URL";
 pub struct Rabbit {
     pub url: String,
     pub names: Names,
-    prefix: String,
 }
 
 /// A prefix of its own, or `None` (and said so) without a broker.
@@ -33,11 +39,21 @@ pub fn rabbit(case: &str) -> Option<Rabbit> {
         return None;
     };
     let prefix = format!("t{}", uuid::Uuid::now_v7().simple());
-    Some(Rabbit { url, names: Names::with_prefix(prefix.as_str()), prefix })
+    Some(Rabbit { url, names: Names::with_prefix(prefix) })
 }
 
 pub async fn setup(case: &str) -> Option<Box<dyn Setup>> {
     rabbit(case).map(|r| Box::new(r) as Box<dyn Setup>)
+}
+
+/// Runs a case that needs more than the `Setup` trait, and cleans up also after a failure.
+pub async fn on_rabbit(case_name: &str, case: impl AsyncFnOnce(&Rabbit)) {
+    let Some(place) = rabbit(case_name) else { return };
+    let outcome = AssertUnwindSafe(case(&place)).catch_unwind().await;
+    place.clean().await;
+    if let Err(failure) = outcome {
+        resume_unwind(failure);
+    }
 }
 
 impl Rabbit {
@@ -88,9 +104,8 @@ impl Setup for Rabbit {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         }
         for exchange in [self.names.events_exchange(), self.names.due_exchange(), self.names.dead_exchange()] {
-            channel.exchange_delete(exchange.into(), lapin::options::ExchangeDeleteOptions::default()).await.unwrap();
+            channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
         let _ = connection.close(200, "bye".into()).await;
-        tracing::debug!(prefix = self.prefix, "cleaned");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This is the log's archive: history ends up as dense, immutable blocks of the same record bytes,
 //! read by the same code. A worker that commits one event at a time leaves a block per event; packed
-//! (sixteen events of 300 bytes to a block), they replay two to six times faster. Moving a closed *stream* into a
+//! (five events of 300 bytes to a block), they replay two to four times faster. Moving a closed *stream* into a
 //! separate tree would buy neither: start-up reads the open streams only (see `index`), sled
 //! keeps all trees in one file and one page cache, and reading by position would have to merge two trees.
 

@@ -23,7 +23,8 @@ pub const MAX_DIRTY_CURSORS: usize = 1024;
 /// How to open an [`EventLog`](super::EventLog).
 #[derive(Debug, Clone)]
 pub struct LogOptions {
-    /// sled's page cache. Its own default (1 GiB) is the host's memory that should run VMs.
+    /// sled's page cache. Its own default (1 GiB) is the host's memory that should run VMs. A walk through
+    /// a whole large log may hold some 200 MB more for a while (see `block`).
     pub cache_bytes: u64,
     /// A group commit stops collecting once it holds this many events.
     pub max_batch: usize,

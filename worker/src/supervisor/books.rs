@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::spec::Priority;
-use stoker_schemas::{Epoch, JobId, JobSpec, JobState, Time};
+use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, Time};
 use tokio::time::Instant;
 
 use super::Supervisor;
@@ -26,6 +27,8 @@ pub(super) struct Live {
     pub(super) need: Capacity,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) is_up: bool,
+    /// It failed while another host may hold its message: what follows is not for us to decide.
+    pub(super) lost: Option<Box<Diagnosis>>,
 }
 
 /// A delivered job, understood.
@@ -35,17 +38,14 @@ pub(super) struct Claim {
     pub(super) delivery: u32,
     pub(super) spec: JobSpec,
     pub(super) enqueued_at: Time,
-    pub(super) traceparent: Option<String>,
+    /// The message.
+    pub(super) event: Event,
     pub(super) ack: Box<dyn Ack>,
     /// Since when it has been waiting for room.
     pub(super) since: Instant,
 }
 
 impl Claim {
-    pub(super) fn epoch(&self) -> Epoch {
-        Epoch { attempt: self.attempt, delivery: self.delivery }
-    }
-
     pub(super) fn is_high(&self) -> bool {
         self.spec.priority == Priority::High
     }

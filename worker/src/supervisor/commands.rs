@@ -23,7 +23,10 @@ impl Supervisor {
 
     fn obey(&mut self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
         match (&event.data, event.job()) {
-            (EventData::CancelRequested(_) | EventData::StopRequested(_), Some(id)) => {
+            (
+                EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::AttemptSuperseded(_),
+                Some(id),
+            ) => {
                 if let Some(job) = self.jobs.get_mut(&id) {
                     let before = job.state.clone();
                     job.state.apply(event);
@@ -31,7 +34,7 @@ impl Supervisor {
                     turn.touch(id);
                     return if changed { self.keep(event, turn) } else { Ok(()) };
                 }
-                if matches!(event.data, EventData::StopRequested(_)) {
+                if !matches!(event.data, EventData::CancelRequested(_)) {
                     return Ok(()); // It runs elsewhere, or nowhere.
                 }
                 let known = self.load(id)?;

@@ -4,7 +4,7 @@ use stoker_schemas::command::{Begin, Command, Context};
 use stoker_schemas::decide::decide;
 use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::retry::Jitter;
-use stoker_schemas::{JobId, JobState, Phase, VmId};
+use stoker_schemas::{JobId, JobState, VmId};
 use tokio::time::Instant;
 
 use super::admission::{Capacity, Full};
@@ -21,10 +21,7 @@ const MISFIT_DEFER_MS: u64 = 15_000;
 impl Supervisor {
     pub(super) fn on_delivery(&mut self, delivery: Delivery, turn: &mut Turn) -> Result<(), SupervisorError> {
         match self.understand(&delivery) {
-            Ok(understood) => {
-                let claim = understood(delivery);
-                self.claim(claim, turn)
-            }
+            Ok(understood) => self.claim(understood(delivery), turn),
             Err(reason) => {
                 self.park(delivery, reason);
                 Ok(())
@@ -36,20 +33,19 @@ impl Supervisor {
     fn understand(&self, delivery: &Delivery) -> Result<impl FnOnce(Delivery) -> Claim + use<>, String> {
         let event = Event::decode(&delivery.body, self.rig.clock.now()).map_err(|e| e.to_string())?;
         let job = event.job().ok_or_else(|| format!("{} is not about a job", event.data.kind()))?;
-        let (attempt, spec, enqueued_at) = match event.data {
-            EventData::JobEnqueued(e) => (1, e.spec, event.time),
-            EventData::JobRetryScheduled(e) => (e.attempt, e.spec, e.enqueued_at),
-            EventData::JobDeferred(e) => (e.attempt, e.spec, e.enqueued_at),
+        let (attempt, spec, enqueued_at) = match &event.data {
+            EventData::JobEnqueued(e) => (1, e.spec.clone(), event.time),
+            EventData::JobRetryScheduled(e) => (e.attempt, e.spec.clone(), e.enqueued_at),
+            EventData::JobDeferred(e) => (e.attempt, e.spec.clone(), e.enqueued_at),
             other => return Err(format!("{} is not work: a job queue takes job.enqueued", other.kind())),
         };
-        let traceparent = event.traceparent;
         Ok(move |delivery: Delivery| Claim {
             job,
             attempt,
             delivery: delivery.delivery_count,
             spec,
             enqueued_at,
-            traceparent,
+            event,
             ack: delivery.ack,
             since: Instant::now(),
         })
@@ -72,30 +68,15 @@ impl Supervisor {
 
     /// Decides about one claim: re-attach, settle, wait or begin.
     pub(super) fn claim(&mut self, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
-        if let Some(job) = self.jobs.get_mut(&claim.job) {
-            // It is on this host. The same attempt again: whoever acknowledges it last will do.
-            // A later one (retry by hand while a VM is being removed) waits until that is gone.
-            if claim.attempt > job.live.epoch.attempt {
-                self.wait(claim);
-            } else if job.live.is_up || claim.attempt < job.live.epoch.attempt {
-                turn.settle_after.push(claim.ack);
-            } else {
-                job.ack = Some(claim.ack);
-            }
+        if self.jobs.contains_key(&claim.job) {
+            self.reattach(claim, turn);
             return Ok(());
         }
-        let state = self.load(claim.job)?.unwrap_or_else(|| JobState::new(claim.job));
-        let handled_here = state.attempts.keys().any(|epoch| epoch.attempt >= claim.attempt);
-        if handled_here || claim.attempt < state.last_attempt() {
-            turn.settle_after.push(claim.ack);
-            return Ok(());
-        }
+        let mut state = self.load(claim.job)?.unwrap_or_else(|| JobState::new(claim.job));
+        // What the message says counts for the decision; it is somebody else's to write down.
+        state.apply(&claim.event);
         if state.pending_cancel().is_some() {
             return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, claim, turn);
-        }
-        if state.phase().is_closed() && claim.attempt <= settled_attempt(&state) {
-            turn.settle_after.push(claim.ack);
-            return Ok(());
         }
         let now = self.rig.clock.now();
         let waited = now.since(claim.enqueued_at);
@@ -108,6 +89,22 @@ impl Supervisor {
             return self.defer(state, claim, MISFIT_DEFER_MS, reason, turn);
         }
         self.admit(state, claim, turn)
+    }
+
+    /// The job is on this host. The same attempt again: its end acknowledges the message. A later one
+    /// (asked for by hand while the VM is being removed) waits until that is gone.
+    fn reattach(&mut self, claim: Claim, turn: &mut Turn) {
+        let Some(job) = self.jobs.get_mut(&claim.job) else { return };
+        let epoch = job.live.epoch;
+        let mut state = job.state.clone();
+        state.apply(&claim.event);
+        if claim.attempt > epoch.attempt && (!job.live.is_up || state.is_overtaken(epoch)) {
+            self.wait(claim);
+        } else if claim.attempt == epoch.attempt && !job.live.is_up {
+            job.ack = Some(claim.ack);
+        } else {
+            turn.settle_after.push(claim.ack);
+        }
     }
 
     fn admit(&mut self, state: JobState, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
@@ -149,7 +146,7 @@ impl Supervisor {
         address: Option<std::net::Ipv4Addr>,
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
-        let epoch = claim.epoch();
+        let epoch = state.epoch_for(claim.attempt, claim.delivery);
         let begin = Begin {
             epoch,
             host: self.settings.host.clone(),
@@ -159,7 +156,7 @@ impl Supervisor {
             spec: claim.spec,
             enqueued_at: claim.enqueued_at,
         };
-        if let Err(rejection) = self.record(&mut state, Command::Begin(begin), claim.traceparent, turn)? {
+        if let Err(rejection) = self.record(&mut state, Command::Begin(begin), turn)? {
             tracing::info!(job = %claim.job, %rejection, "delivery not started");
             self.books.release(need);
             if let Some(address) = address {
@@ -168,7 +165,7 @@ impl Supervisor {
             turn.settle_after.push(claim.ack);
             return Ok(());
         }
-        let live = Live { epoch, running: None, need, address, is_up: false };
+        let live = Live { epoch, running: None, need, address, is_up: false, lost: None };
         self.jobs.insert(claim.job, Job { state, live, ack: Some(claim.ack) });
         turn.touch(claim.job);
         Ok(())
@@ -179,7 +176,6 @@ impl Supervisor {
         &mut self,
         state: &mut JobState,
         command: Command,
-        traceparent: Option<String>,
         turn: &mut Turn,
     ) -> Result<Result<(), stoker_schemas::command::Rejection>, SupervisorError> {
         let now = self.rig.clock.now();
@@ -190,8 +186,7 @@ impl Supervisor {
         };
         for (epoch, data) in facts {
             state.apply_data(epoch, now, &data);
-            let mut event = Event::about_job(state.id, epoch, &self.source, now, data);
-            event.traceparent.clone_from(&traceparent);
+            let event = Event::about_job(state.id, epoch, &self.source, now, data);
             self.write(turn, &event, self.index_of(state))?;
         }
         Ok(Ok(()))
@@ -205,7 +200,7 @@ impl Supervisor {
         claim: Claim,
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
-        if let Err(rejection) = self.record(&mut state, command, claim.traceparent, turn)? {
+        if let Err(rejection) = self.record(&mut state, command, turn)? {
             tracing::info!(job = %claim.job, %rejection, "nothing to conclude");
         }
         turn.settle_after.push(claim.ack);
@@ -251,13 +246,5 @@ impl Supervisor {
             state.get_or_insert_with(|| JobState::new(id)).apply(&event);
         }
         Ok(state)
-    }
-}
-
-/// The attempt number at which the job was closed.
-fn settled_attempt(state: &JobState) -> u32 {
-    match state.phase() {
-        Phase::Stopped => state.last_attempt(),
-        _ => state.dead.keys().chain(state.cancelled.keys()).max().copied().unwrap_or(0),
     }
 }

@@ -193,16 +193,17 @@ impl Supervisor {
         loop {
             tokio::select! {
                 biased;
-                changed = shutdown.changed() => match *shutdown.borrow_and_update() {
-                    Shutdown::Now => break,
-                    Shutdown::Drain if drained_by.is_none() => {
+                changed = shutdown.changed() => {
+                    let asked = *shutdown.borrow_and_update();
+                    // Whoever could ask us to end may be gone: the process is ending.
+                    if asked == Shutdown::Now || changed.is_err() {
+                        break;
+                    }
+                    if asked == Shutdown::Drain && drained_by.is_none() {
                         drained_by = Some(Instant::now() + self.settings.drain);
                         self.start_draining().await?;
                     }
-                    // Whoever could ask us to end is gone: the process is ending.
-                    _ if changed.is_err() => break,
-                    _ => {}
-                },
+                }
                 _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }

@@ -1,55 +1,90 @@
 //! What attempts report, turned into facts.
 
 use stoker_schemas::command::Command;
-use stoker_schemas::{Epoch, JobId};
+use stoker_schemas::event::GoneWhy;
+use stoker_schemas::Epoch;
 
+use super::books::Job;
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
-use crate::attempt::{Report, Tagged};
+use crate::attempt::{Order, Report, Tagged};
 
 impl Supervisor {
     pub(super) fn on_report(&mut self, tagged: Tagged, turn: &mut Turn) -> Result<(), SupervisorError> {
-        let Tagged { job, epoch, report } = tagged;
-        let is_removed = matches!(report, Report::Removed { .. });
-        let is_ready = matches!(report, Report::Ready(_));
-        let accepted = self.fact(job, command(epoch, report), turn)?;
-        turn.touch(job);
-        let Some(known) = self.jobs.get_mut(&job) else { return Ok(()) };
-        if is_ready && accepted {
-            known.live.is_up = true;
-        }
-        // The attempt has ended for the queue: up, or nothing of it left and what follows written.
-        if (is_ready && accepted) || is_removed {
-            turn.settle_after.extend(known.ack.take());
-        }
-        if is_removed {
-            self.room_made = true;
+        let Tagged { job: id, epoch, report } = tagged;
+        let Some(mut job) = self.jobs.remove(&id) else { return Ok(()) };
+        let recorded = match report {
+            Report::Removed { why, detail } => self.on_removed(&mut job, epoch, why, detail, turn),
+            Report::Failed { diagnosis, .. } if self.is_lost(&job) => {
+                // Whoever holds the message decides what follows; here only the VM goes.
+                job.live.lost = Some(diagnosis);
+                if let Some(running) = &job.live.running {
+                    running.order(Order::Remove(GoneWhy::Failed));
+                }
+                Ok(())
+            }
+            Report::Failed { diagnosis, marks } => {
+                let fail = Command::Fail { epoch, diagnosis: *diagnosis, marks };
+                self.fact(&mut job, fail, turn).map(drop)
+            }
+            Report::Ready(proof) => self.on_ready(&mut job, Command::Ready { epoch, proof: *proof }, turn),
+            Report::Progress(marks) => self.fact(&mut job, Command::Progress { epoch, marks }, turn).map(drop),
+            Report::Adopted { pid } => self.fact(&mut job, Command::Adopt { epoch, pid }, turn).map(drop),
+        };
+        self.jobs.insert(id, job);
+        turn.touch(id);
+        recorded
+    }
+
+    /// The message of this try went back to the queue when an earlier worker ended, and has not come
+    /// here again: another host may be at it. (The broker in this process has no other hosts.)
+    fn is_lost(&self, job: &Job) -> bool {
+        job.ack.is_none() && !job.live.is_up && !self.settings.shares_log
+    }
+
+    fn on_ready(&mut self, job: &mut Job, ready: Command, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if self.fact(job, ready, turn)? {
+            job.live.is_up = true;
+            // For the queue, the attempt has ended.
+            turn.settle_after.extend(job.ack.take());
         }
         Ok(())
     }
 
+    fn on_removed(
+        &mut self,
+        job: &mut Job,
+        epoch: Epoch,
+        why: GoneWhy,
+        detail: String,
+        turn: &mut Turn,
+    ) -> Result<(), SupervisorError> {
+        match job.live.lost.take() {
+            Some(diagnosis) if job.ack.is_none() => {
+                self.fact(job, Command::Lost { epoch, diagnosis: *diagnosis, detail }, turn)?;
+            }
+            lost => {
+                if let Some(diagnosis) = lost {
+                    // The message came back here after all.
+                    self.fact(job, Command::Fail { epoch, diagnosis: *diagnosis, marks: Vec::new() }, turn)?;
+                }
+                self.fact(job, Command::Gone { epoch, why, detail }, turn)?;
+            }
+        }
+        turn.settle_after.extend(job.ack.take());
+        self.room_made = true;
+        Ok(())
+    }
+
     /// Records a command's facts on a job of this host; false when it was refused.
-    fn fact(&mut self, id: JobId, command: Command, turn: &mut Turn) -> Result<bool, SupervisorError> {
-        let Some(mut job) = self.jobs.remove(&id) else { return Ok(false) };
-        let recorded = self.record(&mut job.state, command, None, turn);
-        self.jobs.insert(id, job);
-        match recorded? {
+    fn fact(&mut self, job: &mut Job, command: Command, turn: &mut Turn) -> Result<bool, SupervisorError> {
+        match self.record(&mut job.state, command, turn)? {
             Ok(()) => Ok(true),
             Err(rejection) => {
                 // Ready and cancelled at the same moment: the first one told has won.
-                tracing::debug!(job = %id, %rejection, "report came too late");
+                tracing::debug!(job = %job.state.id, %rejection, "report came too late");
                 Ok(false)
             }
         }
-    }
-}
-
-fn command(epoch: Epoch, report: Report) -> Command {
-    match report {
-        Report::Progress(marks) => Command::Progress { epoch, marks },
-        Report::Adopted { pid } => Command::Adopt { epoch, pid },
-        Report::Ready(proof) => Command::Ready { epoch, proof: *proof },
-        Report::Failed { diagnosis, marks } => Command::Fail { epoch, diagnosis: *diagnosis, marks },
-        Report::Removed { why, detail } => Command::Gone { epoch, why, detail },
     }
 }

@@ -26,7 +26,7 @@ impl Supervisor {
             if let Some(address) = address {
                 self.addresses.claim(address);
             }
-            let live = Live { epoch, running: None, need, address, is_up };
+            let live = Live { epoch, running: None, need, address, is_up, lost: None };
             self.jobs.insert(id, Job { state, live, ack: None });
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! Consuming on one channel, from its opening to its end.
 
-use std::{collections::{BTreeMap, VecDeque}, pin::Pin};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::Pin,
+};
 
 use futures_util::{
     Stream, StreamExt,

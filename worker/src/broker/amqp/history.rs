@@ -80,8 +80,7 @@ impl Reader {
         let mut arguments = FieldTable::default();
         arguments.insert(STREAM_OFFSET.into(), start);
         let stream = self.config.names.history_stream();
-        let started =
-            channel.basic_consume(stream.into(), "history".into(), BasicConsumeOptions::default(), arguments);
+        let started = channel.basic_consume(stream.into(), "history".into(), BasicConsumeOptions::default(), arguments);
         answer("basic.consume", started).await
     }
 
@@ -95,6 +94,7 @@ impl Reader {
                 () = self.out.closed() => return Ok(()),
                 received = entries.next() => received.ok_or(Fault::Cancelled)??,
             };
+            live.mark_useful();
             let tag = received.delivery_tag;
             let entry = entry(received)?;
             // The broker may start a little earlier than asked, at the border of a chunk.

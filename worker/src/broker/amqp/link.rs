@@ -33,7 +33,6 @@ use crate::{
     ports::broker::{BrokerError, BrokerStatus},
 };
 
-
 /// lapin reports most losses as an event; its state is looked at this often for the others.
 const STATE_CHECK: Duration = Duration::from_millis(500);
 
@@ -157,7 +156,8 @@ impl Keeper {
         let since = Instant::now();
         let (blocked_tx, blocked) = watch::channel(None);
         let events = connection.events_listener();
-        let live = Arc::new(Live { connection, lost: CancellationToken::new(), blocked, useful: AtomicBool::new(false) });
+        let live =
+            Arc::new(Live { connection, lost: CancellationToken::new(), blocked, useful: AtomicBool::new(false) });
         self.live.send_replace(Some(Arc::clone(&live)));
         self.board.set(self.role, BrokerStatus::Connected);
         tracing::info!(role = self.role.as_str(), broker = self.config.address(), "broker connected");

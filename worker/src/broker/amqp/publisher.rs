@@ -4,12 +4,19 @@
 //! confirmed when a connection ended is published again on the next one, in the same order,
 //! unless its caller has given up by then.
 
-use std::{collections::{BTreeMap, HashSet}, future::Future, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    collections::{BTreeMap, HashSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    protocol::AMQPSoftError,
 };
 use stoker_schemas::PoolName;
 use tokio::{
@@ -225,11 +232,14 @@ impl<'a> Session<'a> {
             },
             Route::History => Ok(()),
         };
-        ready.map_err(|fault| match fault {
-            refused if refused.soft().is_some() || matches!(refused, Fault::WrongQueue(_)) => {
-                Unprepared::Refused(BrokerError::Refused(refused.to_string()))
+        // What is missing is declared again with the next connection; what is forbidden stays so.
+        ready.map_err(|fault| match fault.soft() {
+            Some(AMQPSoftError::NOTFOUND) => Unprepared::Fault(fault),
+            Some(_) => Unprepared::Refused(BrokerError::Refused(fault.to_string())),
+            None if matches!(fault, Fault::WrongQueue(_)) => {
+                Unprepared::Refused(BrokerError::Refused(fault.to_string()))
             }
-            fault => Unprepared::Fault(fault),
+            None => Unprepared::Fault(fault),
         })
     }
 

@@ -8,13 +8,14 @@ use stoker_schemas::event::{Event, TYPE_PREFIX};
 use super::{Inner, PAGE};
 
 /// Kinds that somebody waits for; all others are history only and are not even decoded.
-const ROUTED: [&str; 7] = [
+const ROUTED: [&str; 8] = [
     "job.enqueued",
     "job.retry-scheduled",
     "job.deferred",
     "job.dead",
     "job.cancel-requested",
     "job.stop-requested",
+    "attempt.superseded",
     "host.drain-requested",
 ];
 

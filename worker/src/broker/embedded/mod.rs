@@ -103,7 +103,10 @@ impl Inner {
                 self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(due));
             }
             EventData::JobDead(_) => self.queues.push(&Source::Dead, item),
-            EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::HostDrainRequested(_) => {
+            EventData::CancelRequested(_)
+            | EventData::StopRequested(_)
+            | EventData::AttemptSuperseded(_)
+            | EventData::HostDrainRequested(_) => {
                 self.queues.push(&Source::HostCommands, item);
             }
             _ => {}

@@ -44,7 +44,7 @@ pub struct QemuOptions {
     pub accel: AccelDecision,
     /// Deadline from the start to the first answer, and of each exchange.
     pub qmp_timeout: Duration,
-    /// QEMU's seccomp filter; costs about 15 ms per boot.
+    /// QEMU's seccomp filter; costs 4-15 ms per boot (measured on a noisy host).
     pub sandbox: bool,
     /// The host's TSC in kHz; `None` to find out.
     pub tsc_khz: Option<u32>,

@@ -1,0 +1,237 @@
+//! `stoker up`: worker, broker, read model and API in one process, and a first VM to show that it
+//! all works.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::json;
+use stoker_schemas::image::Driver;
+use stoker_schemas::{ImageName, JobId, JobState, Phase};
+use stoker_worker::config::{Config, NetworkMode};
+use stoker_worker::host::{Host, HostError};
+use stoker_worker::signals;
+use stoker_worker::supervisor::Shutdown;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::console::{ConsoleSource, FolderConsoles, NoConsoles};
+use crate::http::{self, Api, ServeError};
+use crate::readmodel::{Filter, ReadModel, ReadModelError};
+use crate::report::Report;
+use crate::submit::{self, Asker, Interrupted, PublishError, Submitter};
+
+/// Label of the VM that `up` boots to show that everything works; a later `up` finds it again.
+const FIRST_VM_LABEL: (&str, &str) = ("stoker.up", "first-vm");
+/// Bytes of console that the report of the first VM looks at.
+const CONSOLE_TAIL: usize = 16 * 1024;
+
+/// What to bring up.
+#[derive(Debug, Clone)]
+pub struct Up {
+    /// The worker's settings.
+    pub config: Config,
+    /// Where API and status page listen.
+    pub listen: SocketAddr,
+    /// Image of the first VM; `None` to boot none.
+    pub first_image: Option<ImageName>,
+    /// End after the first VM's report, instead of staying up.
+    pub once: bool,
+}
+
+/// Why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// The worker.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The API.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The read model.
+    #[error(transparent)]
+    Model(#[from] ReadModelError),
+    /// The first job could not be enqueued.
+    #[error("the first job was not enqueued: {0}")]
+    Enqueue(#[from] PublishError),
+    /// A part of the process ended that should not have.
+    #[error("{0} ended unexpectedly: {1}")]
+    Part(&'static str, String),
+    /// The process's signals cannot be followed, or its output not written.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The first VM did not become ready; its report has been printed.
+    #[error("the first VM did not become ready; its report is above")]
+    NotReady,
+}
+
+/// Runs until asked to end (or, with `once`, until the first VM's report).
+pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
+    let asked = signals::shutdown()?;
+    let listener = http::bind(up.listen).await?;
+    let host = Host::open(&up.config).await?;
+    let broker = host.broker(&up.config).await.map_err(HostError::from)?;
+    let clock = clock::system();
+    let model = ReadModel::open(&up.config.data.join("control"), clock.clone())?;
+    let submitter = Submitter::new(broker.clone(), "up", clock);
+    let consoles: Arc<dyn ConsoleSource> = match &host.rig().dirs {
+        Some(dirs) => Arc::new(FolderConsoles(dirs.clone())),
+        None => Arc::new(NoConsoles),
+    };
+    let address = listener.local_addr()?;
+    greet(out, &up, &host, address)?;
+
+    let stop = CancellationToken::new();
+    let (shutdown, ordered) = watch::channel(Shutdown::No);
+    let api = Api::new(model.clone(), submitter.clone(), consoles.clone());
+    let follow = tokio::spawn({
+        let (model, broker, stop) = (model.clone(), broker.clone(), stop.clone());
+        async move { model.follow(broker, stop).await }
+    });
+    let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
+    let mut work = tokio::spawn(host.run(broker.clone(), ordered));
+
+    let first = first_vm(&up, &model, &submitter, consoles.as_ref(), out);
+    let outcome = tokio::select! {
+        outcome = first => outcome,
+        ended = &mut work => return Err(ended_early("worker", ended)),
+        () = wait_asked(asked.clone()) => Ok(true),
+    };
+    let ready = outcome?;
+    if !up.once {
+        writeln!(out, "\nUp. Status page and API: http://{address}/   (Ctrl-C ends; VMs keep running)")?;
+        out.flush()?;
+        tokio::select! {
+            ended = &mut work => return Err(ended_early("worker", ended)),
+            () = wait_asked(asked.clone()) => {}
+        }
+    }
+    let relay = tokio::spawn(relay(asked, shutdown.clone()));
+    let _ = shutdown.send(Shutdown::Drain);
+    let ended = work.await.map_err(|e| UpError::Part("worker", e.to_string()))?;
+    relay.abort();
+    stop.cancel();
+    let _ = serve.await;
+    let _ = follow.await;
+    broker.close().await;
+    ended?;
+    if up.once && !ready { Err(UpError::NotReady) } else { Ok(()) }
+}
+
+fn ended_early(part: &'static str, ended: Result<Result<(), HostError>, tokio::task::JoinError>) -> UpError {
+    match ended {
+        Ok(Ok(())) => UpError::Part(part, "without an error".to_owned()),
+        Ok(Err(error)) => UpError::Host(error),
+        Err(error) => UpError::Part(part, error.to_string()),
+    }
+}
+
+async fn wait_asked(mut asked: watch::Receiver<Shutdown>) {
+    // The sender lives as long as the process.
+    let _ = asked.wait_for(|s| *s != Shutdown::No).await;
+}
+
+/// A second signal ends the worker at once.
+async fn relay(mut asked: watch::Receiver<Shutdown>, shutdown: watch::Sender<Shutdown>) {
+    if asked.wait_for(|s| *s == Shutdown::Now).await.is_ok() {
+        let _ = shutdown.send(Shutdown::Now);
+    }
+}
+
+fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr) -> std::io::Result<()> {
+    let broker = up.config.broker.as_ref().map_or("in this process".to_owned(), ToString::to_string);
+    writeln!(out, "Stoker {} on host {}", env!("CARGO_PKG_VERSION"), up.config.host)?;
+    writeln!(out, "  hypervisor  {}", host.rig().hypervisor.describe())?;
+    writeln!(out, "  network     {}", host.rig().network.describe())?;
+    writeln!(out, "  broker      {broker}")?;
+    writeln!(out, "  data        {}", up.config.data.display())?;
+    writeln!(out, "  status page http://{address}/")?;
+    if up.config.network == NetworkMode::User && up.config.driver != Driver::Simulated {
+        writeln!(out, "  note        user network: reachability is judged by HTTP through a forwarded port only")?;
+    }
+    out.flush()
+}
+
+/// Boots the first VM (or finds the one of an earlier `up`) and prints its report. True when it is
+/// ready, or none was wanted.
+async fn first_vm(
+    up: &Up,
+    model: &ReadModel,
+    submitter: &Submitter,
+    consoles: &dyn ConsoleSource,
+    out: &mut (dyn Write + Send),
+) -> Result<bool, UpError> {
+    let Some(image) = &up.first_image else { return Ok(true) };
+    let id = match find_first(model, image)? {
+        Some(id) => {
+            writeln!(out, "\nVM of job {id} is still up from an earlier run")?;
+            id
+        }
+        None => enqueue_first(submitter, image, up.config.pools.first().map(ToString::to_string)).await?,
+    };
+    writeln!(out, "\njob {id}: booting {image} …")?;
+    out.flush()?;
+    let state = settled(model, id).await?;
+    let console = tail(consoles, &state).await;
+    let report = Report::of(&state, console.as_deref());
+    writeln!(out, "\n{}", report.to_markdown())?;
+    out.flush()?;
+    Ok(report.verified)
+}
+
+fn find_first(model: &ReadModel, image: &ImageName) -> Result<Option<JobId>, UpError> {
+    let label = format!("{}={}", FIRST_VM_LABEL.0, FIRST_VM_LABEL.1);
+    let filter = Filter {
+        phase: Some(Phase::Ready),
+        image: Some(image.to_string()),
+        label: Some(label),
+        ..Filter::default()
+    };
+    Ok(model.list(&filter, None, 1)?.jobs.first().map(|job| job.id))
+}
+
+async fn enqueue_first(submitter: &Submitter, image: &ImageName, pool: Option<String>) -> Result<JobId, UpError> {
+    let request = json!({
+        "image": image.as_str(),
+        "pool": pool,
+        "labels": { FIRST_VM_LABEL.0: FIRST_VM_LABEL.1 },
+        "retry": { "max_attempts": 2 },
+    });
+    let prepared = submit::prepare(&request, None).map_err(|e| UpError::Part("first job", e.to_string()))?;
+    let id = prepared.first().map(|job| job.id);
+    let asker = Asker { by: "cli/up".to_owned(), traceparent: None };
+    submitter.submit_all(prepared, &asker).await.map_err(|Interrupted { cause, .. }| cause)?;
+    id.ok_or_else(|| UpError::Part("first job", "nothing to submit".to_owned()))
+}
+
+/// Waits until a job is ready or ended.
+async fn settled(model: &ReadModel, id: JobId) -> Result<JobState, UpError> {
+    let mut changes = model.changes();
+    loop {
+        if let Some(state) = model.job(id)?
+            && (state.phase() == Phase::Ready || state.phase().is_closed())
+        {
+            return Ok(state);
+        }
+        // Lagging behind means that something changed: look again either way.
+        if let Err(tokio::sync::broadcast::error::RecvError::Closed) = changes.recv().await {
+            return Err(UpError::Part("read model", "no more changes".to_owned()));
+        }
+    }
+}
+
+async fn tail(consoles: &dyn ConsoleSource, state: &JobState) -> Option<String> {
+    let vm = state.attempts.values().rev().find_map(|a| a.started.as_ref())?.value.vm;
+    let mut text = Vec::new();
+    let mut from = 0;
+    while let Some(chunk) = consoles.read(vm, from, CONSOLE_TAIL).await
+        && !chunk.bytes.is_empty()
+    {
+        text.extend_from_slice(&chunk.bytes);
+        let surplus = text.len().saturating_sub(CONSOLE_TAIL);
+        text.drain(..surplus);
+        from = chunk.next;
+    }
+    Some(String::from_utf8_lossy(&text).into_owned())
+}

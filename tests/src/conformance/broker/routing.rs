@@ -1,0 +1,154 @@
+//! Which queue gets what, and when.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use stoker_schemas::{PoolName, spec::Priority, topology::delay_tier_ms};
+use stoker_worker::ports::broker::{BrokerError, Outgoing, Parked, Source};
+use tokio::time::timeout;
+
+use super::{
+    DEADLINE, FRESH, HOST, OTHER_HOST, OTHER_POOL, POOL, Setup, event, job, jobs, next, publish_numbers, quiet,
+    subscribe, take, text,
+};
+
+fn delayed(pool: &str, lane: Priority, delay: Duration, body: &str) -> Outgoing {
+    let key = format!("job.deferred.{pool}.{}.{}", lane.as_str(), delay_tier_ms(delay));
+    Outgoing { delay: Some(delay), ..event(key, body) }
+}
+
+/// Not before its delay, and not long after.
+pub async fn a_delay_is_kept(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    let mut subscription = subscribe(&*broker, jobs(POOL, Priority::Normal), 10).await;
+    let started = Instant::now();
+    let delays = [700, 0, 150].map(Duration::from_millis);
+    for delay in delays {
+        let body = delay.as_millis().to_string();
+        broker.publish(delayed(POOL, Priority::Normal, delay, &body)).await.unwrap();
+    }
+    let mut arrived = BTreeMap::new();
+    for delivery in take(&mut subscription, delays.len()).await {
+        arrived.insert(text(&delivery), started.elapsed());
+        delivery.ack.ack().await.unwrap();
+    }
+    for delay in delays {
+        let after = arrived[&delay.as_millis().to_string()];
+        assert!(after >= delay && after < delay + Duration::from_secs(5), "{delay:?} took {after:?}");
+    }
+    quiet(&mut subscription).await;
+}
+
+/// After its delay a message goes to the lane and pool of its key, and nowhere else.
+pub async fn a_delayed_message_keeps_its_lane_and_pool(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    let mut high = subscribe(&*broker, jobs(POOL, Priority::High), 10).await;
+    let mut normal = subscribe(&*broker, jobs(POOL, Priority::Normal), 10).await;
+    let mut other = subscribe(&*broker, jobs(OTHER_POOL, Priority::High), 10).await;
+    let delay = Duration::from_millis(100);
+    broker.publish(delayed(POOL, Priority::High, delay, "mine")).await.unwrap();
+    let delivery = next(&mut high).await;
+    assert_eq!(text(&delivery), "mine");
+    assert_eq!(delivery.routing_key, format!("job.deferred.{POOL}.high.100"));
+    quiet(&mut normal).await;
+    quiet(&mut other).await;
+}
+
+/// A lane of a pool gets its own jobs only.
+pub async fn lanes_and_pools_are_separate(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    let wanted = [(POOL, Priority::High), (POOL, Priority::Normal), (OTHER_POOL, Priority::High)];
+    for (pool, lane) in wanted {
+        broker.publish(job(pool, lane, format!("{pool} {}", lane.as_str()))).await.unwrap();
+    }
+    for (pool, lane) in wanted {
+        let mut subscription = subscribe(&*broker, jobs(pool, lane), 10).await;
+        assert_eq!(text(&next(&mut subscription).await), format!("{pool} {}", lane.as_str()));
+        quiet(&mut subscription).await;
+    }
+}
+
+/// A command reaches the host it names, or all.
+pub async fn commands_reach_their_host(setup: &dyn Setup) {
+    let first = setup.open(HOST).await;
+    let mut mine = subscribe(&*first, Source::HostCommands, 10).await;
+    first.publish(event(format!("command.host.{HOST}"), "you")).await.unwrap();
+    first.publish(event("command.all", "everybody")).await.unwrap();
+    for expected in ["you", "everybody"] {
+        assert_eq!(text(&next(&mut mine).await), expected);
+    }
+    if !setup.shared() {
+        return;
+    }
+    let second = setup.open(OTHER_HOST).await;
+    let mut theirs = subscribe(&*second, Source::HostCommands, 10).await;
+    first.publish(event(format!("command.host.{OTHER_HOST}"), "other")).await.unwrap();
+    first.publish(event("command.all", "both")).await.unwrap();
+    for expected in ["other", "both"] {
+        assert_eq!(text(&next(&mut theirs).await), expected);
+    }
+    assert_eq!(text(&next(&mut mine).await), "both");
+    quiet(&mut mine).await;
+}
+
+/// What could not be worked on is there for people, as it was.
+pub async fn a_parked_message_is_readable(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    let body = Bytes::from_static(b"\xff not json");
+    let key = format!("job.enqueued.{POOL}.normal");
+    let parked = Parked { routing_key: key.clone(), reason: "not JSON".into(), body: body.clone() };
+    broker.park(parked).await.unwrap();
+    broker.close().await;
+    let broker = setup.open(HOST).await;
+    let mut dead = subscribe(&*broker, Source::Dead, 10).await;
+    let delivery = next(&mut dead).await;
+    assert_eq!((delivery.routing_key.as_str(), &delivery.body), (key.as_str(), &body));
+}
+
+/// A dead job is in the dead queue too.
+pub async fn a_dead_job_is_readable(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    broker.publish(event(format!("job.dead.{POOL}"), "died")).await.unwrap();
+    let mut dead = subscribe(&*broker, Source::Dead, 10).await;
+    assert_eq!(text(&next(&mut dead).await), "died");
+}
+
+/// A job for a pool that no worker serves yet waits for one.
+pub async fn a_fresh_pool_keeps_its_jobs(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    broker.publish(job(FRESH, Priority::Normal, "early")).await.unwrap();
+    broker.publish(delayed(FRESH, Priority::High, Duration::from_millis(100), "delayed")).await.unwrap();
+    broker.close().await;
+    let broker = setup.open(HOST).await;
+    let mut normal = subscribe(&*broker, jobs(FRESH, Priority::Normal), 10).await;
+    let mut high = subscribe(&*broker, jobs(FRESH, Priority::High), 10).await;
+    assert_eq!(text(&next(&mut normal).await), "early");
+    assert_eq!(text(&next(&mut high).await), "delayed");
+}
+
+/// Work that no queue could ever take is refused, not only written to the history.
+pub async fn work_without_a_queue_is_refused(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    for key in ["job.enqueued.alpha", "job.enqueued.alpha.urgent", "job.deferred.alpha.normal.123"] {
+        let answer = broker.publish(event(key, "lost")).await;
+        assert!(matches!(answer, Err(BrokerError::Unroutable(_))), "{key}: {answer:?}");
+    }
+}
+
+/// Waiting messages are counted; a pool nobody knows has none.
+pub async fn depth_counts_what_waits(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    publish_numbers(&*broker, 0..3).await;
+    let pool: PoolName = POOL.parse().unwrap();
+    let three = async {
+        while broker.depth(&pool, Priority::Normal).await.unwrap() != 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, three).await.expect("depth never became 3");
+    assert_eq!(broker.depth(&pool, Priority::High).await.unwrap(), 0);
+    assert_eq!(broker.depth(&"nobody".parse().unwrap(), Priority::High).await.unwrap(), 0);
+}

@@ -1,0 +1,330 @@
+//! The command line as a user meets it: every help text, and for each command the exit code, what
+//! is on stdout and what is on stderr, against a server in this process.
+
+#[path = "../../producer/tests/support/mod.rs"]
+mod support;
+
+use std::io::{self, Cursor, Write};
+use std::sync::{Arc, Mutex};
+
+use stoker_producer::cli::{self, Io};
+use stoker_schemas::{Event, Time};
+use stoker_worker::ports::broker::BrokerStatus;
+use support::story::{Story, host_started};
+use support::{SOON, Server};
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One run of the command.
+struct Run {
+    args: Vec<String>,
+    stdin: String,
+    terminal: bool,
+}
+
+fn stoker(args: &str) -> Run {
+    Run { args: args.split_whitespace().map(str::to_owned).collect(), stdin: String::new(), terminal: false }
+}
+
+impl Run {
+    fn terminal(self) -> Self {
+        Self { terminal: true, ..self }
+    }
+
+    fn stdin(self, text: &str) -> Self {
+        Self { stdin: text.to_owned(), ..self }
+    }
+
+    async fn at(self, server: &str) -> String {
+        let (stdout, stderr) = (Captured::default(), Captured::default());
+        let io = Io {
+            stdin: Box::new(Cursor::new(self.stdin.into_bytes())),
+            stdout: Box::new(stdout.clone()),
+            stderr: Box::new(stderr.clone()),
+            terminal: self.terminal,
+            colour: false,
+        };
+        let mut args = vec!["stoker".to_owned()];
+        args.extend(self.args);
+        args.push(format!("--server={server}"));
+        let code = cli::run(args, io).await;
+        format!("exit {code}\n--- stdout\n{}--- stderr\n{}", stdout.text(), stderr.text())
+    }
+
+    async fn on(self, server: &Server) -> String {
+        self.at(&format!("http://{}", server.address)).await
+    }
+}
+
+/// What differs from run to run. Ids of stories do not.
+fn stable() -> insta::internals::SettingsBindDropGuard {
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "[NEW-JOB]");
+    settings.add_filter(r"127\.0\.0\.1:\d{5}\b", "[SERVER]");
+    settings.add_filter(r"\b\d+ d ", "[AGE] ");
+    settings.add_filter(r"cli/[!-9;-~]+", "cli/[USER]");
+    settings.bind_to_scope()
+}
+
+macro_rules! check {
+    ($name:expr, $text:expr) => {{
+        let text = $text;
+        let _guard = stable();
+        insta::assert_snapshot!($name, text);
+    }};
+}
+
+/// A server that knows one job of each kind.
+async fn full() -> Server {
+    let server = Server::start().await;
+    server.tell(&[host_started("h-01"), host_started("h-02")]).await;
+    let stories = [
+        Story::of("queued").enqueued(),
+        Story::ready_at_first("ready").later(1),
+        Story::failed_then_ready("second").later(2),
+        Story::conflict("dead").later(3),
+        Story::of("cancelled").later(4).enqueued().cancelled(10),
+    ];
+    for story in stories {
+        server.tell(&story.events).await;
+    }
+    server
+}
+
+fn id(name: &str) -> String {
+    Story::of(name).id.to_string()
+}
+
+#[tokio::test]
+async fn help_of_every_command() {
+    let mut commands = vec![String::new()];
+    let top = cli::command();
+    for command in top.get_subcommands() {
+        commands.push(command.get_name().to_owned());
+        commands.extend(command.get_subcommands().map(|sub| format!("{} {}", command.get_name(), sub.get_name())));
+    }
+    for command in commands {
+        let name = format!("help {command}").trim().replace(' ', "_");
+        check!(name, stoker(&format!("{command} --help")).at("http://127.0.0.1:7070").await);
+    }
+}
+
+#[tokio::test]
+async fn reading_commands() {
+    let server = full().await;
+    for (name, run) in [
+        ("list", stoker("list").terminal()),
+        ("list_piped", stoker("list")),
+        ("list_filtered", stoker("list --phase dead --image golden --json")),
+        ("list_page", stoker("list -n 2")),
+        ("list_nothing", stoker("list --text nowhere")),
+        ("dead_list", stoker("dead list").terminal()),
+        ("hosts", stoker("hosts").terminal()),
+        ("hosts_json", stoker("hosts --json")),
+        ("doctor", stoker("doctor").terminal()),
+        ("log_tail", stoker("log tail -n 6")),
+        ("log_tail_json", stoker("log tail -n 2 --json")),
+        ("log_export", stoker("log export --from 17")),
+    ] {
+        check!(name, run.on(&server).await);
+    }
+    for name in ["queued", "ready", "second", "dead", "cancelled"] {
+        check!(format!("show_{name}"), stoker(&format!("show {}", id(name))).terminal().on(&server).await);
+    }
+    check!("show_json", stoker(&format!("show --json {}", id("ready"))).on(&server).await);
+    check!("logs", stoker(&format!("logs {}", id("second"))).on(&server).await);
+    check!("report", stoker(&format!("report {}", id("dead"))).on(&server).await);
+    check!("watch_dead", stoker(&format!("watch {}", id("dead"))).on(&server).await);
+}
+
+#[tokio::test]
+async fn a_console_commands_no_terminal() {
+    let server = full().await;
+    let vm = Story::of("ready").vm(1);
+    server.consoles.write(vm, b"[  \x1b[0;32mOK\x1b[0m  ] Started agent\n\x1b]0;owned\x07done\n");
+    let args = format!("logs --console {}", id("ready"));
+    check!("console_terminal", stoker(&args).terminal().on(&server).await);
+    let piped = stoker(&args).on(&server).await;
+    assert!(piped.contains("\x1b[0;32mOK\x1b[0m"), "bytes as they are into a file");
+    check!("console_absent", stoker(&format!("logs --console {}", id("dead"))).on(&server).await);
+}
+
+#[tokio::test]
+async fn writing_commands() {
+    let server = full().await;
+    let ready = id("ready");
+    for (name, args) in [
+        ("cancel", format!("cancel {} --reason typo", id("queued"))),
+        ("cancel_again", format!("cancel {}", id("queued"))),
+        ("cancel_dead", format!("cancel {}", id("dead"))),
+        ("stop", format!("stop {ready}")),
+        ("retry_ready", format!("retry {ready}")),
+        ("retry_unknown", "retry ffffffff".to_owned()),
+        ("retry_partly", format!("retry {} {}", id("cancelled"), id("queued"))),
+        ("redrive_which", "dead redrive".to_owned()),
+        ("redrive_cause", "dead redrive --cause conflicting_network".to_owned()),
+        ("redrive_none", "dead redrive --all --json".to_owned()),
+        ("drain", "hosts drain h-01 --reason disk".to_owned()),
+        ("drain_unknown", "hosts drain h-77".to_owned()),
+    ] {
+        check!(name, stoker(&args).on(&server).await);
+    }
+}
+
+#[tokio::test]
+async fn enqueue_says_what_is_wrong_and_what_was_done() {
+    let server = Server::start().await;
+    let jobs = "image: golden\n---\n- image: golden@7\n- {image: a, vcpus: 2}\n";
+    for (name, run) in [
+        ("enqueue", stoker("enqueue golden --label team=web --unit agent.service --retry-cause slow_boot=5")),
+        ("enqueue_json", stoker("enqueue golden --json")),
+        ("enqueue_many", stoker("enqueue --file - --pool default").stdin(jobs)),
+        ("enqueue_key", stoker("enqueue golden --idempotency-key k1")),
+        ("enqueue_key_again", stoker("enqueue golden --idempotency-key k1")),
+        ("enqueue_key_reused", stoker("enqueue other --idempotency-key k1")),
+        ("enqueue_refused", stoker("enqueue Golden --vcpus 99 --kernel-args ip=10.0.0.2 --priority urgent")),
+        ("enqueue_refused_json", stoker("enqueue golden --vcpus 99 --json")),
+        ("enqueue_refused_list", stoker("enqueue --file -").stdin("[{\"image\": \"a\"}, {\"imag\": \"a\"}]")),
+        ("enqueue_no_image", stoker("enqueue")),
+        ("enqueue_bad_label", stoker("enqueue golden --label team")),
+        ("enqueue_no_file", stoker("enqueue --file does-not-exist.yaml")),
+        ("enqueue_empty_file", stoker("enqueue --file -")),
+        ("enqueue_bad_file", stoker("enqueue --file -").stdin("{\"image\": ")),
+        ("enqueue_bad_broker", stoker("enqueue golden --broker http://x")),
+    ] {
+        check!(name, run.on(&server).await);
+    }
+    server.broker.status.send_replace(BrokerStatus::Blocked("memory alarm".to_owned()));
+    check!("enqueue_blocked", stoker("enqueue golden").on(&server).await);
+    check!("doctor_blocked", stoker("doctor").terminal().on(&server).await);
+    check!("doctor_blocked_json", stoker("doctor --json").on(&server).await);
+}
+
+#[tokio::test]
+async fn wrong_usage() {
+    let server = Server::start().await;
+    for (name, args) in [
+        ("no_command", ""),
+        ("unknown_command", "enqeue golden"),
+        ("unknown_flag", "list --colour"),
+        ("bad_phase", "list --phase asleep"),
+        ("bad_cause", "list --cause gremlins"),
+        ("bad_cursor", "list --cursor xyz"),
+        ("unknown_job", "show 0123abcd"),
+        ("not_an_id", "show ../../etc/passwd"),
+        ("verify_nothing", "log verify does-not-exist"),
+    ] {
+        check!(name, stoker(args).on(&server).await);
+    }
+    check!("bad_server", stoker("list").at("ftp://127.0.0.1:7070").await);
+    check!("no_server", stoker("list").at("http://127.0.0.1:1").await);
+    check!("no_server_json", stoker("list --json").at("http://127.0.0.1:1").await);
+}
+
+/// Plays the rest of a job's life once it was enqueued.
+async fn play(server: &Server, rest: impl FnOnce(Story) -> Story) {
+    let mut news = server.model.changes();
+    let change = tokio::time::timeout(SOON, news.recv()).await.unwrap().unwrap();
+    let stored = server.model.stored_events(change.job.unwrap()).unwrap();
+    let enqueued = Event::decode(&stored[0].json, Time::UNIX_EPOCH).unwrap();
+    server.tell(&rest(Story::after(&enqueued)).events).await;
+}
+
+#[tokio::test]
+async fn waiting_shows_the_stages_and_ends_with_the_outcome() {
+    let address = "192.168.100.17";
+    let server = Server::start().await;
+    let good = play(&server, |s| s.started(1, 3, address).booted(1, 3, address).ready(1, 1_933, address));
+    let (shown, ()) = tokio::join!(stoker("enqueue golden --wait").on(&server), good);
+    check!("wait_ready", shown);
+
+    let bad = play(&server, |s| {
+        let failed = s.started(1, 3, address).booted(1, 3, address).failed(1, 9_000, Story::conflicting());
+        failed.dead(1, 9_050, Story::conflicting())
+    });
+    let (shown, ()) = tokio::join!(stoker("enqueue golden --wait").on(&server), bad);
+    check!("wait_dead", shown);
+    check!("wait_timeout", stoker("enqueue golden --wait --timeout-s 0").on(&server).await);
+}
+
+/// A reader that has gone.
+struct Closed;
+
+impl Write for Closed {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_closed_pipe_is_no_error_and_no_noise() {
+    let server = full().await;
+    let stderr = Captured::default();
+    let io = Io {
+        stdin: Box::new(Cursor::new(Vec::new())),
+        stdout: Box::new(Closed),
+        stderr: Box::new(stderr.clone()),
+        terminal: false,
+        colour: false,
+    };
+    let args = ["stoker".to_owned(), "log".into(), "export".into(), format!("--server=http://{}", server.address)];
+    assert_eq!(cli::run(args, io).await, 0);
+    assert_eq!(stderr.text(), "");
+}
+
+#[tokio::test]
+async fn colour_is_for_terminals_that_want_it() {
+    let server = full().await;
+    let shown = async |colour: bool, flag: &str| {
+        let stdout = Captured::default();
+        let io = Io {
+            stdin: Box::new(Cursor::new(Vec::new())),
+            stdout: Box::new(stdout.clone()),
+            stderr: Box::new(Captured::default()),
+            terminal: true,
+            colour,
+        };
+        let args = format!("stoker list {flag} --server=http://{}", server.address);
+        assert_eq!(cli::run(args.split_whitespace().map(str::to_owned), io).await, 0);
+        stdout.text()
+    };
+    assert!(shown(true, "").await.contains("\x1b[31mdead\x1b[0m"));
+    assert!(!shown(true, "--no-color").await.contains('\x1b'));
+    assert!(!shown(true, "--json").await.contains('\x1b'));
+    assert!(!shown(false, "").await.contains('\x1b'));
+}
+
+#[tokio::test]
+async fn completions_and_man_pages_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = "http://127.0.0.1:1";
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stoker(&format!("completions {shell}")).at(nowhere).await;
+        assert!(script.starts_with("exit 0") && script.contains("enqueue"), "{shell}");
+    }
+    let written = stoker(&format!("man --dir {}", dir.path().display())).at(nowhere).await;
+    assert_eq!(written, "exit 0\n--- stdout\n--- stderr\n");
+    for page in ["stoker.1", "stoker-enqueue.1", "stoker-dead-redrive.1"] {
+        assert!(dir.path().join(page).exists(), "{page}");
+    }
+}
