@@ -6,11 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
+use stoker_schemas::ImageName;
+use stoker_schemas::image::Driver;
 use stoker_worker::broker::amqp::{AmqpBroker, AmqpConfig};
+use stoker_worker::config::{Config, ConfigErrors};
 use stoker_worker::log::{EventLog, LogOptions};
+use stoker_worker::logging;
 use stoker_worker::ports::broker::Broker;
 
 use crate::cli::UpArgs;
+use crate::up::{self, Up, UpError};
 
 /// Why it cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -33,17 +38,14 @@ pub enum ComposeError {
         /// What to do.
         hint: String,
     },
+    /// The first VM did not become ready.
+    #[error("the first VM did not become ready; its report is above")]
+    NotReady,
 }
 
-impl ComposeError {
-    fn absent(what: &str) -> Self {
-        Self::Failed {
-            message: format!("{what} is not part of this build"),
-            cause: "the worker is not linked in".to_owned(),
-            hint: "use a complete build of stoker".to_owned(),
-        }
-    }
-}
+/// Where `up` keeps and finds things unless told otherwise: below the folder it is started in.
+const DEFAULT_DATA: &str = ".stoker/data";
+const DEFAULT_IMAGES: &str = ".stoker/images";
 
 /// What a look through an event log found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,8 +58,44 @@ pub struct LogVerdict {
 
 /// Runs API, worker and broker in this process until it is told to stop.
 pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
-    let _ = args;
-    Err(ComposeError::absent("stoker up"))
+    let usage = |e: ConfigErrors| ComposeError::Usage {
+        message: e.to_string(),
+        hint: "stoker up --help names the settings".to_owned(),
+    };
+    logging::start();
+    let mut flags = args.worker;
+    let simulated = flags.driver == Some(Driver::Simulated);
+    if !simulated && !flags.unprivileged && !rustix::process::geteuid().is_root() {
+        tracing::warn!("not root: no taps, so VMs get QEMU's user network (as with --unprivileged)");
+        flags.unprivileged = true;
+    }
+    flags.data.get_or_insert_with(|| DEFAULT_DATA.into());
+    flags.images.get_or_insert_with(|| DEFAULT_IMAGES.into());
+    let config = Config::resolve(flags).map_err(usage)?;
+    let first_image = match (args.no_vm, args.image) {
+        (true, _) => None,
+        (false, Some(image)) => Some(image),
+        (false, None) => default_image(config.driver),
+    };
+    let up = Up { config, listen: args.listen, first_image, once: args.once };
+    up::run(up, &mut std::io::stdout()).await.map_err(|cause| match cause {
+        UpError::NotReady => ComposeError::NotReady,
+        other => ComposeError::Failed {
+            message: "stoker up ended".to_owned(),
+            cause: other.to_string(),
+            hint: "stoker-worker doctor looks at what the host needs".to_owned(),
+        },
+    })
+}
+
+/// The image that Stoker ships for a hypervisor.
+fn default_image(driver: Driver) -> Option<ImageName> {
+    let name = match driver {
+        Driver::Firecracker => "probe",
+        Driver::Qemu => "linux-minimal",
+        Driver::Simulated => "simulated",
+    };
+    name.parse().ok()
 }
 
 /// Connects to the broker at a URL, only to publish.

@@ -118,9 +118,8 @@ fn prepare_one(item: &Value, key: Option<String>) -> Result<Prepared, SpecErrors
 
 /// The key comes from a header, past the spec's own validation.
 fn check_key(key: &str) -> Result<(), SpecErrors> {
-    let good = !key.is_empty()
-        && key.len() <= limits::MAX_IDEMPOTENCY_KEY_BYTES
-        && key.chars().all(|c| !c.is_control());
+    let good =
+        !key.is_empty() && key.len() <= limits::MAX_IDEMPOTENCY_KEY_BYTES && key.chars().all(|c| !c.is_control());
     if good {
         return Ok(());
     }

@@ -1,5 +1,7 @@
 //! The HTTP API: what it takes, what it refuses, and what it writes to the broker.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use reqwest::{Response, StatusCode};
@@ -51,7 +53,10 @@ async fn a_job_is_taken_once_the_broker_has_confirmed_it() {
     assert_eq!(body["jobs"][0]["duplicate"], false);
     assert_eq!(server.broker.keys(), ["job.enqueued.default.high"]);
     let view = client.json(&location).await;
-    assert_eq!((&view["phase"], &view["by"], &view["id"]), (&json!("queued"), &json!("test/ada"), &body["jobs"][0]["id"]));
+    assert_eq!(
+        (&view["phase"], &view["by"], &view["id"]),
+        (&json!("queued"), &json!("test/ada"), &body["jobs"][0]["id"])
+    );
 }
 
 #[tokio::test]
@@ -176,11 +181,10 @@ async fn consoles_and_reports_are_served() {
     let client = Client::of(&server);
     let story = Story::failed_then_ready("console");
     server.tell(&story.events).await;
-    server.consoles.write(stoker_schemas::VmId::derive(
-        story.id,
-        stoker_schemas::Epoch::first(1),
-        &"h-01".parse().unwrap(),
-    ), b"first boot\n");
+    server.consoles.write(
+        stoker_schemas::VmId::derive(story.id, stoker_schemas::Epoch::first(1), &"h-01".parse().unwrap()),
+        b"first boot\n",
+    );
     let path = format!("/v1/jobs/{}/console", story.id);
     let answer = client.get(&format!("{path}?attempt=1&from=6")).await;
     assert_eq!(answer.headers()["stoker-next"], "11");

@@ -1,6 +1,8 @@
 //! The read model: the same rows from the same events, whatever order, repetition and batching
 //! they came in, and after a restart.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use stoker_producer::clock;

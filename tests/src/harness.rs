@@ -20,7 +20,7 @@ use stoker_worker::vm::simulated::{SimWorld, Simulated, SimulatedNetwork, Simula
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::within;
+use crate::{DEADLINE, within};
 
 /// One life of a worker process.
 pub struct Life {
@@ -86,10 +86,21 @@ impl Life {
     /// # Panics
     /// When the spec is wrong or the broker refuses.
     pub async fn enqueue(&self, spec: serde_json::Value) -> JobId {
+        self.enqueue_ago(spec, Duration::ZERO).await
+    }
+
+    /// Enqueues a job that has waited for some time already.
+    ///
+    /// # Panics
+    /// When the spec is wrong or the broker refuses.
+    pub async fn enqueue_ago(&self, spec: serde_json::Value, ago: Duration) -> JobId {
         let spec = JobSpec::from_value(&spec).unwrap();
         let id = JobId(uuid::Uuid::now_v7());
         let data = EventData::JobEnqueued(JobEnqueued { spec, by: "test".to_owned() });
-        self.publish(id, data).await;
+        let micros = i64::try_from(ago.as_micros()).unwrap();
+        let time = Time::from_unix_micros(self.clock.now().unix_micros() - micros);
+        let event = Event::about_job(id, JOB_LEVEL, "/producers/test", time, data);
+        submit::publish_event(self.broker.as_ref(), &event).await.unwrap();
         id
     }
 
@@ -145,7 +156,10 @@ impl Life {
                 }
             }
         };
-        within(what, seen).await
+        match tokio::time::timeout(DEADLINE, seen).await {
+            Ok(state) => state,
+            Err(_) => panic!("{what} did not happen; the log knows {:#?}", self.state(id)),
+        }
     }
 
     /// Ends this life as a crash does: nothing is finished, nothing is said. The log stays open for

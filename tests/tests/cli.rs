@@ -1,6 +1,8 @@
 //! The command line as a user meets it: every help text, and for each command the exit code, what
 //! is on stdout and what is on stderr, against a server in this process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "../../producer/tests/support/mod.rs"]
 mod support;
 
@@ -78,7 +80,8 @@ fn stable() -> insta::internals::SettingsBindDropGuard {
     let mut settings = insta::Settings::clone_current();
     settings.add_filter(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "[NEW-JOB]");
     settings.add_filter(r"127\.0\.0\.1:\d{5}\b", "[SERVER]");
-    settings.add_filter(r"\b\d+ d ", "[AGE] ");
+    settings.add_filter(r"\b\d+ d\b *", "[AGE] ");
+    settings.add_filter(r"AGE +", "AGE ");
     settings.add_filter(r"cli/[!-9;-~]+", "cli/[USER]");
     settings.bind_to_scope()
 }
@@ -261,7 +264,10 @@ async fn waiting_shows_the_stages_and_ends_with_the_outcome() {
     });
     let (shown, ()) = tokio::join!(stoker("enqueue golden --wait").on(&server), bad);
     check!("wait_dead", shown);
-    check!("wait_timeout", stoker("enqueue golden --wait --timeout-s 0").on(&server).await);
+    // How much is shown before time is up depends on the machine; how it ends does not.
+    let shown = stoker("enqueue golden --wait --timeout-s 0").on(&server).await;
+    assert!(shown.starts_with("exit 3\n--- stdout\n--- stderr\n"), "{shown}");
+    assert!(shown.contains("error: 1 of 1 jobs were not settled within 0 s\n"), "{shown}");
 }
 
 /// A reader that has gone.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use stoker_schemas::Phase;
+use stoker_schemas::{JobState, Phase};
 use stoker_schemas::diagnosis::Cause;
-use stoker_schemas::event::{DeadReason, GoneWhy};
+use stoker_schemas::event::{DeadReason, GoneWhy, Stage};
 use stoker_tests::harness::{Life, config};
 use stoker_worker::vm::simulated::SimWorld;
 
@@ -56,7 +56,7 @@ async fn a_guest_that_never_answers_is_retried_then_dead_with_the_cause() {
 #[tokio::test]
 async fn a_panic_fails_at_once_and_names_itself() {
     let (_dir, _world, life) = begin(|_| {});
-    let id = life.enqueue(job("sim.panic-ms=1")).await;
+    let id = life.enqueue(job("sim.agent=refused sim.panic-ms=1")).await;
     let state = life.reaches(id, Phase::Dead).await;
     let cause = state.dead.values().next().unwrap().value.diagnosis.as_ref().unwrap().cause;
     assert_eq!(cause, Cause::KernelPanic);
@@ -97,12 +97,13 @@ async fn a_job_whose_time_to_live_passed_is_dead_without_a_boot() {
     let first = life.enqueue(job("sim.healthy-ms=1")).await;
     life.reaches(first, Phase::Ready).await;
     let mut spec = job("sim.healthy-ms=1");
-    spec["ttl_s"] = json!(1);
-    let second = life.enqueue(spec).await;
+    spec["ttl_s"] = json!(60);
+    let second = life.enqueue_ago(spec, Duration::from_secs(61)).await;
+    life.stop(first).await;
     let state = life.reaches(second, Phase::Dead).await;
     assert_eq!(state.dead.values().next().unwrap().value.reason, DeadReason::Expired);
     assert!(state.attempts.is_empty());
-    assert_eq!(world.running(), 1);
+    assert_eq!(world.running(), 0);
     life.drain().await;
 }
 
@@ -125,13 +126,14 @@ async fn a_full_host_is_not_an_attempt() {
 #[tokio::test]
 async fn a_crash_in_the_middle_of_a_boot_ends_ready_with_one_vm() {
     let (dir, world, life) = begin(|_| {});
-    let id = life.enqueue(job("sim.healthy-ms=300")).await;
-    life.reaches(id, Phase::Booting).await;
+    let id = life.enqueue(job("sim.healthy-ms=1000")).await;
+    let spawned = |s: &JobState| s.attempts.values().any(|a| a.marks.iter().any(|m| m.stage == Stage::Spawned));
+    life.until(id, "spawned", spawned).await;
     let log = life.crash().await;
     let life = Life::begin_on(&config(dir.path(), |_| {}), &world, log);
     let state = life.reaches(id, Phase::Ready).await;
     assert_eq!(world.running(), 1);
-    assert_eq!(state.attempts.len(), 1, "adopted, not booted again");
+    assert_eq!(state.attempts.len(), 1, "adopted, not booted again: {state:#?}");
     life.drain().await;
 }
 

@@ -108,11 +108,7 @@ impl Client {
     }
 
     /// Reads JSON.
-    pub async fn get<T: DeserializeOwned>(
-        &self,
-        segments: &[&str],
-        query: &[(&str, String)],
-    ) -> Result<T, CliError> {
+    pub async fn get<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, String)]) -> Result<T, CliError> {
         let response = self.send(self.request(Method::GET, segments, query)).await?;
         self.typed(response).await
     }

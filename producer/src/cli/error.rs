@@ -19,7 +19,7 @@ pub enum CliError {
         hint: String,
     },
     /// The server refused the request.
-    #[error("{}", .0.detail)]
+    #[error("{}{}", if .0.errors.is_empty() { "" } else { "job refused: " }, .0.detail)]
     Refused(Box<Problem>),
     /// A job did not come to what was asked of it.
     #[error("{message}")]
@@ -130,6 +130,11 @@ impl From<ComposeError> for CliError {
         match error {
             ComposeError::Usage { message, hint } => Self::Usage { message, hint },
             ComposeError::Failed { message, cause, hint } => Self::System { message, cause, hint },
+            ComposeError::NotReady => Self::JobFailed {
+                message: "the first VM did not become ready".to_owned(),
+                cause: "its report is above".to_owned(),
+                hint: "do what the report's remedy says, then try again".to_owned(),
+            },
         }
     }
 }

@@ -14,9 +14,8 @@ const MAX_FILE_BYTES: usize = 8 << 20;
 /// Reads jobs from a file, or from standard input for `-`.
 pub fn read(path: &Path, printer: &mut Printer) -> Result<Vec<Value>, CliError> {
     let shown = path.display();
-    let too_large = || {
-        CliError::usage(format!("{shown} is larger than {MAX_FILE_BYTES} bytes"), "split it into several files")
-    };
+    let too_large =
+        || CliError::usage(format!("{shown} is larger than {MAX_FILE_BYTES} bytes"), "split it into several files");
     let text = if path.as_os_str() == "-" {
         printer.read_stdin(MAX_FILE_BYTES)?.ok_or_else(too_large)?
     } else {

@@ -91,8 +91,7 @@ impl Printer {
 
     /// A value as one line of JSON, for streams.
     pub fn json_line(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        let text =
-            serde_json::to_string(value).map_err(|e| CliError::system("the answer cannot be written", e, ""))?;
+        let text = serde_json::to_string(value).map_err(|e| CliError::system("the answer cannot be written", e, ""))?;
         self.raw(text.as_bytes())?;
         self.raw(b"\n")?;
         self.flush()

@@ -126,12 +126,7 @@ async fn carry_out(api: &Api, id: &str, command: Command, asker: &Asker) -> Resu
 }
 
 /// Decides, and publishes what follows.
-pub async fn settle(
-    api: &Api,
-    state: &JobState,
-    command: Command,
-    asker: &Asker,
-) -> Result<Vec<Event>, Problem> {
+pub async fn settle(api: &Api, state: &JobState, command: Command, asker: &Asker) -> Result<Vec<Event>, Problem> {
     let now = api.submitter.now();
     // A wish is never put off: the jitter of retry waits plays no part.
     let facts = decide(state, command, Context { now, jitter: Jitter::from_random(0) })?;

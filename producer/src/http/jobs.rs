@@ -152,9 +152,8 @@ pub async fn console(
     Params(query): Params<ConsoleQuery>,
 ) -> Result<Response, Problem> {
     let state = api.state(&id)?;
-    let vm = vm_of(&state, query.attempt).ok_or_else(|| {
-        Problem::not_found("the job has no such attempt with a VM", "stoker show lists the attempts")
-    })?;
+    let vm = vm_of(&state, query.attempt)
+        .ok_or_else(|| Problem::not_found("the job has no such attempt with a VM", "stoker show lists the attempts"))?;
     let chunk = api.consoles.read(vm, query.from, MAX_CONSOLE_CHUNK).await.ok_or_else(|| {
         Problem::not_found("no console of this attempt is kept here", "it is kept on the host that ran it")
     })?;

@@ -135,9 +135,7 @@ pub async fn log(State(api): State<Api>, Params(query): Params<LogQuery>) -> Res
         body.extend_from_slice(&event.json);
         body.push(b'\n');
     }
-    let headers = [
-        (header::CONTENT_TYPE.as_str(), "application/x-ndjson".to_owned()),
-        ("stoker-next", next.to_string()),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE.as_str(), "application/x-ndjson".to_owned()), ("stoker-next", next.to_string())];
     Ok((headers, body).into_response())
 }

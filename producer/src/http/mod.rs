@@ -1,6 +1,8 @@
 //! The HTTP API and its plain status page. Loopback only: whoever reaches it may do everything, so
 //! it is not offered to a network, nor to web pages of other origins.
 
+#![expect(clippy::result_large_err, reason = "a problem ends a request; it is not on a hot path")]
+
 mod control;
 mod dead;
 mod extract;
@@ -22,7 +24,7 @@ use axum::routing::{get, post};
 use stoker_schemas::{JobId, JobState};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+pub use tokio_util::sync::CancellationToken;
 
 pub use control::{ControlAnswer, ControlRequest};
 pub use dead::{DeadPage, RedriveAnswer, RedriveRequest, Skipped};
@@ -76,7 +78,13 @@ pub enum ServeError {
 impl Api {
     /// An API over these rows, publishing through this submitter.
     pub fn new(model: ReadModel, submitter: Submitter, consoles: Arc<dyn ConsoleSource>) -> Self {
-        Self { model, submitter, consoles, streams: Arc::new(Semaphore::new(MAX_STREAMS)), stopping: CancellationToken::new() }
+        Self {
+            model,
+            submitter,
+            consoles,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// The job that a path names, by its id or the beginning of it.

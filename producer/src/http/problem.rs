@@ -125,8 +125,7 @@ impl Problem {
     fn unavailable(detail: impl Into<String>) -> Self {
         let hint = "nothing was accepted beyond what is listed as confirmed; try again, with an Idempotency-Key";
         let title = "Broker unavailable";
-        let mut problem =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker-unavailable", title, detail, hint);
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker-unavailable", title, detail, hint);
         problem.retry_after_s = Some(RETRY_AFTER_S);
         problem
     }

@@ -152,6 +152,10 @@ impl<'a> Ingest<'a> {
     }
 
     fn park(&mut self, entry: &HistoryEntry, index: u32, body: &[u8], reason: String) -> Result<(), ReadModelError> {
+        let key = keys::undecodable(entry.offset, index);
+        if self.store.has(&key)? {
+            return Ok(());
+        }
         let shown = String::from_utf8_lossy(&body[..body.len().min(KEPT_BYTES)]);
         let row = Undecodable {
             offset: entry.offset,
@@ -160,12 +164,17 @@ impl<'a> Ingest<'a> {
             body: limits::clip(&shown, KEPT_BYTES),
         };
         tracing::warn!(offset = entry.offset, reason = %row.reason, "history entry is not an event");
-        self.batch.insert(keys::undecodable(entry.offset, index), serde_json::to_vec(&row).map_err(corrupt)?);
+        self.batch.insert(key, serde_json::to_vec(&row).map_err(corrupt)?);
         self.meta.undecodable += 1;
-        if self.meta.undecodable > MAX_UNDECODABLE
-            && let Some(oldest) = self.store.oldest_undecodable()?
-        {
-            self.batch.remove(oldest);
+        self.meta.undecodable_kept += 1;
+        Ok(())
+    }
+
+    fn trim_undecodable(&mut self) -> Result<(), ReadModelError> {
+        let surplus = self.meta.undecodable_kept.saturating_sub(MAX_UNDECODABLE);
+        for key in self.store.oldest_undecodable(usize::try_from(surplus).unwrap_or(usize::MAX))? {
+            self.batch.remove(key);
+            self.meta.undecodable_kept -= 1;
         }
         Ok(())
     }
@@ -178,6 +187,7 @@ impl<'a> Ingest<'a> {
         for (name, host) in &self.hosts {
             self.batch.insert(keys::host(name), serde_json::to_vec(host).map_err(corrupt)?);
         }
+        self.trim_undecodable()?;
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
         Ok((self.meta, self.changes))

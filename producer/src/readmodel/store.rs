@@ -27,6 +27,8 @@ pub struct Meta {
     pub next_seq: u64,
     /// Entries that could not be decoded, ever.
     pub undecodable: u64,
+    /// Those that are still there to be looked at.
+    pub undecodable_kept: u64,
     /// Numbers of jobs.
     pub counters: Counters,
 }
@@ -57,7 +59,7 @@ impl Stored {
     /// The event itself.
     pub fn event(&self) -> Result<Event, ReadModelError> {
         // It was encoded by us, so it has its time: the stand-in is never used.
-        Event::decode(&self.json, Time::UNIX_EPOCH).map_err(|e| corrupt(e))
+        Event::decode(&self.json, Time::UNIX_EPOCH).map_err(corrupt)
     }
 }
 
@@ -168,8 +170,13 @@ impl Store {
         rows.map(|row| serde_json::from_slice(&row?.1).map_err(corrupt)).collect()
     }
 
-    /// Key of the oldest entry that could not be decoded.
-    pub fn oldest_undecodable(&self) -> Result<Option<sled::IVec>, ReadModelError> {
-        Ok(self.tree.scan_prefix(keys::UNDECODABLE).keys().next().transpose()?)
+    /// Keys of the oldest entries that could not be decoded.
+    pub fn oldest_undecodable(&self, count: usize) -> Result<Vec<sled::IVec>, ReadModelError> {
+        Ok(self.tree.scan_prefix(keys::UNDECODABLE).keys().take(count).collect::<Result<_, _>>()?)
+    }
+
+    /// Whether there is a row.
+    pub fn has(&self, key: &[u8]) -> Result<bool, ReadModelError> {
+        Ok(self.tree.contains_key(key)?)
     }
 }

@@ -2,7 +2,7 @@
 //! events of a job's life at fixed times).
 
 // Each test binary uses its own part of this.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 pub mod broker;
 pub mod story;
@@ -15,13 +15,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_producer::clock;
 use stoker_producer::console::{ConsoleChunk, ConsoleSource};
-use stoker_producer::http::{self, Api};
+use stoker_producer::http::{self, Api, CancellationToken};
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::{Submitter, publish_event};
 use stoker_schemas::{Event, VmId};
-use tokio_util::sync::CancellationToken;
 
 pub use broker::FakeBroker;
+#[allow(unused_imports)]
 pub use story::Story;
 
 /// Longest wait for something that must happen.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stoker_schemas::diagnosis::diagnose;
 use stoker_schemas::event::{AttemptReady, Identity, Stage};
 use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::bring_up::Held;
 use super::{Report, Runner, Waited, ordered};
@@ -41,7 +41,7 @@ impl Runner {
         if held.attachment.sees_dhcp && self.seen.lease().is_none() {
             probe_from += PROBE_ANYWAY_AFTER;
         }
-        let mut tell = interval(TELL_EVERY);
+        let mut tell = interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut console_open = true;
         let mut signals_open = true;

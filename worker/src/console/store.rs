@@ -91,6 +91,11 @@ pub fn read_range(dir: &Path, from: u64, max: usize) -> io::Result<ConsoleSlice>
     read_file(&mut File::open(dir.join(CONSOLE))?, from, max.min(MAX_SLICE_BYTES))
 }
 
+/// As [`read_range`], of a console that [`keep`] has copied.
+pub fn read_kept(path: &Path, from: u64, max: usize) -> io::Result<ConsoleSlice> {
+    read_file(&mut File::open(path)?, from, max.min(MAX_SLICE_BYTES))
+}
+
 fn read_file(file: &mut File, asked: u64, max: usize) -> io::Result<ConsoleSlice> {
     let length = file.metadata()?.len();
     if asked >= length {

@@ -59,6 +59,17 @@ pub async fn retry(args: RetryArgs, settings: &Settings, printer: &mut Printer) 
     ask("retry", &args.jobs, &request, settings, printer).await
 }
 
+/// Of several jobs: which one was refused.
+fn naming(error: CliError, job: &str) -> CliError {
+    match error {
+        CliError::Refused(mut problem) => {
+            problem.detail = format!("{job}: {}", problem.detail);
+            CliError::Refused(problem)
+        }
+        other => other,
+    }
+}
+
 /// Asks for all, also when one is refused; the first refusal is the error.
 async fn ask(
     verb: &'static str,
@@ -70,7 +81,8 @@ async fn ask(
     let mut answers: Vec<ControlAnswer> = Vec::new();
     let mut failed = None;
     for job in jobs {
-        match settings.client.post(&["v1", "jobs", job, verb], request).await {
+        let answer = settings.client.post(&["v1", "jobs", job, verb], request).await;
+        match answer.map_err(|e| if jobs.len() > 1 { naming(e, job) } else { e }) {
             Ok(answer) => answers.push(answer),
             Err(refused @ CliError::Refused(_)) if failed.is_none() => failed = Some(refused),
             Err(refused @ CliError::Refused(_)) => printer.note(refused.text().trim_end())?,

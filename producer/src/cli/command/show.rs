@@ -84,7 +84,7 @@ fn print_attempt(a: &AttemptView, printer: &mut Printer) -> Result<(), CliError>
             width => format!("{}{}", " ".repeat(begin), "█".repeat(width)),
         };
         let name = stage.name.replace('_', " ");
-        let text = format!("  {name:<14} {:>9} |{bar:<24}  {}", duration(stage.took_ms), stage.detail);
+        let text = format!("  {name:<15} {:>9} |{bar:<24}  {}", duration(stage.took_ms), stage.detail);
         printer.line(text.trim_end())?;
     }
     if !a.units.is_empty() {
@@ -94,7 +94,8 @@ fn print_attempt(a: &AttemptView, printer: &mut Printer) -> Result<(), CliError>
     match &a.gone {
         // After a failure the VM always goes: not news.
         Some(gone) if a.outcome != Outcome::Failed => {
-            printer.line(&format!("  gone   {} at {} {}", gone_why(gone.why), gone.at, gone.detail).trim_end().to_owned())
+            let text = format!("  gone   {} at {} {}", gone_why(gone.why), gone.at, gone.detail);
+            printer.line(text.trim_end())
         }
         _ => Ok(()),
     }

@@ -83,7 +83,12 @@ impl Waiter {
         self.jobs.values().filter(|state| !settled(state.phase())).map(|state| state.id).collect()
     }
 
-    async fn follow(&mut self, submitted: &Submitted, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
+    async fn follow(
+        &mut self,
+        submitted: &Submitted,
+        settings: &Settings,
+        printer: &mut Printer,
+    ) -> Result<(), CliError> {
         // What was enqueued before has a past: that comes first.
         for job in submitted.jobs.iter().filter(|j| j.duplicate) {
             let id = job.id.to_string();
