@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::json;
+use stoker_schemas::event::{Event, EventData, JOB_LEVEL, Request};
 use stoker_schemas::image::Driver;
 use stoker_schemas::{ImageName, JobId, JobState, Phase};
 use stoker_worker::config::{Config, NetworkMode};
@@ -96,10 +97,12 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let outcome = tokio::select! {
         outcome = first => outcome,
         ended = &mut work => return Err(ended_early("worker", ended)),
-        () = wait_asked(asked.clone()) => Ok(true),
+        () = wait_asked(asked.clone()) => Ok((None, true)),
     };
-    let ready = outcome?;
-    if !up.once {
+    let (first, ready) = outcome?;
+    if let (true, true, Some(id)) = (up.once, ready, first) {
+        remove_first(&model, &submitter, id).await?;
+    } else if !up.once {
         writeln!(out, "\nUp. Status page and API: http://{address}/   (Ctrl-C ends; VMs keep running)")?;
         out.flush()?;
         tokio::select! {
@@ -153,16 +156,16 @@ fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr
     out.flush()
 }
 
-/// Boots the first VM (or finds the one of an earlier `up`) and prints its report. True when it is
-/// ready, or none was wanted.
+/// Boots the first VM (or finds the one of an earlier `up`) and prints its report. Tells its job, and
+/// whether it is ready (or none was wanted).
 async fn first_vm(
     up: &Up,
     model: &ReadModel,
     submitter: &Submitter,
     consoles: &dyn ConsoleSource,
     out: &mut (dyn Write + Send),
-) -> Result<bool, UpError> {
-    let Some(image) = &up.first_image else { return Ok(true) };
+) -> Result<(Option<JobId>, bool), UpError> {
+    let Some(image) = &up.first_image else { return Ok((None, true)) };
     let id = match find_first(model, image)? {
         Some(id) => {
             writeln!(out, "\nVM of job {id} is still up from an earlier run")?;
@@ -172,12 +175,21 @@ async fn first_vm(
     };
     writeln!(out, "\njob {id}: booting {image} …")?;
     out.flush()?;
-    let state = settled(model, id).await?;
+    let state = until(model, id, |phase| phase == Phase::Ready || phase.is_closed()).await?;
     let console = tail(consoles, &state).await;
     let report = Report::of(&state, console.as_deref());
     writeln!(out, "\n{}", report.to_markdown())?;
     out.flush()?;
-    Ok(report.verified)
+    Ok((Some(id), report.verified))
+}
+
+/// Stops the first VM and waits until nothing of it is left.
+async fn remove_first(model: &ReadModel, submitter: &Submitter, id: JobId) -> Result<(), UpError> {
+    let request = Request { by: "cli/up".to_owned(), reason: "--once".to_owned() };
+    let stop = EventData::StopRequested(request);
+    let event = Event::about_job(id, JOB_LEVEL, submitter.source(), submitter.now(), stop);
+    submit::publish_event(submitter.broker().as_ref(), &event).await?;
+    until(model, id, |phase| phase.is_closed()).await.map(drop)
 }
 
 fn find_first(model: &ReadModel, image: &ImageName) -> Result<Option<JobId>, UpError> {
@@ -205,12 +217,12 @@ async fn enqueue_first(submitter: &Submitter, image: &ImageName, pool: Option<St
     id.ok_or_else(|| UpError::Part("first job", "nothing to submit".to_owned()))
 }
 
-/// Waits until a job is ready or ended.
-async fn settled(model: &ReadModel, id: JobId) -> Result<JobState, UpError> {
+/// Waits until a job is in a phase that will do.
+async fn until(model: &ReadModel, id: JobId, will_do: fn(Phase) -> bool) -> Result<JobState, UpError> {
     let mut changes = model.changes();
     loop {
         if let Some(state) = model.job(id)?
-            && (state.phase() == Phase::Ready || state.phase().is_closed())
+            && will_do(state.phase())
         {
             return Ok(state);
         }
