@@ -194,12 +194,8 @@ async fn remove_first(model: &ReadModel, submitter: &Submitter, id: JobId) -> Re
 
 fn find_first(model: &ReadModel, image: &ImageName) -> Result<Option<JobId>, UpError> {
     let label = format!("{}={}", FIRST_VM_LABEL.0, FIRST_VM_LABEL.1);
-    let filter = Filter {
-        phase: Some(Phase::Ready),
-        image: Some(image.to_string()),
-        label: Some(label),
-        ..Filter::default()
-    };
+    let filter =
+        Filter { phase: Some(Phase::Ready), image: Some(image.to_string()), label: Some(label), ..Filter::default() };
     Ok(model.list(&filter, None, 1)?.jobs.first().map(|job| job.id))
 }
 

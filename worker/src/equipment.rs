@@ -106,7 +106,8 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
 async fn accel(config: &Config, dirs: &Dirs) -> AccelDecision {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = dirs.accel();
-    let known: Option<(String, AccelDecision)> = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let known: Option<(String, AccelDecision)> =
+        std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
     if let Some((id, decision)) = known
         && id == boot_id
     {

@@ -10,6 +10,7 @@
 
 mod credit;
 mod delivery;
+mod events;
 mod history;
 mod routing;
 
@@ -20,13 +21,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use stoker_schemas::spec::Priority;
-use stoker_worker::ports::broker::{Broker, CONTENT_EVENT, Delivery, Outgoing, Source, Subscription};
+use stoker_worker::ports::broker::{Broker, Delivery, Source, Subscription};
 use tokio::time::timeout;
 
-pub use self::{credit::*, delivery::*, history::*, routing::*};
+pub use self::{credit::*, delivery::*, events::*, history::*, routing::*};
+use crate::skipped;
 
 /// What must come, comes within this.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -48,10 +49,39 @@ pub const OTHER_HOST: &str = "host-2";
 pub trait Setup: Send + Sync {
     /// Opens a broker for a host, with [`POOL`] and [`OTHER_POOL`].
     async fn open(&self, host: &str) -> Arc<dyn Broker>;
-    /// Whether several can be open at once, as on different hosts.
-    fn shared(&self) -> bool;
+    /// What it can by design. A case about nothing else says SKIPPED where it cannot.
+    fn can(&self, _ability: Ability) -> bool {
+        true
+    }
+    /// Writes down, as a worker does before it acknowledges, that a delivery's job waits no more.
+    /// Only a broker whose queues are the worker's own log has to be told.
+    async fn written_down(&self, _delivery: &Delivery) {}
     /// Removes what the case left behind.
     async fn clean(&self);
+}
+
+/// What not every kind of broker can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ability {
+    /// Several hosts at once.
+    SeveralHosts,
+    /// Routing by key alone, whatever the body says.
+    RoutingByKey,
+    /// Arrays of events.
+    Batches,
+    /// Parked messages outlive the process.
+    ParkedKept,
+    /// Delivery counts outlive the process.
+    CountsKept,
+}
+
+/// False, and said so, where a case is about something that this broker cannot do.
+fn applies(setup: &dyn Setup, case: &str, ability: Ability) -> bool {
+    let can = setup.can(ability);
+    if !can {
+        skipped(case, &format!("not of this broker, by design: {ability:?}"));
+    }
+    can
 }
 
 /// Runs one case, and cleans up also after a failure.
@@ -112,22 +142,6 @@ cases! { $
     a_closed_broker_says_so
 }
 
-/// An event with a routing key.
-pub fn event(routing_key: impl Into<String>, body: impl Into<String>) -> Outgoing {
-    Outgoing {
-        routing_key: routing_key.into(),
-        message_id: uuid::Uuid::now_v7().to_string(),
-        content_type: CONTENT_EVENT,
-        delay: None,
-        body: Bytes::from(body.into()),
-    }
-}
-
-/// A job for a pool and lane.
-pub fn job(pool: &str, lane: Priority, body: impl Into<String>) -> Outgoing {
-    event(format!("job.enqueued.{pool}.{}", lane.as_str()), body)
-}
-
 /// A source of jobs.
 pub fn jobs(pool: &str, lane: Priority) -> Source {
     Source::Jobs(pool.parse().unwrap(), lane)
@@ -159,11 +173,6 @@ pub async fn quiet(subscription: &mut Subscription) {
     if let Ok(Some(delivery)) = timeout(QUIET, subscription.deliveries.recv()).await {
         panic!("unexpected delivery: {delivery:?} {:?}", text(&delivery));
     }
-}
-
-/// The body as text.
-pub fn text(delivery: &Delivery) -> String {
-    String::from_utf8_lossy(&delivery.body).into_owned()
 }
 
 fn numbers(range: std::ops::Range<usize>) -> Vec<String> {

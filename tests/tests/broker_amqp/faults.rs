@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, event, job, jobs, next, quiet, run_case, subscribe, take, text,
+    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
@@ -141,7 +141,7 @@ async fn publish_to_other_pool(broker: &AmqpBroker) {
 async fn a_command_to_a_host_that_never_was_is_unroutable() {
     on_rabbit("a_command_to_a_host_that_never_was_is_unroutable", async |place| {
         let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
-        let answer = broker.publish(event("command.host.nobody", "hello?")).await;
+        let answer = broker.publish(command_to("nobody", "hello?")).await;
         assert!(matches!(answer, Err(BrokerError::Unroutable(_))), "{answer:?}");
         // The refused look-up cost a channel, not the connection.
         publish(&broker, "fine").await;

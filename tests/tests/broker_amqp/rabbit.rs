@@ -93,10 +93,6 @@ impl Setup for Rabbit {
         Arc::new(AmqpBroker::connect(self.config(host)).await.unwrap())
     }
 
-    fn shared(&self) -> bool {
-        true
-    }
-
     async fn clean(&self) {
         let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();

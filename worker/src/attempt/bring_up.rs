@@ -40,7 +40,9 @@ impl Runner {
     async fn try_bring_up(&mut self) -> Result<Held, Option<HostSignal>> {
         let image = self.image()?;
         let dir = match &self.rig.dirs {
-            Some(dirs) => dirs.create_vm(self.plan.vm).map_err(|e| HostSignal::Disk(format!("attempt's folder: {e}")))?,
+            Some(dirs) => {
+                dirs.create_vm(self.plan.vm).map_err(|e| HostSignal::Disk(format!("attempt's folder: {e}")))?
+            }
             None => std::path::PathBuf::new(),
         };
         let (disk, attachment) = tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request()));

@@ -136,7 +136,8 @@ impl Config {
         let driver = flags.driver.or(file.driver).unwrap_or(Driver::Qemu);
         let network = network(file.network.unwrap_or_default(), flags.namespace, flags.unprivileged, &mut errors);
         if driver == Driver::Firecracker && network == NetworkMode::User {
-            errors.push("network: Firecracker needs taps; run as root, or use --driver qemu for the user network".into());
+            errors
+                .push("network: Firecracker needs taps; run as root, or use --driver qemu for the user network".into());
         }
         let capacity = Capacity {
             slots: flags.slots.or(file.slots).unwrap_or(32),
@@ -144,7 +145,12 @@ impl Config {
             memory_mib: file.memory_mib.unwrap_or(65_536),
         };
         let max_booting = file.max_booting.unwrap_or(8);
-        for (field, value) in [("slots", capacity.slots), ("vcpus", capacity.vcpus), ("memory_mib", capacity.memory_mib), ("max_booting", max_booting)] {
+        for (field, value) in [
+            ("slots", capacity.slots),
+            ("vcpus", capacity.vcpus),
+            ("memory_mib", capacity.memory_mib),
+            ("max_booting", max_booting),
+        ] {
             if value == 0 {
                 errors.push(format!("{field}: 0 would take no job; 1 or more"));
             }
@@ -208,7 +214,8 @@ fn network(raw: RawNetwork, namespace: Option<String>, unprivileged: bool, error
         text.len() <= max && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     if !plain(&namespace, 40) {
-        errors.push("network.namespace: at most 40 of letters, digits, '-' and '_'; empty for the host's own".to_owned());
+        errors
+            .push("network.namespace: at most 40 of letters, digits, '-' and '_'; empty for the host's own".to_owned());
     }
     let bridge = raw.bridge.unwrap_or_else(|| "stbr0".to_owned());
     if bridge.is_empty() || !plain(&bridge, 15) {
@@ -229,4 +236,3 @@ impl RawConfig {
         toml::from_str(text).unwrap()
     }
 }
-

@@ -111,7 +111,12 @@ impl Sink {
 }
 
 /// What has come already is taken at once: a guest whose whole console is there needs no task.
-fn start_channel(mut channel: mpsc::Receiver<Bytes>, dir: &Path, mut sink: Sink, finished: oneshot::Receiver<()>) -> Option<JoinHandle<()>> {
+fn start_channel(
+    mut channel: mpsc::Receiver<Bytes>,
+    dir: &Path,
+    mut sink: Sink,
+    finished: oneshot::Receiver<()>,
+) -> Option<JoinHandle<()>> {
     let mut copy = Copy::open(dir);
     loop {
         match channel.try_recv() {
@@ -129,7 +134,12 @@ fn start_channel(mut channel: mpsc::Receiver<Bytes>, dir: &Path, mut sink: Sink,
     Some(tokio::spawn(follow_channel(channel, copy, sink, finished)))
 }
 
-async fn follow_channel(mut channel: mpsc::Receiver<Bytes>, mut copy: Copy, mut sink: Sink, mut finished: oneshot::Receiver<()>) {
+async fn follow_channel(
+    mut channel: mpsc::Receiver<Bytes>,
+    mut copy: Copy,
+    mut sink: Sink,
+    mut finished: oneshot::Receiver<()>,
+) {
     let mut closing: Option<Instant> = None;
     loop {
         let piece = tokio::select! {

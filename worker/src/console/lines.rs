@@ -82,7 +82,10 @@ mod tests {
 
     #[test]
     fn terminal_control_is_removed() {
-        assert_eq!(lines(b"[\x1b[0;32m  OK  \x1b[0m] Started\x1b]0;title\x07 X.\r\n\x1bcdone\x00"), ["[  OK  ] Started X.", "done"]);
+        assert_eq!(
+            lines(b"[\x1b[0;32m  OK  \x1b[0m] Started\x1b]0;title\x07 X.\r\n\x1bcdone\x00"),
+            ["[  OK  ] Started X.", "done"]
+        );
         assert_eq!(lines(b"\x1b]0;never ended\nnext\n"), ["next"]);
     }
 

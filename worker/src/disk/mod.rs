@@ -63,7 +63,12 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskErro
 
 /// Makes an attempt's disk in `dir` in the format the driver wants; `None` when there is nothing
 /// to have. Writable is at least `disk_mib`, and at least the base. On error nothing is left.
-pub async fn prepare(base: Option<&Path>, dir: &Path, disk_mib: u32, wanted: DiskFormat) -> Result<Option<Disk>, DiskError> {
+pub async fn prepare(
+    base: Option<&Path>,
+    dir: &Path,
+    disk_mib: u32,
+    wanted: DiskFormat,
+) -> Result<Option<Disk>, DiskError> {
     let made = match (base, wanted) {
         (None, _) if disk_mib == 0 => return Ok(None),
         // An empty disk needs no format: every driver takes a sparse file.

@@ -84,10 +84,8 @@ impl ProbeLog {
     pub fn note(&self, outcome: ProbeOutcome, elapsed: Duration) {
         let mut summary = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         summary.tries += 1;
-        let connected = !matches!(
-            outcome,
-            ProbeOutcome::Refused | ProbeOutcome::Unreachable(_) | ProbeOutcome::ConnectTimeout
-        );
+        let connected =
+            !matches!(outcome, ProbeOutcome::Refused | ProbeOutcome::Unreachable(_) | ProbeOutcome::ConnectTimeout);
         if connected && summary.connected_after.is_none() {
             summary.connected_after = Some(elapsed);
         }

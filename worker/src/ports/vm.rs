@@ -37,7 +37,8 @@ impl VmPlan {
     /// The same with absolute paths: a VMM runs in the attempt's directory, where relative ones
     /// would mean something else.
     pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
-        let disk = self.disk.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.read_only_base));
+        let disk =
+            self.disk.iter_mut().flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.read_only_base));
         for path in [&mut self.kernel, &mut self.dir].into_iter().chain(&mut self.initrd).chain(disk) {
             *path = std::path::absolute(&path)?;
         }

@@ -40,7 +40,11 @@ impl Supervisor {
                 let known = self.load(id)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
                 state.apply(event);
-                if known.as_ref() == Some(&state) || state.phase().is_closed() { Ok(()) } else { self.keep(event, turn) }
+                if known.as_ref() == Some(&state) || state.phase().is_closed() {
+                    Ok(())
+                } else {
+                    self.keep(event, turn)
+                }
             }
             (EventData::HostDrainRequested(request), _) => {
                 tracing::info!(by = request.by, "asked to drain");

@@ -34,9 +34,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use addresses::AddressPool;
 use admission::Admission;
 pub use admission::Capacity;
-pub use turn::{HOST_STREAM, tags};
 use books::{Claim, Job};
 use turn::Turn;
+pub use turn::{HOST_STREAM, tags};
 
 use crate::attempt::{Rig, Tagged};
 use crate::log::{EventLog, LogError};
@@ -146,12 +146,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Opens the books from the log: what the host runs, holds and must still remove.
-    pub fn open(
-        settings: Settings,
-        rig: Rig,
-        log: EventLog,
-        broker: Arc<dyn Broker>,
-    ) -> Result<Self, SupervisorError> {
+    pub fn open(settings: Settings, rig: Rig, log: EventLog, broker: Arc<dyn Broker>) -> Result<Self, SupervisorError> {
         let (reports, reports_in) = mpsc::channel(INPUT_QUEUE);
         let mut supervisor = Self {
             source: format!("/hosts/{}", settings.host),

@@ -1,8 +1,8 @@
 //! What attempts report, turned into facts.
 
+use stoker_schemas::Epoch;
 use stoker_schemas::command::Command;
 use stoker_schemas::event::GoneWhy;
-use stoker_schemas::Epoch;
 
 use super::books::Job;
 use super::turn::Turn;

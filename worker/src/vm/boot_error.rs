@@ -14,14 +14,22 @@ pub fn spawn(driver: &'static str, what: &str, error: &io::Error) -> VmError {
     let hint = match error.kind() {
         io::ErrorKind::NotFound => "install it or set its path in the configuration",
         io::ErrorKind::PermissionDenied => "check that the file is executable and the worker may use it",
-        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => "the host is out of memory or processes: lower the capacity",
+        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+            "the host is out of memory or processes: lower the capacity"
+        }
         _ => "see the cause",
     };
     VmError::Spawn { driver, cause: format!("{what}: {error}"), hint }
 }
 
 /// The VMM's socket cannot be reached.
-pub fn silent(driver: &'static str, socket: &str, process: &VmmProcess, within: Duration, error: &io::Error) -> VmError {
+pub fn silent(
+    driver: &'static str,
+    socket: &str,
+    process: &VmmProcess,
+    within: Duration,
+    error: &io::Error,
+) -> VmError {
     if process.ended().is_some() {
         return VmError::Died { driver, reason: format!("before it opened {socket}") };
     }

@@ -90,7 +90,10 @@ pub struct VmmProcess {
 
 impl VmmProcess {
     fn watch(identity: Identity, pidfd: OwnedFd) -> io::Result<Self> {
-        #[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's cannot")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's cannot"
+        )]
         let pidfd = Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?);
         let (tell, ended) = watch::channel(None);
         // A task, not a future of the handle: a child must be reaped even when nobody waits.

@@ -7,7 +7,7 @@ use stoker_schemas::spec::Priority;
 use stoker_worker::ports::broker::{BrokerError, BrokerStatus, Offset, Source};
 use tokio::time::timeout;
 
-use super::{DEADLINE, HOST, POOL, Setup, job, jobs, next, numbers, publish_numbers, quiet, subscribe, take, text};
+use super::{Ability, DEADLINE, HOST, POOL, Setup, job, jobs, next, numbers, publish_numbers, quiet, subscribe, take, text};
 
 /// A publish reaches a subscriber, whole.
 pub async fn a_publish_is_delivered(setup: &dyn Setup) {
@@ -53,6 +53,7 @@ pub async fn an_acknowledged_message_is_gone(setup: &dyn Setup) {
     // The middle one stays open, so that the others cannot be settled in one go.
     let kept = held.remove(1);
     for delivery in held {
+        setup.written_down(&delivery).await;
         delivery.ack.ack().await.unwrap();
     }
     broker.close().await;
@@ -87,7 +88,8 @@ pub async fn unacknowledged_messages_come_again_after_reopening(setup: &dyn Setu
     let mut subscription = subscribe(&*broker, jobs(POOL, Priority::Normal), 10).await;
     let again = take(&mut subscription, 5).await;
     assert_eq!(again.iter().map(text).collect::<Vec<_>>(), numbers(0..5));
-    assert!(again.iter().all(|d| d.delivery_count >= 1), "{again:?}");
+    let counted = again.iter().all(|d| d.delivery_count >= 1);
+    assert!(counted || !setup.can(Ability::CountsKept), "{again:?}");
 }
 
 /// Many callers at once, nothing lost.

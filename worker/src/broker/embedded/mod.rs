@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::log::{Append, Expected, EventLog, IndexChange, LogError};
+use crate::log::{Append, EventLog, Expected, IndexChange, LogError};
 use crate::ports::broker::{
     Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Offset, Outgoing,
     Parked, Source, Subscription,
@@ -113,6 +113,10 @@ impl Inner {
         }
     }
 
+    fn check_open(&self) -> Result<(), BrokerError> {
+        if self.closed.is_cancelled() { Err(BrokerError::Closed) } else { Ok(()) }
+    }
+
     fn wait_until(&self, due: Time) -> tokio::time::Instant {
         tokio::time::Instant::now() + due.since(self.clock.now())
     }
@@ -142,14 +146,12 @@ fn append_of(event: &Event, body: Bytes) -> Append {
 #[async_trait]
 impl Broker for EmbeddedBroker {
     async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
-        if self.inner.closed.is_cancelled() {
-            return Err(BrokerError::Closed);
-        }
+        self.inner.check_open()?;
         if message.content_type == CONTENT_BATCH {
             return Err(BrokerError::Refused("batches are for brokers between hosts".to_owned()));
         }
-        let event = Event::decode(&message.body, self.inner.clock.now())
-            .map_err(|e| BrokerError::Refused(e.to_string()))?;
+        let event =
+            Event::decode(&message.body, self.inner.clock.now()).map_err(|e| BrokerError::Refused(e.to_string()))?;
         let append = append_of(&event, message.body);
         let stream = append.stream;
         match self.inner.log.append(vec![append]).await {
@@ -160,10 +162,12 @@ impl Broker for EmbeddedBroker {
     }
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
+        self.inner.check_open()?;
         Ok(subscription::start(self.inner.clone(), source))
     }
 
     async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError> {
+        self.inner.check_open()?;
         let (send, receive) = mpsc::channel(PAGE);
         let from = match from {
             Offset::First => 1,

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use stoker_schemas::event::Event;
+use stoker_schemas::topology;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep_until;
 
-use super::queues::{Item, Queue};
 use super::Inner;
+use super::queues::{Item, Queue};
 use crate::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
@@ -56,7 +58,9 @@ async fn pump(
         let mut wake_at = None;
         let has_credit = holding.count() < *credited.borrow_and_update();
         if has_credit {
-            if *source == Source::Dead && let Some(parked) = inner.queues.take_parked() {
+            if *source == Source::Dead
+                && let Some(parked) = inner.queues.take_parked()
+            {
                 let ack = Box::new(ParkedAck);
                 let delivery = Delivery { routing_key: parked.routing_key, delivery_count: 0, body: parked.body, ack };
                 if send.send(delivery).await.is_err() {
@@ -97,7 +101,11 @@ async fn hand_over(inner: &Inner, holding: &Arc<Holding>, send: &mpsc::Sender<De
     let Some(record) = record.filter(|r| r.position == item.position) else { return true };
     holding.items().insert(item.position, item);
     let ack = Box::new(EmbeddedAck { holding: holding.clone(), position: item.position });
-    let routing_key = super::follower::kind_of(&record.payload).unwrap_or_default();
+    let routing_key = match Event::decode(&record.payload, inner.clock.now()) {
+        Ok(event) => topology::route(&event).0,
+        // Only what could be decoded was queued; its reader will say what is wrong with it now.
+        Err(_) => super::follower::kind_of(&record.payload).unwrap_or_default(),
+    };
     let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
     send.send(delivery).await.is_ok()
 }

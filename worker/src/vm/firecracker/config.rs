@@ -104,7 +104,10 @@ mod tests {
         let disk = Disk { path: "/d/scratch".into(), format: DiskFormat::Raw, read_only_base: Some("/i/base".into()) };
         let drives = drives(&disk).unwrap();
         assert_eq!((drives[0].path_on_host, drives[0].is_root_device, drives[0].is_read_only), ("/i/base", true, true));
-        assert_eq!((drives[1].path_on_host, drives[1].is_root_device, drives[1].is_read_only), ("/d/scratch", false, false));
+        assert_eq!(
+            (drives[1].path_on_host, drives[1].is_root_device, drives[1].is_read_only),
+            ("/d/scratch", false, false)
+        );
     }
 
     #[test]

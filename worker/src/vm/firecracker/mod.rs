@@ -20,8 +20,9 @@ use self::{
     vm::FirecrackerVm,
 };
 use super::{
-    boot_error, files, program,
+    boot_error, files,
     process::{self, Identity, Spawner, Starting, VmmProcess},
+    program,
 };
 use crate::ports::vm::{Hypervisor, Vm, VmError, VmPlan, VmRecord};
 
@@ -151,7 +152,10 @@ async fn version(binary: &Path) -> Result<String, VmError> {
     let text = program::version_output(DRIVER, binary, VERSION_TIMEOUT).await?;
     match program::version_after(&text, "Firecracker v") {
         Some((version, numbers)) if numbers >= OLDEST => Ok(version),
-        Some((version, _)) => Err(VmError::Unsupported { driver: DRIVER, what: format!("version {version} is too old: 1.0 or newer is needed") }),
+        Some((version, _)) => Err(VmError::Unsupported {
+            driver: DRIVER,
+            what: format!("version {version} is too old: 1.0 or newer is needed"),
+        }),
         None => Err(program::not_it(DRIVER, binary, &text)),
     }
 }

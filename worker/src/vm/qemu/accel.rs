@@ -48,7 +48,13 @@ impl AccelDecision {
 
 /// Boots `probe_elf` with KVM in `dir` (which must exist and is left as it was) and decides by
 /// whether its console says `expected` before the deadline.
-pub async fn detect_accel(binary: &Path, probe_elf: &Path, expected: &str, dir: &Path, deadline: Duration) -> AccelDecision {
+pub async fn detect_accel(
+    binary: &Path,
+    probe_elf: &Path,
+    expected: &str,
+    dir: &Path,
+    deadline: Duration,
+) -> AccelDecision {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         return AccelDecision::tcg(format!("/dev/kvm: {error}"));
     }
@@ -64,7 +70,13 @@ pub async fn detect_accel(binary: &Path, probe_elf: &Path, expected: &str, dir: 
     }
 }
 
-async fn run_trial(binary: &Path, probe_elf: &Path, expected: &str, dir: &Path, deadline: Duration) -> Result<(), String> {
+async fn run_trial(
+    binary: &Path,
+    probe_elf: &Path,
+    expected: &str,
+    dir: &Path,
+    deadline: Duration,
+) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     let kernel = std::path::absolute(probe_elf).map_err(text)?;
     let mut command = Command::new(binary);
@@ -120,7 +132,8 @@ fn tsc_from_cpuinfo(text: &str) -> Option<u32> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.split_once(':').map(|(_, value)| value.trim())
     };
-    let nominal = field("model name").and_then(|model| model.rsplit_once('@')?.1.trim().strip_suffix("GHz")?.parse::<f64>().ok());
+    let nominal =
+        field("model name").and_then(|model| model.rsplit_once('@')?.1.trim().strip_suffix("GHz")?.parse::<f64>().ok());
     let mhz = nominal.map(|ghz| ghz * 1000.0).or_else(|| field("cpu MHz")?.parse::<f64>().ok())?;
     // Outside of this it is a misreading, and a wrong clock is worse than a calibrating one.
     (100.0..20_000.0).contains(&mhz).then_some((mhz * 1000.0).round() as u32)
@@ -142,7 +155,9 @@ mod tests {
     #[tokio::test]
     async fn a_qemu_that_cannot_run_means_tcg_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let decision = detect_accel(Path::new("/no/such/qemu"), Path::new("/no/elf"), "x", dir.path(), Duration::from_secs(5)).await;
+        let decision =
+            detect_accel(Path::new("/no/such/qemu"), Path::new("/no/elf"), "x", dir.path(), Duration::from_secs(5))
+                .await;
         assert_eq!(decision.accel, Accel::Tcg);
         assert!(decision.reason.contains("/dev/kvm"), "{}", decision.reason);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");

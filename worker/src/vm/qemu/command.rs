@@ -30,12 +30,8 @@ pub struct HostFacts {
 }
 
 pub fn arguments(plan: &VmPlan, host: HostFacts) -> Result<Vec<String>, VmError> {
-    let mut args = vec![
-        "-name".to_owned(),
-        format!("guest=stoker-{}", plan.vm),
-        "-M".to_owned(),
-        "microvm,acpi=on".to_owned(),
-    ];
+    let mut args =
+        vec!["-name".to_owned(), format!("guest=stoker-{}", plan.vm), "-M".to_owned(), "microvm,acpi=on".to_owned()];
     let mut add = |pair: [&str; 2]| args.extend(pair.map(str::to_owned));
     match host.accel {
         Accel::Kvm => add(["-accel", "kvm"]),
@@ -100,10 +96,9 @@ fn netdev(nic: &Nic) -> Result<(String, String), VmError> {
             let name = name.replace(',', ",,");
             Ok((format!("tap,id=net0,ifname={name},script=no,downscript=no"), mac.to_string()))
         }
-        Nic::User { mac, host_port, guest_port } => Ok((
-            format!("user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}"),
-            mac.to_string(),
-        )),
+        Nic::User { mac, host_port, guest_port } => {
+            Ok((format!("user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}"), mac.to_string()))
+        }
         Nic::Simulated { .. } => Err(unsupported("a simulated network card".to_owned())),
     }
 }
@@ -119,7 +114,8 @@ fn blockdevs(disk: &Disk) -> Result<Vec<String>, VmError> {
                 DiskFormat::Qcow2 => "qcow2",
             };
             let file = json!({"driver": "file", "filename": utf8(path, "disk")?});
-            Ok(json!({"driver": driver, "node-name": format!("disk{index}"), "read-only": read_only, "file": file}).to_string())
+            Ok(json!({"driver": driver, "node-name": format!("disk{index}"), "read-only": read_only, "file": file})
+                .to_string())
         })
         .collect()
 }

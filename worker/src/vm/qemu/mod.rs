@@ -171,7 +171,10 @@ async fn version(binary: &Path) -> Result<String, VmError> {
     let text = program::version_output(DRIVER, binary, VERSION_TIMEOUT).await?;
     match program::version_after(&text, "QEMU emulator version ") {
         Some((version, numbers)) if numbers >= OLDEST => Ok(version),
-        Some((version, _)) => Err(VmError::Unsupported { driver: DRIVER, what: format!("version {version} is too old: 5.2 or newer is needed") }),
+        Some((version, _)) => Err(VmError::Unsupported {
+            driver: DRIVER,
+            what: format!("version {version} is too old: 5.2 or newer is needed"),
+        }),
         None => Err(program::not_it(DRIVER, binary, &text)),
     }
 }

@@ -154,7 +154,8 @@ mod tests {
 
     #[tokio::test]
     async fn refusals_and_closed_connections_are_told_apart() {
-        const ANSWERS: &[&str] = &["{\"return\": {}}\n", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n"];
+        const ANSWERS: &[&str] =
+            &["{\"return\": {}}\n", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n"];
         let mut qmp = open(ANSWERS).await.unwrap();
         assert!(matches!(qmp.execute("quit").await, Err(QmpError::Refused { class, .. }) if class == "GenericError"));
         assert!(matches!(qmp.execute("quit").await, Err(QmpError::Closed | QmpError::Io(_))));

@@ -42,7 +42,9 @@ impl QemuVm {
         let dir = ShortDir::open(&self.record.dir)?;
         // QEMU accepts one client at a time; whoever comes second waits, hence the deadline.
         let connecting = UnixStream::connect(dir.file(files::QMP_SOCKET));
-        let stream = tokio::time::timeout(self.qmp_timeout, connecting).await.map_err(|_| QmpError::Timeout(self.qmp_timeout))??;
+        let stream = tokio::time::timeout(self.qmp_timeout, connecting)
+            .await
+            .map_err(|_| QmpError::Timeout(self.qmp_timeout))??;
         Qmp::open(stream, self.qmp_timeout).await
     }
 

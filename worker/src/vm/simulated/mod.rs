@@ -24,12 +24,12 @@ use bytes::Bytes;
 use stoker_schemas::image::Driver;
 use tokio::sync::mpsc;
 
+use self::{guest::Guest, script::Script};
 pub use self::{
     network::SimulatedNetwork,
     prober::SimulatedProber,
     world::{SimStats, SimWorld},
 };
-use self::{guest::Guest, script::Script};
 use crate::ports::vm::{ConsoleFeed, Hypervisor, Vm, VmError, VmExit, VmPlan, VmRecord};
 
 /// Its name in errors.
@@ -67,8 +67,13 @@ impl Hypervisor for Simulated {
     }
 
     async fn boot(&self, plan: VmPlan) -> Result<Arc<dyn Vm>, VmError> {
-        let script = Script::parse(&plan.kernel_args, plan.vm).map_err(|what| VmError::Unsupported { driver: DRIVER, what })?;
-        let refused = |message: &str| VmError::Refused { driver: DRIVER, request: "boot".to_owned(), message: message.to_owned() };
+        let script =
+            Script::parse(&plan.kernel_args, plan.vm).map_err(|what| VmError::Unsupported { driver: DRIVER, what })?;
+        let refused = |message: &str| VmError::Refused {
+            driver: DRIVER,
+            request: "boot".to_owned(),
+            message: message.to_owned(),
+        };
         if !script.boot.is_zero() {
             tokio::time::sleep(script.boot).await;
         }

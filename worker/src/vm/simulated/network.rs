@@ -38,7 +38,12 @@ impl SimulatedNetwork {
         let address = request.address.unwrap_or(Ipv4Addr::new(127, a, b, c | 1));
         let agent = SocketAddr::from((address, request.agent_port));
         let signals = self.world.attach(request.vm, agent);
-        Attachment { nic: Nic::Simulated { mac: request.vm.mac() }, agent, signals, sees_dhcp: request.address.is_some() }
+        Attachment {
+            nic: Nic::Simulated { mac: request.vm.mac() },
+            agent,
+            signals,
+            sees_dhcp: request.address.is_some(),
+        }
     }
 }
 

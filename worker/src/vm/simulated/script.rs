@@ -131,7 +131,9 @@ impl Script {
         let ours = kernel_args.split_ascii_whitespace().filter_map(|arg| arg.strip_prefix("sim."));
         for arg in ours {
             let (name, value) = arg.split_once('=').map_or((arg, None), |(name, value)| (name, Some(value)));
-            script.set(name, value, vm).ok_or_else(|| format!("kernel argument sim.{arg} is unknown or has a wrong value"))?;
+            script
+                .set(name, value, vm)
+                .ok_or_else(|| format!("kernel argument sim.{arg} is unknown or has a wrong value"))?;
         }
         Ok(script)
     }
@@ -231,7 +233,15 @@ mod tests {
 
     #[test]
     fn a_misspelt_fault_is_refused() {
-        for bad in ["sim.crsh-ms=1", "sim.crash-ms", "sim.crash-ms=x", "sim.status=99", "sim.agent=gone", "sim.unlucky=101", "sim."] {
+        for bad in [
+            "sim.crsh-ms=1",
+            "sim.crash-ms",
+            "sim.crash-ms=x",
+            "sim.status=99",
+            "sim.agent=gone",
+            "sim.unlucky=101",
+            "sim.",
+        ] {
             assert!(parse(bad).is_err(), "{bad} was accepted");
         }
     }

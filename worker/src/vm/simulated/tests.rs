@@ -77,7 +77,10 @@ async fn readiness_comes_exactly_when_the_script_says() {
     assert_eq!(net.signals.recv().await, Some(NetSignal::Discover));
     assert_eq!(net.signals.recv().await, Some(NetSignal::Ack(Ipv4Addr::new(10, 0, 0, 2))));
     let kinds: Vec<_> = log.summary().kinds.into_iter().map(|(kind, _)| kind).collect();
-    assert!(matches!(kinds[..], [ProbeOutcome::Unreachable(_), ProbeOutcome::Refused, ProbeOutcome::Ready(_)]), "{kinds:?}");
+    assert!(
+        matches!(kinds[..], [ProbeOutcome::Unreachable(_), ProbeOutcome::Refused, ProbeOutcome::Ready(_)]),
+        "{kinds:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

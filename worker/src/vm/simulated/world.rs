@@ -76,7 +76,8 @@ impl SimWorld {
 
     /// VMs that run now, sorted.
     pub fn living(&self) -> Vec<VmId> {
-        let mut living: Vec<VmId> = self.lock().guests.values().filter(|guest| guest.end().is_none()).map(|guest| guest.vm).collect();
+        let mut living: Vec<VmId> =
+            self.lock().guests.values().filter(|guest| guest.end().is_none()).map(|guest| guest.vm).collect();
         living.sort_unstable();
         living
     }
