@@ -70,7 +70,10 @@ run_cargo_test() {
   local scope=(--workspace)
   [[ " $* " == *" -p "* || " $* " == *" --package"* ]] && scope=()
   : >"$TEST_DIR/cargo.log"
-  (build_binaries) || return 1
+  # The whole workspace: for fewer packages cargo would choose other features of shared
+  # dependencies, and build them twice.
+  note "building everything"
+  (cd "$STOKER_ROOT" && cargo build --locked --workspace --bins >&2) || return 1
   (cd "$STOKER_ROOT" && cargo test --locked --no-fail-fast ${scope[@]+"${scope[@]}"} "$@" 2>&1) |
     tee "$TEST_DIR/cargo.log"
 }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::bring_up::Held;
 use super::{Report, Runner, Waited, ordered};
+use crate::console::ConsoleEvent;
 use crate::ports::net::Nic;
 use crate::ports::probe::{Answer, ProbeTarget};
 
@@ -63,7 +64,13 @@ impl Runner {
                     None => signals_open = false,
                 },
                 event = held.console.events.recv(), if console_open => match event {
-                    Some(event) => self.seen.console(event),
+                    Some(event) => {
+                        // It may be the agent that started: ask at once, and often again.
+                        if matches!(event, ConsoleEvent::UnitStarted(_)) {
+                            probing = None;
+                        }
+                        self.seen.console(event);
+                    }
                     None => console_open = false,
                 },
                 exit = held.vm.exited() => {

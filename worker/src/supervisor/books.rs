@@ -54,12 +54,12 @@ impl Claim {
 impl Supervisor {
     /// Tries that are not up yet (or on their way out).
     pub(super) fn booting(&self) -> u32 {
-        u32::try_from(self.jobs.values().filter(|job| !job.live.is_up).count()).unwrap_or(u32::MAX)
+        u32::try_from(self.jobs.len()).unwrap_or(u32::MAX).saturating_sub(self.up)
     }
 
     /// VMs that are up.
     pub(super) fn up(&self) -> u32 {
-        u32::try_from(self.jobs.values().filter(|job| job.live.is_up).count()).unwrap_or(u32::MAX)
+        self.up
     }
 
     /// Lets the broker send as many jobs as may boot now.

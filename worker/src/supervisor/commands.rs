@@ -48,8 +48,7 @@ impl Supervisor {
             }
             (EventData::HostDrainRequested(request), _) => {
                 tracing::info!(by = request.by, "asked to drain");
-                self.draining = true;
-                self.update_credit();
+                self.drain(turn);
                 Ok(())
             }
             (other, _) => {

@@ -140,6 +140,8 @@ pub struct Supervisor {
     reports_in: mpsc::Receiver<Tagged>,
     jitter: fastrand::Rng,
     draining: bool,
+    /// How many of the jobs are up: counting them anew for each turn would cost more than the turn.
+    up: u32,
     /// A VM went: what waits may fit now.
     room_made: bool,
 }
@@ -165,6 +167,7 @@ impl Supervisor {
             reports,
             reports_in,
             draining: false,
+            up: 0,
             room_made: false,
         };
         supervisor.restore()?;
@@ -196,7 +199,9 @@ impl Supervisor {
                     }
                     if asked == Shutdown::Drain && drained_by.is_none() {
                         drained_by = Some(Instant::now() + self.settings.drain);
-                        self.start_draining().await?;
+                        let mut turn = Turn::default();
+                        self.drain(&mut turn);
+                        self.commit(turn).await?;
                     }
                 }
                 _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
@@ -204,6 +209,17 @@ impl Supervisor {
                 }
                 _ = inputs_in.recv_many(&mut batch, MAX_TURN) => {}
                 _ = tick.tick() => batch.push(Input::Tick),
+            }
+            // Whatever else has come in shares the turn's disk flush.
+            while batch.len() < MAX_TURN
+                && let Ok(input) = inputs_in.try_recv()
+            {
+                batch.push(input);
+            }
+            while batch.len() < MAX_TURN
+                && let Ok(report) = self.reports_in.try_recv()
+            {
+                batch.push(Input::Report(report));
             }
             let mut turn = Turn::default();
             for input in batch.drain(..) {
@@ -242,16 +258,16 @@ impl Supervisor {
         }
     }
 
-    async fn start_draining(&mut self) -> Result<(), SupervisorError> {
-        self.draining = true;
+    /// Takes nothing new: what waits goes back, what boots goes on.
+    fn drain(&mut self, turn: &mut Turn) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
         self.update_credit();
         for claim in self.waiting.drain(..) {
-            let _ = claim.ack.requeue().await;
+            tokio::spawn(claim.ack.requeue());
         }
-        let mut turn = Turn::default();
-        let running = self.up();
-        turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running }));
-        self.commit(turn).await
+        turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running: self.up() }));
     }
 
     async fn end(mut self) -> Result<(), SupervisorError> {

@@ -45,6 +45,7 @@ impl Supervisor {
     fn on_ready(&mut self, job: &mut Job, ready: Command, turn: &mut Turn) -> Result<(), SupervisorError> {
         if self.fact(job, ready, turn)? {
             job.live.is_up = true;
+            self.up += 1;
             // For the queue, the attempt has ended.
             turn.settle_after.extend(job.ack.take());
         }

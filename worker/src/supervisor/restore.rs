@@ -23,6 +23,7 @@ impl Supervisor {
             let Some(state) = self.load(id)? else { continue };
             let Some((epoch, need, address, is_up)) = on_host(&state) else { continue };
             self.books.force(need);
+            self.up += u32::from(is_up);
             if let Some(address) = address {
                 self.addresses.claim(address);
             }

@@ -146,6 +146,7 @@ impl Supervisor {
         let wanted = next(&job.state, live.epoch);
         if wanted == Next::Settled {
             self.books.release(live.need);
+            self.up -= u32::from(live.is_up);
             if let Some(address) = live.address {
                 self.addresses.release(address);
             }

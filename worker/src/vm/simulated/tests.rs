@@ -85,7 +85,8 @@ async fn readiness_comes_exactly_when_the_script_says() {
 
 #[tokio::test(start_paused = true)]
 async fn every_fault_shows_as_its_outcome() {
-    let faults: [(&str, fn(&ProbeOutcome) -> bool); 9] = [
+    type Expected = fn(&ProbeOutcome) -> bool;
+    let faults: [(&str, Expected); 9] = [
         ("sim.agent=refused", |o| *o == ProbeOutcome::Refused),
         ("sim.agent=never", |o| *o == ProbeOutcome::ConnectTimeout),
         ("sim.agent=hang", |o| *o == ProbeOutcome::ReadTimeout),
