@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::json;
 use stoker_schemas::event::{Event, EventData, JOB_LEVEL, Request};
 use stoker_schemas::image::Driver;
-use stoker_schemas::{ImageName, JobId, JobState, Phase};
+use stoker_schemas::{HostName, ImageName, JobId, JobState, Phase};
 use stoker_worker::config::{Config, NetworkMode};
 use stoker_worker::host::{Host, HostError};
 use stoker_worker::signals;
@@ -166,7 +166,7 @@ async fn first_vm(
     out: &mut (dyn Write + Send),
 ) -> Result<(Option<JobId>, bool), UpError> {
     let Some(image) = &up.first_image else { return Ok((None, true)) };
-    let id = match find_first(model, image)? {
+    let id = match find_first(model, image, &up.config.host)? {
         Some(id) => {
             writeln!(out, "\nVM of job {id} is still up from an earlier run")?;
             id
@@ -192,10 +192,16 @@ async fn remove_first(model: &ReadModel, submitter: &Submitter, id: JobId) -> Re
     until(model, id, |phase| phase.is_closed()).await.map(drop)
 }
 
-fn find_first(model: &ReadModel, image: &ImageName) -> Result<Option<JobId>, UpError> {
+fn find_first(model: &ReadModel, image: &ImageName, host: &HostName) -> Result<Option<JobId>, UpError> {
     let label = format!("{}={}", FIRST_VM_LABEL.0, FIRST_VM_LABEL.1);
-    let filter =
-        Filter { phase: Some(Phase::Ready), image: Some(image.to_string()), label: Some(label), ..Filter::default() };
+    let filter = Filter {
+        phase: Some(Phase::Ready),
+        image: Some(image.to_string()),
+        // On a shared broker there may be other hosts' first VMs.
+        host: Some(host.to_string()),
+        label: Some(label),
+        ..Filter::default()
+    };
     Ok(model.list(&filter, None, 1)?.jobs.first().map(|job| job.id))
 }
 

@@ -131,8 +131,7 @@ impl Life {
     /// When the log cannot be read.
     pub fn state(&self, id: JobId) -> JobState {
         let records = self.log.read_stream(id.0).unwrap();
-        let events: Vec<_> =
-            records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap()).collect();
+        let events: Vec<_> = records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap()).collect();
         JobState::replay(id, &events).unwrap_or_else(|| JobState::new(id))
     }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use stoker_schemas::{JobState, Phase};
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::event::{DeadReason, GoneWhy, Stage};
+use stoker_schemas::{JobState, Phase};
 use stoker_tests::harness::{Life, config};
 use stoker_worker::vm::simulated::SimWorld;
 

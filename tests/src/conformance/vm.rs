@@ -77,7 +77,11 @@ async fn nothing_left(subject: &dyn Subject, dir: &Path) {
         }
     };
     within("end of every process of the attempt", gone).await;
-    let sockets: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sock")).collect();
+    let sockets: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "sock"))
+        .collect();
     assert!(sockets.is_empty(), "left behind: {sockets:?}");
 }
 
@@ -215,7 +219,9 @@ pub async fn cancelled_boot_leaves_nothing(subject: &dyn Subject) {
     for micros in [1, 300, 1_000, 3_000, 8_000] {
         let dir = attempt_dir();
         let driver = subject.driver().await;
-        if let Ok(booted) = tokio::time::timeout(Duration::from_micros(micros), driver.boot(subject.plan(dir.path()))).await {
+        if let Ok(booted) =
+            tokio::time::timeout(Duration::from_micros(micros), driver.boot(subject.plan(dir.path()))).await
+        {
             stop(&booted.unwrap(), Duration::ZERO).await;
         }
         let gone = async {

@@ -149,7 +149,10 @@ mod firecracker {
             driver.boot(plan).await.err().unwrap()
         };
         let kernel = boot(|plan| plan.kernel = "/no/such/kernel".into()).await;
-        assert!(matches!(&kernel, VmError::Refused { request, message, .. } if request == "PUT /boot-source" && message.contains("No such file")), "{kernel:?}");
+        assert!(
+            matches!(&kernel, VmError::Refused { request, message, .. } if request == "PUT /boot-source" && message.contains("No such file")),
+            "{kernel:?}"
+        );
         let vcpus = boot(|plan| plan.vcpus = 33).await;
         assert!(matches!(&vcpus, VmError::Refused { request, .. } if request == "PUT /machine-config"), "{vcpus:?}");
         let not_elf = boot(|plan| plan.kernel = "/proc/self/status".into()).await;
@@ -254,7 +257,10 @@ mod qemu_probe {
 
     #[tokio::test]
     async fn a_console_flood_stays_bounded_and_is_read_to_its_end() {
-        let Some(subject) = subject("real::qemu_probe::a_console_flood_stays_bounded_and_is_read_to_its_end").await else { return };
+        let Some(subject) = subject("real::qemu_probe::a_console_flood_stays_bounded_and_is_read_to_its_end").await
+        else {
+            return;
+        };
         let dir = attempt_dir();
         let plan = subject.image.plan(dir.path(), "probe.fault=console-flood=4096,unit-failed=Flooded", user_network);
         let vm = within("boot", subject.driver().await.boot(plan)).await.unwrap();

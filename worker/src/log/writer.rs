@@ -22,6 +22,9 @@ use super::witness::Witness;
 /// as came last time, but no longer than this, keeps groups whole instead of alternating between one
 /// early caller and all the others. A lone caller never waits.
 const REGROUP: Duration = Duration::from_micros(150);
+/// Smaller groups are not waited for: two callers that happened to meet (a producer and the
+/// supervisor) are no crowd, and each next lone caller would pay for their meeting.
+const REGROUP_FROM: usize = 8;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, LogError>>;
 
@@ -66,6 +69,7 @@ impl Writer {
     fn collect(&self, first: Command, queue: &mut mpsc::Receiver<Command>, last_calls: usize) -> Vec<Command> {
         let mut calls = vec![first];
         let mut events = event_count(&calls[0]);
+        let crowd = last_calls >= REGROUP_FROM;
         let deadline = Instant::now() + REGROUP;
         while events < self.max_batch {
             match queue.try_recv() {
@@ -73,7 +77,7 @@ impl Writer {
                     events += event_count(&call);
                     calls.push(call);
                 }
-                Err(_) if calls.len() < last_calls && Instant::now() < deadline => std::thread::yield_now(),
+                Err(_) if crowd && calls.len() < last_calls && Instant::now() < deadline => std::thread::yield_now(),
                 Err(_) => break,
             }
         }

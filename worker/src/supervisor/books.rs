@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, Time};
@@ -40,6 +41,8 @@ pub(super) struct Claim {
     pub(super) enqueued_at: Time,
     /// The message.
     pub(super) event: Event,
+    /// The message as it came: the log's own copy of it need not be read again.
+    pub(super) body: Bytes,
     pub(super) ack: Box<dyn Ack>,
     /// Since when it has been waiting for room.
     pub(super) since: Instant,

@@ -46,6 +46,7 @@ impl Supervisor {
             spec,
             enqueued_at,
             event,
+            body: delivery.body,
             ack: delivery.ack,
             since: Instant::now(),
         })
@@ -72,7 +73,7 @@ impl Supervisor {
             self.reattach(claim, turn);
             return Ok(());
         }
-        let mut state = self.load(claim.job)?.unwrap_or_else(|| JobState::new(claim.job));
+        let mut state = self.load_beyond(claim.job, &claim.body)?.unwrap_or_else(|| JobState::new(claim.job));
         // What the message says counts for the decision; it is somebody else's to write down.
         state.apply(&claim.event);
         if state.pending_cancel().is_some() {
@@ -239,8 +240,17 @@ impl Supervisor {
 
     /// A job's state from the log; `None` when this host knows nothing of it.
     pub(super) fn load(&self, id: JobId) -> Result<Option<JobState>, SupervisorError> {
+        self.load_beyond(id, &[])
+    }
+
+    /// As `load`, without the event that the caller has in hand and applies itself: on the broker in
+    /// this process it is the job's only one, and reading it again costs a fifth of a turn's work.
+    fn load_beyond(&self, id: JobId, known: &[u8]) -> Result<Option<JobState>, SupervisorError> {
         let mut state: Option<JobState> = None;
         for record in self.log.read_stream(id.0)? {
+            if record.payload == known {
+                continue;
+            }
             let event = Event::decode(&record.payload, self.rig.clock.now())
                 .map_err(|e| SupervisorError::Corrupt { position: record.position, cause: e.to_string() })?;
             state.get_or_insert_with(|| JobState::new(id)).apply(&event);

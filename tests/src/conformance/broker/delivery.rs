@@ -7,7 +7,9 @@ use stoker_schemas::spec::Priority;
 use stoker_worker::ports::broker::{BrokerError, BrokerStatus, Offset, Source};
 use tokio::time::timeout;
 
-use super::{Ability, DEADLINE, HOST, POOL, Setup, job, jobs, next, numbers, publish_numbers, quiet, subscribe, take, text};
+use super::{
+    Ability, DEADLINE, HOST, POOL, Setup, job, jobs, next, numbers, publish_numbers, quiet, subscribe, take, text,
+};
 
 /// A publish reaches a subscriber, whole.
 pub async fn a_publish_is_delivered(setup: &dyn Setup) {

@@ -8,8 +8,8 @@ use serde_json::json;
 use stoker_schemas::{
     Epoch, JobId, JobSpec, PoolName, Time,
     event::{
-        DeadReason, Event, EventData, GoneWhy, JOB_LEVEL, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, Request,
-        VmGone,
+        DeadReason, Event, EventData, GoneWhy, JOB_LEVEL, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled,
+        Request, VmGone,
     },
     spec::Priority,
     topology,

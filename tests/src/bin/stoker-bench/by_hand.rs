@@ -1,0 +1,207 @@
+//! The same VM without Stoker: the VMM's own command line, its API called plainly, and a loop that
+//! asks for `/health` from the moment the VMM is started.
+//!
+//! The command line is Stoker's own, read from a running VMM, so that both boot the same machine.
+//! Tap and reservation are made before the clock starts: what is compared with is the least that a
+//! boot can cost here.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use stoker_schemas::{Epoch, HostName, JobId, VmId};
+use stoker_worker::net::Namespace;
+use stoker_worker::ports::net::{AttachRequest, Network};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::{DEADLINE, Fallible};
+
+/// Between two tries to reach the agent, or the VMM's socket.
+const POLL_EVERY: Duration = Duration::from_millis(1);
+/// Patience with one try: a SYN sent too early is answered never or a second later.
+const TRY_WITHIN: Duration = Duration::from_millis(10);
+/// Read of an answer at most.
+const ANSWER_BYTES: usize = 4_096;
+const AGENT_PORT: u16 = 8_080;
+
+/// What to boot.
+pub struct Recipe {
+    /// Program and arguments of a VMM that Stoker started.
+    command: Vec<String>,
+    /// The VM they were for.
+    of: VmId,
+    /// Requests to Firecracker's API, in order; none for QEMU.
+    api: Vec<(&'static str, Value)>,
+}
+
+/// Where.
+pub struct Place {
+    pub network: Arc<dyn Network>,
+    pub namespace: Namespace,
+    pub address: Ipv4Addr,
+    /// A folder for one folder per boot.
+    pub dir: PathBuf,
+    pub host: HostName,
+}
+
+/// Milliseconds of one boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Tap and reservation; before the clock starts.
+    pub attach: f64,
+    /// From the start of the VMM to the first 200.
+    pub healthy: f64,
+}
+
+impl Recipe {
+    /// From the VMM of this VM, which runs.
+    pub fn of_running(vm: VmId, vm_dir: &Path) -> Fallible<Self> {
+        let record: Value = serde_json::from_slice(&std::fs::read(vm_dir.join("vm.json"))?)?;
+        let pid = record["pid"].as_u64().ok_or("vm.json names no pid")?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+        let command = String::from_utf8(line)?.split_terminator('\0').map(str::to_owned).collect();
+        Ok(Self { command, of: vm, api: Vec::new() })
+    }
+
+    /// With what Firecracker is told over its API.
+    pub fn with_api(mut self, kernel: &Path, kernel_args: &str, memory_mib: u32) -> Self {
+        let nic = json!({"iface_id": "eth0", "host_dev_name": self.of.tap(), "guest_mac": self.of.mac().to_string()});
+        let boot_args = format!("{kernel_args} stoker.vm_id={}", self.of);
+        self.api = vec![
+            ("/machine-config", json!({"vcpu_count": 1, "mem_size_mib": memory_mib})),
+            ("/boot-source", json!({"kernel_image_path": kernel, "boot_args": boot_args})),
+            ("/network-interfaces/eth0", nic),
+            ("/actions", json!({"action_type": "InstanceStart"})),
+        ];
+        self
+    }
+
+    fn renamed(&self, text: &str, to: VmId) -> String {
+        let names = [(self.of.to_string(), to.to_string()), (self.of.tap(), to.tap())];
+        let macs = (self.of.mac().to_string(), to.mac().to_string());
+        names.into_iter().chain([macs]).fold(text.to_owned(), |text, (from, to)| text.replace(&from, &to))
+    }
+
+    fn command(&self, vm: VmId, dir: &Path) -> Fallible<Command> {
+        let (program, arguments) = self.command.split_first().ok_or("the VMM has no command line")?;
+        let file = |name: &str| std::fs::File::options().create(true).append(true).open(dir.join(name));
+        file("vmm.log")?;
+        let mut command = Command::new(program);
+        command.args(arguments.iter().map(|a| self.renamed(a, vm))).current_dir(dir);
+        command.stdin(Stdio::null()).stdout(file("console.log")?).stderr(file("vmm.stderr")?);
+        Ok(command)
+    }
+
+    /// The requests as bytes, made before the clock starts.
+    fn requests(&self, vm: VmId) -> Vec<String> {
+        let request = |(path, body): &(&str, Value)| {
+            let body = self.renamed(&body.to_string(), vm);
+            let length = body.len();
+            format!(
+                "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+        };
+        self.api.iter().map(request).collect()
+    }
+}
+
+/// Boots, waits for the first 200, and removes everything.
+pub async fn boot(recipe: &Recipe, place: &Place) -> Fallible<Times> {
+    let vm = VmId::derive(JobId(uuid::Uuid::now_v7()), Epoch::first(1), &place.host);
+    let dir = place.dir.join(vm.to_string());
+    std::fs::create_dir(&dir)?;
+    let before = Instant::now();
+    let request = AttachRequest { vm, address: Some(place.address), agent_port: AGENT_PORT };
+    // Kept until the end: listening to its DHCP is what makes the network note its neighbour.
+    let attachment = place.network.attach(request).await?;
+    let attach = millis(before);
+    let healthy = run(recipe, place, vm, &dir).await;
+    place.network.detach(vm, Some(place.address)).await?;
+    drop(attachment);
+    std::fs::remove_dir_all(&dir)?;
+    Ok(Times { attach, healthy: healthy? })
+}
+
+async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<f64> {
+    let mut command = recipe.command(vm, dir)?;
+    let (requests, socket) = (recipe.requests(vm), dir.join("api.sock"));
+    let agent = SocketAddr::from((place.address, AGENT_PORT));
+    let clock = Instant::now();
+    let mut child = place.namespace.run(move || command.spawn()).await?;
+    let healthy = place.namespace.spawn(until_healthy(agent, clock));
+    let told = tokio::task::spawn_blocking(move || call(&socket, &requests)).await;
+    let outcome = match told {
+        Ok(Ok(())) => timeout(DEADLINE, healthy).await,
+        failed => {
+            healthy.abort();
+            end(&mut child)?;
+            failed??;
+            return Err("the VMM was not told what to boot".into());
+        }
+    };
+    end(&mut child)?;
+    Ok(outcome.map_err(|_| format!("by hand, {agent} did not answer within {DEADLINE:?}"))??)
+}
+
+fn end(child: &mut Child) -> std::io::Result<()> {
+    child.kill()?;
+    child.wait().map(drop)
+}
+
+/// Firecracker's API, each request after the answer to the one before, on one connection.
+fn call(socket: &Path, requests: &[String]) -> Fallible<()> {
+    if requests.is_empty() {
+        return Ok(());
+    }
+    let mut stream = connect(socket)?;
+    let mut answer = [0; ANSWER_BYTES];
+    for request in requests {
+        stream.write_all(request.as_bytes())?;
+        let read = stream.read(&mut answer)?;
+        if !answer[..read].starts_with(b"HTTP/1.1 204") {
+            return Err(String::from_utf8_lossy(&answer[..read]).into());
+        }
+    }
+    Ok(())
+}
+
+fn connect(socket: &Path) -> Fallible<UnixStream> {
+    let begun = Instant::now();
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if begun.elapsed() > DEADLINE => return Err(error.into()),
+            Err(_) => std::thread::sleep(POLL_EVERY),
+        }
+    }
+}
+
+/// Milliseconds until the agent answers 200.
+async fn until_healthy(agent: SocketAddr, clock: Instant) -> f64 {
+    loop {
+        if let Ok(Ok(true)) = timeout(TRY_WITHIN, is_healthy(agent)).await {
+            return millis(clock);
+        }
+        sleep(POLL_EVERY).await;
+    }
+}
+
+async fn is_healthy(agent: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(agent).await?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {agent}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = [0; ANSWER_BYTES];
+    let read = stream.read(&mut answer).await?;
+    Ok(answer[..read].starts_with(b"HTTP/1.1 200") || answer[..read].starts_with(b"HTTP/1.0 200"))
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1_000.0
+}

@@ -1,0 +1,122 @@
+//! `stoker-bench`: what Stoker costs, as ratios and rates measured within one run.
+//!
+//! Every figure stands beside its target; nothing here is remembered from another run. Boots are
+//! compared with the same VM started by hand, in turns (`boot`, `by_hand`); the log with the same
+//! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`).
+
+mod boot;
+mod by_hand;
+mod figure;
+mod flow;
+mod host;
+mod journal;
+mod log;
+mod machine;
+mod memory;
+mod rabbit;
+mod render;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::figure::Figure;
+use crate::machine::Machine;
+
+/// Any error: a benchmark only ever prints it.
+pub type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Longest wait for one thing that must happen.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Measures Stoker against its targets
+#[derive(Debug, Parser)]
+#[command(name = "stoker-bench", version)]
+struct Arguments {
+    /// Measure only figures whose name contains this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Fewer pairs, fewer events, no backlog of a million
+    #[arg(long)]
+    quick: bool,
+    /// Write everything measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the table as Markdown to this file
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Only measure memory and print it (used by ourselves: a fresh process has fresh memory)
+    #[arg(long, hide = true)]
+    memory_child: bool,
+}
+
+/// The benchmarks, by the figures they give.
+const GROUPS: [&str; 7] = [
+    "boot-overhead-firecracker",
+    "boot-overhead-qemu",
+    "queue-to-start-embedded",
+    "queue-to-start-rabbitmq",
+    "log",
+    "throughput",
+    "memory",
+];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Silent unless asked: what is written on the way of a boot is part of what is measured.
+    if std::env::var_os("STOKER_LOG").is_some() {
+        stoker_worker::logging::start();
+    }
+    let done = if arguments.memory_child { memory::child(arguments.quick).await } else { run(&arguments).await };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("stoker-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Fallible<ExitCode> {
+    let wanted =
+        |name: &str| arguments.only.as_deref().is_none_or(|only| name.contains(only) || only.starts_with(name));
+    let groups: Vec<&str> = GROUPS.into_iter().filter(|name| wanted(name)).collect();
+    if groups.is_empty() {
+        return Err(format!("no such figure; there are: {}", GROUPS.join(", ")).into());
+    }
+    let mut machine = Machine::look();
+    let mut figures = Vec::new();
+    for name in groups {
+        eprintln!("measuring {name} ...");
+        let measured = Box::pin(measure(name, arguments.quick)).await;
+        figures.extend(measured.unwrap_or_else(|error| vec![Figure::failed(name, error.as_ref())]));
+    }
+    machine.look_again();
+    render::stdout(&machine, &figures)?;
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, render::json(&machine, &figures)?)?;
+    }
+    if let Some(file) = &arguments.markdown {
+        std::fs::write(file, render::markdown(&machine, &figures))?;
+    }
+    Ok(render::exit_code(&figures))
+}
+
+async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
+    match name {
+        "boot-overhead-firecracker" => boot::firecracker(quick).await,
+        "boot-overhead-qemu" => boot::qemu(quick).await,
+        "queue-to-start-embedded" => flow::queue_to_start(None, quick).await,
+        "queue-to-start-rabbitmq" => match rabbit::Rabbit::from_environment() {
+            Some(rabbit) => flow::queue_to_start(Some(rabbit), quick).await,
+            None => Ok(vec![Figure::skipped(name, &format!("{} is not set", rabbit::URL))]),
+        },
+        "log" => tokio::task::spawn_blocking(move || log::figures(quick)).await?,
+        "throughput" => flow::throughput(quick).await,
+        _ => memory::figures(quick).await,
+    }
+}

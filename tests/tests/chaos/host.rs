@@ -1,0 +1,83 @@
+//! A simulated host that is fed by RabbitMQ, as `stoker-worker run --driver simulated` puts it
+//! together, with its log and its world within reach.
+
+use std::{sync::Arc, time::Duration};
+
+use stoker_schemas::{JobId, JobState, Time, event::Event};
+use stoker_worker::{
+    attempt::Rig,
+    broker::amqp::{AmqpBroker, AmqpConfig},
+    clock::Clock,
+    config::Config,
+    host::{Host, HostError},
+    images::ImageStore,
+    log::{EventLog, LogOptions},
+    ports::broker::Broker,
+    supervisor::Shutdown,
+    vm::simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber},
+};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+pub struct SimHost {
+    pub world: SimWorld,
+    log: EventLog,
+    broker: Arc<dyn Broker>,
+    shutdown: watch::Sender<Shutdown>,
+    running: JoinHandle<Result<(), HostError>>,
+}
+
+impl SimHost {
+    pub async fn start(config: &Config, url: &str) -> Self {
+        let (world, clock) = (SimWorld::new(), Clock::system());
+        let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
+        let rig = Rig {
+            hypervisor: Arc::new(Simulated::new(world.clone())),
+            network: Arc::new(SimulatedNetwork::new(world.clone())),
+            prober: Arc::new(SimulatedProber::new(world.clone())),
+            images: Arc::new(ImageStore::Simulated),
+            dirs: None,
+            clock,
+            stop_grace: Duration::from_millis(10),
+        };
+        let amqp = AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
+        let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
+        let host = Host::with_rig(config, rig, log.clone());
+        let (shutdown, asked) = watch::channel(Shutdown::No);
+        let running = tokio::spawn(host.run(broker.clone(), asked));
+        Self { world, log, broker, shutdown, running }
+    }
+
+    /// What the log knows of a job.
+    pub fn state(&self, id: JobId) -> JobState {
+        let records = self.log.read_stream(id.0).unwrap();
+        let events: Vec<_> = records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap()).collect();
+        JobState::replay(id, &events).unwrap_or_else(|| JobState::new(id))
+    }
+
+    /// Waits until something holds; looks again whenever the log has grown.
+    pub async fn until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
+        let mut head = self.log.head();
+        let seen = async {
+            loop {
+                head.borrow_and_update();
+                if holds(self) || head.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let in_time = timeout(patience, seen).await.is_ok();
+        assert!(
+            in_time,
+            "{what} did not happen within {patience:?}; the broker is {:?}",
+            *self.broker.status().borrow()
+        );
+        assert!(!self.running.is_finished(), "the worker ended");
+    }
+
+    /// Ends in order.
+    pub async fn end(self, patience: Duration) {
+        let _ = self.shutdown.send(Shutdown::Drain);
+        timeout(patience, self.running).await.expect("does not end").unwrap().unwrap();
+        self.broker.close().await;
+    }
+}

@@ -1,0 +1,51 @@
+//! A RabbitMQ node of the test's own, to be killed. Wiped with the test however it ends.
+
+use std::{path::PathBuf, process::Stdio};
+
+use stoker_tests::setting;
+use tokio::process::Command;
+use uuid::Uuid;
+
+pub struct Node {
+    control: PathBuf,
+    name: String,
+    pub url: String,
+}
+
+impl Node {
+    /// `None`, and said so, where no node can be made.
+    pub async fn start(test: &str) -> Option<Self> {
+        let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
+        // The pid in the name: a run that was killed could not wipe its node, the next one does.
+        let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
+        let mut node = Self { control, name, url: String::new() };
+        node.url = node.tell("start").await;
+        Some(node)
+    }
+
+    pub async fn kill_9(&self) {
+        self.tell("kill9").await;
+    }
+
+    /// Starts it again, on the same port with the same data.
+    pub async fn start_again(&self) {
+        assert_eq!(self.tell("start").await, self.url);
+    }
+
+    async fn tell(&self, verb: &str) -> String {
+        let mut command = Command::new(&self.control);
+        command.args(["broker", verb, "--name", &self.name]).stdin(Stdio::null());
+        // The node outlives its starter and must not look like a left-over of this run.
+        command.env_remove("STOKER_TEST_RUN");
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "broker {verb}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut command = std::process::Command::new(&self.control);
+        let _ = command.args(["broker", "wipe", "--name", &self.name]).env_remove("STOKER_TEST_RUN").status();
+    }
+}

@@ -1,0 +1,98 @@
+//! kill -9 of the whole process: in the middle of a boot, and with VMs running.
+
+use serde_json::Value;
+use stoker_schemas::{JobId, Phase};
+use stoker_worker::net::Namespace;
+
+use crate::stage::{Needs, Stage, Up, eventually};
+
+/// VMs of the test that takes VMs over.
+const VMS: usize = 3;
+
+async fn stop_all(up: &mut Up, stage: &Stage, ids: &[JobId]) {
+    let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    let mut arguments = vec!["stop"];
+    arguments.extend(names.iter().map(String::as_str));
+    let (code, _, stderr) = up.stoker(&arguments).await;
+    assert_eq!(code, 0, "{stderr}");
+    for id in ids {
+        up.reaches(*id, Phase::Stopped).await;
+    }
+    stage.assert_nothing_left();
+}
+
+async fn killed_in_a_boot(test: &str, driver: Needs, image: &str, arguments: &[&str]) {
+    let Some(stage) = Stage::open(test, driver, image) else { return };
+    let mut up = stage.up(&["--no-vm"]).await;
+    let id = up.enqueue(&[&[image], arguments].concat()).await;
+    // The VMM itself, not what is said of it: nothing may depend on how far the telling has come.
+    eventually("a VMM starts", async || (!stage.vmms().is_empty()).then_some(())).await;
+    up.crash().await;
+
+    let mut up = stage.up(&["--no-vm"]).await;
+    let job = up.reaches(id, Phase::Ready).await;
+    let vmms = stage.vmms();
+    assert_eq!(vmms.len(), 1, "one VMM for one job: {vmms:?} {job:#}");
+    let ready = job["attempts"].as_array().unwrap().iter().filter(|a| a["outcome"] == "ready");
+    let vms: Vec<_> = ready.map(|a| a["vm"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(vms, [vmms[0].1.clone()], "{job:#}");
+    stop_all(&mut up, &stage, &[id]).await;
+    up.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_a_boot_in_qemu() {
+    killed_in_a_boot("killed_in_a_boot_in_qemu", Needs::Qemu, "linux-minimal", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_a_boot_in_firecracker() {
+    let slow = ["--kernel-args", "probe.fault=slow-boot-ms=3000"];
+    killed_in_a_boot("killed_in_a_boot_in_firecracker", Needs::Firecracker, "probe", &slow).await;
+}
+
+/// Asks the agent of a job from within the VMs' network.
+async fn answer(stage: &Stage, job: &Value) -> Value {
+    let attempt = job["attempts"].as_array().unwrap().last().unwrap();
+    let url = format!("http://{}/health", attempt["proof"]["agent"].as_str().unwrap());
+    let namespace = Namespace::open(&stage.name).await.unwrap();
+    let text = namespace.within(async move { reqwest::get(url).await.unwrap().text().await.unwrap() }).await;
+    serde_json::from_str(&text).unwrap()
+}
+
+async fn killed_with_ready_vms(test: &str, driver: Needs) {
+    let Some(stage) = Stage::open(test, driver, "probe") else { return };
+    let mut up = stage.up(&["--no-vm"]).await;
+    let mut ids = Vec::new();
+    for _ in 0..VMS {
+        ids.push(up.enqueue(&["probe"]).await);
+    }
+    for id in &ids {
+        up.reaches(*id, Phase::Ready).await;
+    }
+    let before = stage.vmms();
+    assert_eq!(before.len(), VMS, "{before:?}");
+    up.crash().await;
+    assert_eq!(stage.vmms(), before, "VMs outlive their worker");
+
+    let mut up = stage.up(&["--no-vm"]).await;
+    for id in &ids {
+        let adopted = |job: &Value| job["attempts"][0]["adopted"].as_u64() == Some(1);
+        let job = up.job(*id, "is taken over", adopted).await;
+        assert_eq!(job["phase"], "ready", "{job:#}");
+        assert_eq!(answer(&stage, &job).await["vmId"], job["attempts"][0]["vm"], "{job:#}");
+    }
+    assert_eq!(stage.vmms(), before, "the same processes");
+    stop_all(&mut up, &stage, &ids).await;
+    up.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_with_ready_vms_in_qemu() {
+    killed_with_ready_vms("killed_with_ready_vms_in_qemu", Needs::Qemu).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_with_ready_vms_in_firecracker() {
+    killed_with_ready_vms("killed_with_ready_vms_in_firecracker", Needs::Firecracker).await;
+}

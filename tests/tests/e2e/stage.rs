@@ -1,0 +1,289 @@
+//! Where a run takes place: a data folder, a network namespace, the programs; gone with the test
+//! however it ends.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use stoker_schemas::{JobId, Phase};
+use stoker_tests::{setting, skipped};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Child,
+    sync::watch,
+};
+use uuid::Uuid;
+
+/// Longest wait for something that must happen. Emulated guests on a busy machine are slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at what sends no signal to us: another process, the kernel's tables.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The bridge that `stoker` makes unless told otherwise.
+const BRIDGE: &str = "stbr0";
+
+/// What a stage needs of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Qemu,
+    Firecracker,
+}
+
+pub struct Stage {
+    pub name: String,
+    pub driver: Needs,
+    dir: tempfile::TempDir,
+    programs: PathBuf,
+    images: PathBuf,
+    firecracker: Option<PathBuf>,
+}
+
+/// Polls: what is waited for happens in other processes, which have no way to tell us.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+impl Stage {
+    /// `None`, with a line that says why, where it cannot be played.
+    pub fn open(test: &str, driver: Needs, image: &str) -> Option<Self> {
+        let programs = setting(test, "STOKER_TEST_BIN_DIR")?;
+        let images = setting(test, "STOKER_TEST_IMAGES")?;
+        if !images.join(image).join("image.json").exists() {
+            skipped(test, &format!("image {image} is missing (scripts/dev image makes it)"));
+            return None;
+        }
+        let user = Command::new("id").arg("-u").output().unwrap().stdout;
+        if user.trim_ascii() != b"0" {
+            skipped(test, "needs root");
+            return None;
+        }
+        let mut tools = vec![("dnsmasq", "--version"), ("ip", "-V")];
+        let mut firecracker = None;
+        match driver {
+            Needs::Qemu => tools.push(("qemu-system-x86_64", "--version")),
+            Needs::Firecracker => {
+                firecracker = Some(setting(test, "STOKER_TEST_FIRECRACKER")?);
+                if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+                    skipped(test, &format!("/dev/kvm: {error}"));
+                    return None;
+                }
+            }
+        }
+        for (tool, argument) in tools {
+            if Command::new(tool).arg(argument).stdout(Stdio::null()).status().is_err() {
+                skipped(test, &format!("needs {tool}"));
+                return None;
+            }
+        }
+        let name = format!("st-{}", &Uuid::now_v7().simple().to_string()[24..]);
+        let dir = tempfile::Builder::new().prefix("st-").tempdir().unwrap();
+        Some(Self { name, driver, dir, programs, images, firecracker })
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap().join("data")
+    }
+
+    fn program(&self) -> PathBuf {
+        self.programs.join("stoker")
+    }
+
+    /// `stoker up` with this stage's settings and these arguments.
+    pub async fn up(&self, arguments: &[&str]) -> Up {
+        let mut command = tokio::process::Command::new(self.program());
+        command.args(["up", "--listen", "127.0.0.1:0", "--host", "e2e", "--namespace", &self.name]);
+        command.arg("--data").arg(self.data()).arg("--images").arg(&self.images);
+        command.args(["--driver", if self.driver == Needs::Qemu { "qemu" } else { "firecracker" }]);
+        if let Some(firecracker) = &self.firecracker {
+            command.arg("--firecracker").arg(firecracker);
+        }
+        let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (said, text) = watch::channel(String::new());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                said.send_modify(|text| {
+                    text.push_str(&line);
+                    text.push('\n');
+                });
+            }
+        });
+        Up { child, text, program: self.program() }
+    }
+
+    /// Process ids of the VMMs, each with its VM's folder: they work in it.
+    pub fn vmms(&self) -> Vec<(u32, String)> {
+        let vms = self.data().join("vms");
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut found: Vec<_> = processes
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let cwd = fs::read_link(entry.path().join("cwd")).ok()?;
+                let vm = cwd.strip_prefix(&vms).ok()?.to_str()?.to_owned();
+                // A dead one's folder shows as "… (deleted)"; it is still a process.
+                Some((pid, vm))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Everything that VMs had on this host is gone: processes, folders with sockets and disks,
+    /// taps, reservations and leases.
+    pub fn assert_nothing_left(&self) {
+        assert_eq!(self.vmms(), [], "VMMs left");
+        assert_eq!(entries(&self.data().join("vms")), Vec::<String>::new(), "folders left");
+        let Some(links) = self.links() else { return };
+        let left: Vec<_> = links.into_iter().filter(|link| link != "lo" && link != BRIDGE).collect();
+        assert_eq!(left, Vec::<String>::new(), "taps left");
+        for file in ["leases", "reservations"] {
+            // Not there would mean that this looks in the wrong place.
+            let left = fs::read_to_string(self.dhcp().join(file)).unwrap();
+            assert_eq!(left, "", "{file} left");
+        }
+    }
+
+    fn dhcp(&self) -> PathBuf {
+        Path::new("/run/stoker").join(format!("{}-{BRIDGE}", self.name))
+    }
+
+    fn has_namespace(&self) -> bool {
+        Path::new("/run/netns").join(&self.name).exists()
+    }
+
+    /// `None` where there is no namespace (user network).
+    fn links(&self) -> Option<Vec<String>> {
+        if !self.has_namespace() {
+            return None;
+        }
+        let output = Command::new("ip").args(["-n", &self.name, "-o", "link"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let name = |line: &str| line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned());
+        Some(text.lines().filter_map(name).collect())
+    }
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+        for (pid, _) in self.vmms() {
+            kill(pid, "-KILL");
+        }
+        if self.has_namespace() {
+            let output = Command::new("ip").args(["netns", "pids", &self.name]).output();
+            let pids = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+            for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                kill(pid, "-KILL");
+            }
+            let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        }
+        let _ = fs::remove_dir_all(self.dhcp());
+    }
+}
+
+fn kill(pid: u32, signal: &str) {
+    let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// A running `stoker up`; killed with the test.
+pub struct Up {
+    child: Child,
+    text: watch::Receiver<String>,
+    program: PathBuf,
+}
+
+impl Up {
+    /// Waits until it has printed something; everything it printed by then.
+    pub async fn says(&mut self, wanted: &str) -> String {
+        let mut text = self.text.clone();
+        let said = tokio::time::timeout(PATIENCE, text.wait_for(|text| text.contains(wanted))).await;
+        match said {
+            Ok(Ok(text)) => text.clone(),
+            Ok(Err(_)) => panic!("ended without {wanted:?}: {}", *self.text.borrow()),
+            Err(_) => panic!("not said within {PATIENCE:?}: {wanted:?}, only: {}", *self.text.borrow()),
+        }
+    }
+
+    /// Its HTTP address.
+    pub async fn server(&mut self) -> String {
+        let text = self.says("status page http://").await;
+        let rest = text.split("status page ").nth(1).unwrap();
+        rest.lines().next().unwrap().trim_end_matches('/').to_owned()
+    }
+
+    /// Waits for its end by itself: exit code and everything it printed.
+    pub async fn ended(mut self) -> (i32, String) {
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("did not end").unwrap();
+        // Its output ends with it; the last lines may still be on their way to us.
+        let _ = tokio::time::timeout(PATIENCE, self.text.wait_for(|_| false)).await;
+        (status.code().unwrap_or(-1), self.text.borrow().clone())
+    }
+
+    /// SIGTERM: ends in order, VMs keep running.
+    pub async fn end(self) {
+        kill(self.child.id().unwrap(), "-TERM");
+        let (code, text) = self.ended().await;
+        assert_eq!(code, 0, "{text}");
+    }
+
+    /// kill -9, in the middle of whatever it does.
+    pub async fn crash(mut self) {
+        kill(self.child.id().unwrap(), "-KILL");
+        self.child.wait().await.unwrap();
+    }
+
+    /// Runs `stoker <arguments>` against this server: exit code, stdout, stderr.
+    pub async fn stoker(&mut self, arguments: &[&str]) -> (i32, String, String) {
+        let server = self.server().await;
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(arguments).args(["--server", &server]).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("hangs").unwrap();
+        let Output { status, stdout, stderr } = output;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (status.code().unwrap_or(-1), text(stdout), text(stderr))
+    }
+
+    /// Enqueues a job, which must be taken.
+    pub async fn enqueue(&mut self, arguments: &[&str]) -> JobId {
+        let (code, stdout, stderr) = self.stoker(&[&["enqueue"], arguments].concat()).await;
+        assert_eq!(code, 0, "{stderr}");
+        stdout.trim().parse().unwrap()
+    }
+
+    /// The job as the API shows it, once it is as wanted.
+    pub async fn job(&mut self, id: JobId, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let url = format!("{}/v1/jobs/{id}", self.server().await);
+        let look = async || {
+            let job: Value = reqwest::get(&url).await.ok()?.json().await.ok()?;
+            wanted(&job).then_some(job)
+        };
+        eventually(&format!("job {id} {what}"), look).await
+    }
+
+    /// The job, once it is in a phase.
+    pub async fn reaches(&mut self, id: JobId, phase: Phase) -> Value {
+        let name = serde_json::to_value(phase).unwrap();
+        self.job(id, &format!("{phase}"), |job| job["phase"] == name).await
+    }
+}
