@@ -10,7 +10,7 @@ use std::{
 };
 
 use stoker_schemas::spec::Priority;
-use stoker_tests::conformance::broker::{HOST, POOL, job, jobs, subscribe, text};
+use stoker_tests::conformance::broker::{HOST, POOL, job, jobs, subscribe, text, text_of};
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
     ports::broker::{Broker, Offset},
@@ -158,6 +158,6 @@ async fn check_history(broker: &AmqpBroker, tally: &Tally) {
         let entry = timeout(PATIENCE, reader.recv()).await.expect("history lacks confirmed events").unwrap();
         assert_eq!(entry.offset, expected);
         expected += 1;
-        missing.remove(String::from_utf8_lossy(&entry.body).as_ref());
+        missing.remove(&text_of(&entry.body));
     }
 }

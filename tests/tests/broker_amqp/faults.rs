@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text,
+    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text, text_of,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
@@ -64,7 +64,7 @@ async fn history_goes_on_where_it_was_cut() {
             assert!(last < Some(entry.offset), "{last:?} then {}", entry.offset);
             assert_eq!(entry.offset, last.map_or(0, |o| o + 1), "no entry is skipped");
             last = Some(entry.offset);
-            seen.push(String::from_utf8_lossy(&entry.body).parse::<u64>().unwrap());
+            seen.push(text_of(&entry.body).parse::<u64>().unwrap());
         }
         seen.dedup();
         assert_eq!(seen, (0..100).collect::<Vec<_>>());

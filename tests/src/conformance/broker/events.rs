@@ -125,7 +125,7 @@ pub fn text(delivery: &Delivery) -> String {
 }
 
 /// The text of an event of ours; the body itself where it is none.
-pub(super) fn text_of(body: &[u8]) -> String {
+pub fn text_of(body: &[u8]) -> String {
     let label = |spec: &JobSpec| spec.labels.get(TEXT).cloned().unwrap_or_default();
     match Event::decode(body, now()).map(|event| event.data) {
         Ok(EventData::JobEnqueued(e)) => label(&e.spec),
