@@ -20,7 +20,7 @@ use super::witness::Witness;
 
 /// After a commit its callers need a moment to come back with their next events. Waiting for as many
 /// as came last time, but no longer than this, keeps groups whole instead of alternating between one
-/// early caller and all the others. A lone caller never waits.
+/// early caller and all the others.
 const REGROUP: Duration = Duration::from_micros(150);
 /// Smaller groups are not waited for: two callers that happened to meet (a producer and the
 /// supervisor) are no crowd, and each next lone caller would pay for their meeting.

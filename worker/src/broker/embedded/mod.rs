@@ -1,7 +1,7 @@
 //! The broker of a single host, inside its process. The event log is its only store: publishing
 //! appends to it, a follower routes whatever the log says, and at start the queues are filled
 //! again from the log's index of open jobs. Queues hold positions, not messages, so a long
-//! backlog costs 16 bytes a job.
+//! backlog costs a few bytes a job here (the log's own cache grows apart from that).
 //!
 //! ```text
 //!  publish --append--> [event log] --follower--> lanes, delays, commands, dead --> subscriptions
