@@ -11,7 +11,7 @@ readonly BROKER_START_TRIES=3
 
 #: broker start|stop|restart|kill9 [--name N] | a private RabbitMQ node (start prints its URL)
 #: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
-#: broker status|env [--name N] | is it running; export lines for a shell
+#: broker status|env|dir [--name N] | is it running; export lines for a shell; where its data is
 #: broker wipe [--name N] | stop the node and delete its data
 cmd_broker() {
   local verb="${1:-}" name=dev
@@ -32,8 +32,8 @@ cmd_broker() {
   BROKER_NAME="$name"
   BROKER_DIR="$RUN_DIR/broker/$name"
   case "$verb" in
-    start | stop | restart | kill9 | pause | resume | status | env | wipe) "broker_$verb" ;;
-    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env or wipe" ;;
+    start | stop | restart | kill9 | pause | resume | status | env | dir | wipe) "broker_$verb" ;;
+    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env, dir or wipe" ;;
   esac
 }
 
@@ -99,6 +99,8 @@ broker_env() {
   printf "export STOKER_TEST_BROKER_NAME='%s'\n" "$BROKER_NAME"
   printf "export STOKER_TEST_BROKER_CTL='%s'\n" "$STOKER_ROOT/scripts/dev"
 }
+
+broker_dir() { printf '%s\n' "$BROKER_DIR"; }
 
 broker_wipe() {
   broker_stop

@@ -1,6 +1,8 @@
 //! The bridged network against the real thing (namespaces, dnsmasq, taps), and the prober against
 //! servers that misbehave. Each test has a namespace of its own.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
 #[path = "net/firecracker.rs"]
 mod firecracker;
 #[path = "net/prober.rs"]

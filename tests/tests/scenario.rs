@@ -1,5 +1,7 @@
 //! A job's whole life on a simulated host with the real supervisor, log and embedded broker.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
 use std::time::Duration;
 
 use serde_json::json;

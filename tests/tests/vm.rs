@@ -1,5 +1,7 @@
 //! The hypervisor suite on simulated guests, real Firecracker and real QEMU.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
 #[path = "vm/real.rs"]
 mod real;
 #[path = "vm/simulated.rs"]
