@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt};
 use stoker_schemas::event::{EventData, HostDraining, HostStopped};
 use stoker_schemas::{HostName, JobId, PoolName};
 use tokio::sync::{mpsc, watch};
@@ -136,6 +137,8 @@ pub struct Supervisor {
     unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
     published: u64,
     credits: Vec<watch::Sender<u32>>,
+    /// Held because dropping it would end the subscription to commands.
+    command_credit: Option<watch::Sender<u32>>,
     reports: mpsc::Sender<Tagged>,
     reports_in: mpsc::Receiver<Tagged>,
     jitter: fastrand::Rng,
@@ -164,6 +167,7 @@ impl Supervisor {
             unconfirmed: BTreeMap::new(),
             published: 0,
             credits: Vec::new(),
+            command_credit: None,
             reports,
             reports_in,
             draining: false,
@@ -177,11 +181,10 @@ impl Supervisor {
     /// Works until asked to end. `published` is the outbox's position.
     pub async fn run(
         mut self,
-        published: watch::Receiver<u64>,
+        mut published: watch::Receiver<u64>,
         mut shutdown: watch::Receiver<Shutdown>,
     ) -> Result<(), SupervisorError> {
-        let (inputs, mut inputs_in) = mpsc::channel(INPUT_QUEUE);
-        let pumps = self.subscribe(inputs, published).await?;
+        let mut sources = self.subscribe().await?;
         self.begin().await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,12 +210,13 @@ impl Supervisor {
                 _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
-                _ = inputs_in.recv_many(&mut batch, MAX_TURN) => {}
+                Some(input) = sources.next() => batch.push(input),
+                Ok(()) = published.changed() => batch.push(Input::Published(*published.borrow_and_update())),
                 _ = tick.tick() => batch.push(Input::Tick),
             }
             // Whatever else has come in shares the turn's disk flush.
             while batch.len() < MAX_TURN
-                && let Ok(input) = inputs_in.try_recv()
+                && let Some(Some(input)) = sources.next().now_or_never()
             {
                 batch.push(input);
             }
@@ -236,9 +240,7 @@ impl Supervisor {
                 break;
             }
         }
-        for pump in pumps {
-            pump.abort();
-        }
+        drop(sources);
         self.end().await
     }
 

@@ -1,11 +1,12 @@
 //! Start: the books from the log, subscriptions, and the first word.
 
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream, SelectAll};
 use stoker_schemas::event::{EventData, HostStarted};
 use stoker_schemas::next::{Next, next};
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{Epoch, JobId, JobState, VmId};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 
 use super::admission::Capacity;
 use super::books::{Job, Live};
@@ -78,52 +79,33 @@ impl Supervisor {
         self.commit(turn).await
     }
 
-    /// Subscribes to jobs and commands; everything comes in through one channel.
-    pub(super) async fn subscribe(
-        &mut self,
-        inputs: mpsc::Sender<Input>,
-        published: watch::Receiver<u64>,
-    ) -> Result<Vec<JoinHandle<()>>, SupervisorError> {
-        let mut pumps = Vec::new();
+    /// Subscribes to jobs and commands. The supervisor reads them itself: a task in between would be
+    /// one more wake-up on the way of every job.
+    pub(super) async fn subscribe(&mut self) -> Result<Sources, SupervisorError> {
+        let mut sources = Sources::new();
         for pool in self.settings.pools.clone() {
             for lane in [Priority::High, Priority::Normal] {
                 let subscription = self.broker.subscribe(Source::Jobs(pool.clone(), lane)).await?;
                 self.credits.push(subscription.credit);
-                pumps.push(tokio::spawn(pump(subscription.deliveries, inputs.clone(), Input::Job)));
+                sources.push(inputs(subscription.deliveries, Input::Job));
             }
         }
         let commands = self.broker.subscribe(Source::HostCommands).await?;
         let _ = commands.credit.send(COMMAND_CREDIT);
-        // The sender lives as long as the pump: dropping it would end the subscription.
-        let (credit, deliveries) = (commands.credit, commands.deliveries);
-        let commands_in = inputs.clone();
-        pumps.push(tokio::spawn(async move {
-            pump(deliveries, commands_in, Input::Command).await;
-            drop(credit);
-        }));
-        pumps.push(tokio::spawn(pump_published(published, inputs)));
-        Ok(pumps)
+        self.command_credit = Some(commands.credit);
+        sources.push(inputs(commands.deliveries, Input::Command));
+        Ok(sources)
     }
 }
+
+/// Everything the broker delivers.
+pub(super) type Sources = SelectAll<BoxStream<'static, Input>>;
 
 /// Commands in hand at once.
 const COMMAND_CREDIT: u32 = 64;
 
-async fn pump(mut from: mpsc::Receiver<Delivery>, into: mpsc::Sender<Input>, wrap: fn(Delivery) -> Input) {
-    while let Some(delivery) = from.recv().await {
-        if into.send(wrap(delivery)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn pump_published(mut published: watch::Receiver<u64>, into: mpsc::Sender<Input>) {
-    while published.changed().await.is_ok() {
-        let position = *published.borrow_and_update();
-        if into.send(Input::Published(position)).await.is_err() {
-            return;
-        }
-    }
+fn inputs(mut from: mpsc::Receiver<Delivery>, wrap: fn(Delivery) -> Input) -> BoxStream<'static, Input> {
+    stream::poll_fn(move |context| from.poll_recv(context).map(|delivery| delivery.map(wrap))).boxed()
 }
 
 /// The try that has something on this host, and what it takes.

@@ -70,7 +70,7 @@ async fn pump(
             }
             match holding.queue.pop() {
                 Ok(item) => {
-                    if !hand_over(inner, holding, send, item).await {
+                    if !hand_over(inner, source, holding, send, item).await {
                         return;
                     }
                     continue;
@@ -90,7 +90,13 @@ async fn pump(
 }
 
 /// False when the reader is gone.
-async fn hand_over(inner: &Inner, holding: &Arc<Holding>, send: &mpsc::Sender<Delivery>, item: Item) -> bool {
+async fn hand_over(
+    inner: &Inner,
+    source: &Source,
+    holding: &Arc<Holding>,
+    send: &mpsc::Sender<Delivery>,
+    item: Item,
+) -> bool {
     let record = match inner.log.scan(item.position, 1) {
         Ok(records) => records.into_iter().next(),
         Err(error) => {
@@ -101,13 +107,20 @@ async fn hand_over(inner: &Inner, holding: &Arc<Holding>, send: &mpsc::Sender<De
     let Some(record) = record.filter(|r| r.position == item.position) else { return true };
     holding.items().insert(item.position, item);
     let ack = Box::new(EmbeddedAck { holding: holding.clone(), position: item.position });
-    let routing_key = match Event::decode(&record.payload, inner.clock.now()) {
-        Ok(event) => topology::route(&event).0,
-        // Only what could be decoded was queued; its reader will say what is wrong with it now.
-        Err(_) => super::follower::kind_of(&record.payload).unwrap_or_default(),
-    };
+    let routing_key = routing_key(inner, source, &record.payload);
     let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
     send.send(delivery).await.is_ok()
+}
+
+/// Where the message was published to. For a new job its queue says so, and the hot path is spared
+/// one more decoding.
+fn routing_key(inner: &Inner, source: &Source, payload: &[u8]) -> String {
+    let kind = super::follower::kind_of(payload).unwrap_or_default();
+    if let (Source::Jobs(pool, lane), "job.enqueued") = (source, kind.as_str()) {
+        return topology::jobs_binding(pool, *lane);
+    }
+    // Only what could be decoded was queued; if it cannot be now, its reader will say why.
+    Event::decode(payload, inner.clock.now()).map_or(kind, |event| topology::route(&event).0)
 }
 
 struct EmbeddedAck {
