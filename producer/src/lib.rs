@@ -3,6 +3,7 @@
 //!
 //! The way through: [`submit`] turns a request into a confirmed `job.enqueued` event;
 //! [`readmodel`] adds up what the history says; [`http`] serves both; [`cli`] is a client of that.
+//! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see.
 
 pub mod cli;
 pub mod clock;
@@ -12,5 +13,6 @@ pub mod http;
 pub mod readmodel;
 pub mod report;
 pub mod submit;
+pub mod supersede;
 pub mod up;
 pub mod view;

@@ -22,6 +22,7 @@ use crate::http::{self, Api, ServeError};
 use crate::readmodel::{Filter, ReadModel, ReadModelError};
 use crate::report::Report;
 use crate::submit::{self, Asker, Interrupted, PublishError, Submitter};
+use crate::supersede;
 
 /// Label of the VM that `up` boots to show that everything works; a later `up` finds it again.
 const FIRST_VM_LABEL: (&str, &str) = ("stoker.up", "first-vm");
@@ -91,6 +92,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
         async move { model.follow(broker, stop).await }
     });
     let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
+    let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
     let mut work = tokio::spawn(host.run(broker.clone(), ordered));
 
     let first = first_vm(&up, &model, &submitter, consoles.as_ref(), out);
@@ -117,6 +119,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     stop.cancel();
     let _ = serve.await;
     let _ = follow.await;
+    let _ = supersede.await;
     broker.close().await;
     ended?;
     if up.once && !ready { Err(UpError::NotReady) } else { Ok(()) }
@@ -151,7 +154,9 @@ fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr
     writeln!(out, "  data        {}", up.config.data.display())?;
     writeln!(out, "  status page http://{address}/")?;
     if up.config.network == NetworkMode::User && up.config.driver != Driver::Simulated {
-        writeln!(out, "  note        user network: reachability is judged by HTTP through a forwarded port only")?;
+        let why = if rustix::process::geteuid().is_root() { "as asked" } else { "not root" };
+        writeln!(out, "  note        user network ({why}): no tap, no bridge, no DHCP of the host's; a VM is reached")?;
+        writeln!(out, "              through a forwarded port on loopback, and judged by HTTP only")?;
     }
     out.flush()
 }

@@ -58,6 +58,15 @@ process_gone() {
   esac
 }
 
+# A run as root leaves folders behind that a plain user cannot use: said at once, with the way out.
+need_own_folders() {
+  local folder
+  for folder in "$STOKER_ROOT" "$STOKER_DIR" "$STOKER_DIR"/{cache,images,locks,run,data} "$TARGET_DIR" "$TARGET_DIR"/*/; do
+    [[ ! -e $folder || -w $folder ]] || die "$(id -un) may not write in $folder, it is $(stat -c %U "$folder")'s;" \
+      "give the clone to one user: sudo chown -R $(id -un) $STOKER_ROOT"
+  done
+}
+
 # with_lock NAME COMMAND...: one at a time, across processes; a second caller then finds the first one's work.
 with_lock() {
   local file

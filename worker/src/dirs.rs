@@ -35,7 +35,11 @@ impl Dirs {
         for name in ["vms", "consoles", "net"] {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(name))?;
         }
-        Ok(Self { root })
+        let dirs = Self { root };
+        for dir in [dirs.log(), dirs.vms(), dirs.net()] {
+            usable(&dir)?;
+        }
+        Ok(dirs)
     }
 
     /// The event log.
@@ -135,6 +139,17 @@ impl Dirs {
         kept.sort();
         let surplus = kept.len() - MAX_KEPT_CONSOLES;
         kept.into_iter().take(surplus).try_for_each(|(_, path)| std::fs::remove_file(path))
+    }
+}
+
+/// A run as root leaves folders that nobody else may use: said here once, with the folder's name,
+/// instead of by whichever part trips over it first.
+fn usable(dir: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, access};
+    match access(dir, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+        // Made later, by its owner.
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(io::Error::other(format!("{}: {}", dir.display(), io::Error::from(error)))),
     }
 }
 

@@ -110,6 +110,7 @@ async fn accel(config: &Config, dirs: &Dirs) -> AccelDecision {
         std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
     if let Some((id, decision)) = known
         && id == boot_id
+        && decision.tried
     {
         return decision;
     }

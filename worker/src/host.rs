@@ -29,7 +29,10 @@ use crate::supervisor::{Settings, Shutdown, Supervisor, SupervisorError};
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The data folder cannot be used.
-    #[error("data folder {0} cannot be used: {1}; check that it exists and belongs to this user")]
+    #[error(
+        "data folder {0} cannot be used: {1}; is it another user's (left by a run as root)? give it to this user, or \
+         name another with --data"
+    )]
     Data(std::path::PathBuf, std::io::Error),
     /// The log cannot be used.
     #[error(transparent)]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sled::Batch;
+use stoker_schemas::state::duplicates;
 use stoker_schemas::{Event, JobId, JobState, Time, limits};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
@@ -44,6 +45,14 @@ struct Touched {
     count: u32,
 }
 
+/// What a written batch brought.
+pub(super) struct Written {
+    pub meta: Meta,
+    pub changes: Vec<Change>,
+    /// A job got a VM too many.
+    pub crowded: bool,
+}
+
 /// A batch in the making.
 pub(super) struct Ingest<'a> {
     store: &'a Store,
@@ -54,6 +63,7 @@ pub(super) struct Ingest<'a> {
     jobs: BTreeMap<JobId, Touched>,
     hosts: BTreeMap<String, HostState>,
     changes: Vec<Change>,
+    crowded: bool,
 }
 
 impl<'a> Ingest<'a> {
@@ -67,6 +77,7 @@ impl<'a> Ingest<'a> {
             jobs: BTreeMap::new(),
             hosts: BTreeMap::new(),
             changes: Vec::new(),
+            crowded: false,
         }
     }
 
@@ -180,7 +191,7 @@ impl<'a> Ingest<'a> {
     }
 
     /// Adds up what was touched and writes everything at once.
-    pub fn commit(mut self) -> Result<(Meta, Vec<Change>), ReadModelError> {
+    pub fn commit(mut self) -> Result<Written, ReadModelError> {
         for (id, touched) in std::mem::take(&mut self.jobs) {
             self.settle(id, touched)?;
         }
@@ -190,7 +201,7 @@ impl<'a> Ingest<'a> {
         self.trim_undecodable()?;
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
-        Ok((self.meta, self.changes))
+        Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded })
     }
 
     fn settle(&mut self, id: JobId, touched: Touched) -> Result<(), ReadModelError> {
@@ -208,7 +219,22 @@ impl<'a> Ingest<'a> {
         let events = before.as_ref().map_or(0, |b| b.events) + touched.count;
         let after = JobSummary::of(&state, times, events);
         self.index(before.as_ref(), &after)?;
+        self.mark_crowded(&state)?;
         self.cache.put(state);
+        Ok(())
+    }
+
+    /// A row as long as a VM is to go and was not told: with the events in one batch, so that no
+    /// crash loses it.
+    fn mark_crowded(&mut self, state: &JobState) -> Result<(), ReadModelError> {
+        let key = keys::crowded(state.id);
+        let (was, is) = (self.store.has(&key)?, !duplicates(state).is_empty());
+        if is && !was {
+            self.batch.insert(key, &[]);
+        } else if was && !is {
+            self.batch.remove(key);
+        }
+        self.crowded |= is;
         Ok(())
     }
 

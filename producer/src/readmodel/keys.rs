@@ -9,6 +9,7 @@
 //! p phase time job   -> (index)         newest first
 //! t time job         -> (index)         newest first
 //! h host             -> state
+//! d job              -> (index)         a VM too many that was not told to go
 //! x offset index     -> what could not be decoded
 //! m                  -> offset, next seq, counters
 //! ```
@@ -24,6 +25,8 @@ pub const HOSTS: &[u8] = b"h";
 pub const UNDECODABLE: &[u8] = b"x";
 /// Beginning of the index of all jobs.
 pub const BY_TIME: &[u8] = b"t";
+/// Beginning of the index of jobs with a VM too many.
+pub const CROWDED: &[u8] = b"d";
 /// Bytes of an index key behind its beginning: time and job.
 pub const INDEX_TAIL: usize = 24;
 
@@ -63,6 +66,11 @@ pub fn seq(seq: u64) -> Vec<u8> {
 /// A job's summary.
 pub fn job(job: JobId) -> Vec<u8> {
     joined(&[b"j", job.0.as_bytes()])
+}
+
+/// Says that a job has a VM too many.
+pub fn crowded(job: JobId) -> Vec<u8> {
+    joined(&[CROWDED, job.0.as_bytes()])
 }
 
 /// A host's row.

@@ -18,7 +18,7 @@ use serde::Serialize;
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::{Event, JobId, JobState, Phase, Time};
 use stoker_worker::ports::broker::{Broker, HistoryEntry, Offset};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use hosts::{HostStatus, HostView};
@@ -29,7 +29,7 @@ pub use summary::JobSummary;
 
 use crate::clock::Clock;
 use cache::Cache;
-use ingest::Ingest;
+use ingest::{Ingest, Written};
 use store::{Meta, Store};
 
 /// History entries per batch: one write per so many, and a reader sees news soon.
@@ -90,6 +90,7 @@ pub struct ReadModel {
     store: Store,
     live: Arc<Mutex<Live>>,
     changes: broadcast::Sender<Change>,
+    crowded: watch::Sender<()>,
     clock: Clock,
 }
 
@@ -98,7 +99,8 @@ impl ReadModel {
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, ReadModelError> {
         let (store, meta) = Store::open(dir)?;
         let live = Live { meta, cache: Cache::default(), heard_at: None };
-        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes: broadcast::channel(CHANGES_KEPT).0, clock })
+        let (changes, crowded) = (broadcast::channel(CHANGES_KEPT).0, watch::channel(()).0);
+        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes, crowded, clock })
     }
 
     /// Nothing panics while holding it, and a half-done change is never kept in it.
@@ -148,17 +150,17 @@ impl ReadModel {
 
     /// Adds history entries: all of them or, on error, none.
     pub fn apply(&self, entries: &[HistoryEntry]) -> Result<(), ReadModelError> {
-        let changes = {
+        let (changes, crowded) = {
             let mut live = self.live();
             let now = (self.clock)();
             let meta = live.meta.clone();
             let mut ingest = Ingest::new(&self.store, &mut live.cache, meta);
             let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
             match done {
-                Ok((meta, changes)) => {
+                Ok(Written { meta, changes, crowded }) => {
                     live.meta = meta;
                     live.heard_at = Some(now);
-                    changes
+                    (changes, crowded)
                 }
                 Err(e) => {
                     // States in the cache may be ahead of the rows now.
@@ -170,6 +172,9 @@ impl ReadModel {
         for change in changes {
             // No listener is no error.
             let _ = self.changes.send(change);
+        }
+        if crowded {
+            self.crowded.send_replace(());
         }
         Ok(())
     }
@@ -275,6 +280,16 @@ impl ReadModel {
     /// Events of all jobs and hosts in order of arrival, from a number on.
     pub fn arrived(&self, from: u64, limit: usize) -> Result<Vec<Stored>, ReadModelError> {
         self.store.arrived(from, limit)
+    }
+
+    /// Jobs with a VM too many that was not told to go.
+    pub fn crowded(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        self.store.crowded(limit)
+    }
+
+    /// Tells when there may be more of them.
+    pub fn crowded_news(&self) -> watch::Receiver<()> {
+        self.crowded.subscribe()
     }
 
     /// Numbers for the overview.

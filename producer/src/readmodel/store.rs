@@ -164,6 +164,12 @@ impl Store {
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
     }
 
+    /// Jobs with a VM too many.
+    pub fn crowded(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        let keys = self.tree.scan_prefix(keys::CROWDED).keys().take(limit);
+        keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
     /// What could not be decoded, the newest first.
     pub fn undecodable<T: DeserializeOwned>(&self, limit: usize) -> Result<Vec<T>, ReadModelError> {
         let rows = self.tree.scan_prefix(keys::UNDECODABLE).rev().take(limit);

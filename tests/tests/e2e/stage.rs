@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -26,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The bridge that `stoker` makes unless told otherwise.
 const BRIDGE: &str = "stbr0";
 
+/// A user with no rights: `nobody` and `nogroup` of Debian, but nothing depends on the names.
+const NOBODY: u32 = 65_534;
+
 /// What a stage needs of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
@@ -40,6 +44,8 @@ pub struct Stage {
     programs: PathBuf,
     images: PathBuf,
     firecracker: Option<PathBuf>,
+    /// Who runs the programs; `None` for the user of the tests.
+    user: Option<u32>,
 }
 
 /// Polls: what is waited for happens in other processes, which have no way to tell us.
@@ -89,11 +95,54 @@ impl Stage {
         }
         let name = format!("st-{}", &Uuid::now_v7().simple().to_string()[24..]);
         let dir = tempfile::Builder::new().prefix("st-").tempdir().unwrap();
-        Some(Self { name, driver, dir, programs, images, firecracker })
+        Some(Self { name, driver, dir, programs, images, firecracker, user: None })
+    }
+
+    /// From now on an unprivileged user runs the programs: with a folder of its own to work in, and
+    /// copies, because the folders of the clone may be closed to it.
+    pub fn for_nobody(mut self, image: &str) -> Self {
+        let root = self.dir.path().canonicalize().unwrap();
+        let (programs, images) = (root.join("bin"), root.join("images"));
+        let (from, to) = (self.images.join(image), images.join(image));
+        for dir in [&programs, &images, &to] {
+            fs::create_dir(dir).unwrap();
+        }
+        let files = entries(&from).into_iter().map(|name| (from.join(&name), to.join(name)));
+        for (file, copy) in files.chain([(self.program(), programs.join("stoker"))]) {
+            fs::copy(file, copy).unwrap();
+        }
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(root.join("home")).unwrap();
+        chown(root.join("home"), Some(NOBODY), Some(NOBODY)).unwrap();
+        (self.programs, self.images, self.user) = (programs, images, Some(NOBODY));
+        self
     }
 
     fn data(&self) -> PathBuf {
-        self.dir.path().canonicalize().unwrap().join("data")
+        let root = self.dir.path().canonicalize().unwrap();
+        if self.user.is_some() { root.join("home").join("data") } else { root.join("data") }
+    }
+
+    /// What an earlier run as root would have left.
+    pub fn leave_data_of_root(&self) -> PathBuf {
+        fs::create_dir_all(self.data().join("vms")).unwrap();
+        self.data()
+    }
+
+    /// The run kept to its data folder's owner.
+    pub fn assert_only_nobodys_files(&self) {
+        let mut folders = vec![self.data()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().flatten() {
+                assert_eq!(entry.metadata().unwrap().uid(), NOBODY, "{}", entry.path().display());
+                folders.extend(entry.path().is_dir().then(|| entry.path()));
+            }
+        }
+    }
+
+    /// What it wrote to stderr so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     fn program(&self) -> PathBuf {
@@ -108,6 +157,10 @@ impl Stage {
         command.args(["--driver", if self.driver == Needs::Qemu { "qemu" } else { "firecracker" }]);
         if let Some(firecracker) = &self.firecracker {
             command.arg("--firecracker").arg(firecracker);
+        }
+        if let Some(user) = self.user {
+            // As a service gets it: no home, none of the caller's groups (`uid` sees to those).
+            command.uid(user).gid(user).env_remove("HOME").current_dir(self.dir.path().join("home"));
         }
         let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
@@ -185,7 +238,7 @@ fn entries(dir: &Path) -> Vec<String> {
 impl Drop for Stage {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!("{}", self.log());
         }
         for (pid, _) in self.vmms() {
             kill(pid, "-KILL");

@@ -33,7 +33,31 @@ async fn a_user_network_does_without_privileges() {
     let test = "a_user_network_does_without_privileges";
     let Some(stage) = Stage::open(test, Needs::Qemu, "linux-minimal") else { return };
     let text = once(&stage, &["--unprivileged"]).await;
-    assert!(text.contains("user network"), "{text}");
+    assert!(text.contains("user network (as asked)"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_user_gets_the_user_network_unasked() {
+    let test = "a_plain_user_gets_the_user_network_unasked";
+    let Some(stage) = Stage::open(test, Needs::Qemu, "linux-minimal") else { return };
+    let stage = stage.for_nobody("linux-minimal");
+    let text = once(&stage, &[]).await;
+    assert!(text.contains("user network (not root)"), "{text}");
+    assert!(text.contains("identity | ✓"), "{text}");
+    stage.assert_only_nobodys_files();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_user_is_told_whose_the_data_folder_is() {
+    let test = "a_plain_user_is_told_whose_the_data_folder_is";
+    let Some(stage) = Stage::open(test, Needs::Qemu, "linux-minimal") else { return };
+    let stage = stage.for_nobody("linux-minimal");
+    let foreign = stage.leave_data_of_root();
+    let (code, _) = stage.up(&["--once"]).await.ended().await;
+    assert_eq!(code, 3);
+    let said = stage.log();
+    assert!(said.contains(&format!("{} cannot be used: Permission denied", foreign.display())), "{said}");
+    assert!(said.contains("another with --data"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,12 +38,9 @@ pub struct AccelDecision {
     pub accel: Accel,
     /// Why.
     pub reason: String,
-}
-
-impl AccelDecision {
-    fn tcg(reason: String) -> Self {
-        Self { accel: Accel::Tcg, reason }
-    }
+    /// A guest was tried. Without, only access is missing, which may be had at the next start.
+    #[serde(default)]
+    pub tried: bool,
 }
 
 /// Boots `probe_elf` with KVM in `dir` (which must exist and is left as it was) and decides by
@@ -56,7 +53,11 @@ pub async fn detect_accel(
     deadline: Duration,
 ) -> AccelDecision {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
-        return AccelDecision::tcg(format!("/dev/kvm: {error}"));
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => "; a member of its group (kvm) may use it",
+            _ => "",
+        };
+        return AccelDecision { accel: Accel::Tcg, reason: format!("/dev/kvm: {error}{remedy}"), tried: false };
     }
     let trial = dir.join("accel-trial");
     let outcome = match std::fs::create_dir_all(&trial) {
@@ -64,10 +65,11 @@ pub async fn detect_accel(
         Err(error) => Err(error.to_string()),
     };
     let _ = std::fs::remove_dir_all(&trial);
-    match outcome {
-        Ok(()) => AccelDecision { accel: Accel::Kvm, reason: "a trial guest ran on /dev/kvm".to_owned() },
-        Err(why) => AccelDecision::tcg(format!("/dev/kvm opens, but a trial guest did not run on it: {why}")),
-    }
+    let (accel, reason) = match outcome {
+        Ok(()) => (Accel::Kvm, "a trial guest ran on /dev/kvm".to_owned()),
+        Err(why) => (Accel::Tcg, format!("/dev/kvm opens, but a trial guest did not run on it: {why}")),
+    };
+    AccelDecision { accel, reason, tried: true }
 }
 
 async fn run_trial(

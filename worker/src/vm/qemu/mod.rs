@@ -54,7 +54,7 @@ impl Default for QemuOptions {
     /// With TCG, which works everywhere; KVM only after a trial ([`detect_accel`]).
     fn default() -> Self {
         let reason = "KVM was not tried".to_owned();
-        Self::with_accel(AccelDecision { accel: Accel::Tcg, reason })
+        Self::with_accel(AccelDecision { accel: Accel::Tcg, reason, tried: false })
     }
 }
 
