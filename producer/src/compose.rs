@@ -2,7 +2,7 @@
 //! broker by its URL, a host's event log by its folder. One function each, so that the command
 //! line knows signatures and nothing more.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -98,8 +98,8 @@ fn default_image(driver: Driver) -> Option<ImageName> {
     name.parse().ok()
 }
 
-/// Connects to the broker at a URL, only to publish.
-pub async fn connect(url: &str) -> Result<Arc<dyn Broker>, ComposeError> {
+/// Connects to the broker at a URL, only to publish; `ca` as in the worker's settings.
+pub async fn connect(url: &str, ca: Option<PathBuf>) -> Result<Arc<dyn Broker>, ComposeError> {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     if !matches!(scheme, "amqp" | "amqps") {
         return Err(ComposeError::Usage {
@@ -108,7 +108,7 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>, ComposeError> {
         });
     }
     // Queues of pools are declared by who serves them; a typing error must not make one.
-    let config = AmqpConfig { pools: Vec::new(), ..AmqpConfig::new(url) };
+    let config = AmqpConfig { pools: Vec::new(), ca, ..AmqpConfig::new(url) };
     match AmqpBroker::connect(config).await {
         Ok(broker) => Ok(Arc::new(broker)),
         Err(cause) => Err(ComposeError::Failed {

@@ -96,6 +96,10 @@ broker_status() {
 broker_env() {
   load_ports || die "broker: $BROKER_NAME was never started"
   printf "export STOKER_TEST_AMQP_URL='%s'\n" "$(broker_url)"
+  if [[ -f $BROKER_DIR/tls/server.pem ]]; then
+    printf "export STOKER_TEST_AMQPS_URL='amqps://guest:guest@127.0.0.1:%s/%%2f'\n" "$TLS_PORT"
+    printf "export STOKER_TEST_AMQPS_CA='%s'\n" "$BROKER_DIR/tls/ca.pem"
+  fi
   printf "export STOKER_TEST_BROKER_NAME='%s'\n" "$BROKER_NAME"
   printf "export STOKER_TEST_BROKER_CTL='%s'\n" "$STOKER_ROOT/scripts/dev"
 }
@@ -141,14 +145,15 @@ amqp_answers() {
 
 load_ports() {
   [[ -f $BROKER_DIR/ports ]] || return 1
-  read -r AMQP_PORT DIST_PORT EPMD_PORT <"$BROKER_DIR/ports"
+  read -r AMQP_PORT DIST_PORT EPMD_PORT TLS_PORT <"$BROKER_DIR/ports"
 }
 
 choose_ports() {
   AMQP_PORT="$(free_port)"
   DIST_PORT="$(free_port)"
   EPMD_PORT="$(free_port)"
-  printf '%s %s %s\n' "$AMQP_PORT" "$DIST_PORT" "$EPMD_PORT" >"$BROKER_DIR/ports"
+  TLS_PORT="$(free_port)"
+  printf '%s %s %s %s\n' "$AMQP_PORT" "$DIST_PORT" "$EPMD_PORT" "$TLS_PORT" >"$BROKER_DIR/ports"
 }
 
 # Below the kernel's ephemeral range, so that no outgoing connection takes the port meanwhile.
@@ -171,7 +176,27 @@ disk_free_limit.absolute = 64MiB
 log.file.rotation.size = 10485760
 log.file.rotation.count = 2
 CONF
+  if [[ -n ${TLS_PORT:-} ]] && make_certificates; then
+    cat >>"$BROKER_DIR/rabbitmq.conf" <<CONF
+listeners.ssl.1 = 127.0.0.1:$TLS_PORT
+ssl_options.certfile = $BROKER_DIR/tls/server.pem
+ssl_options.keyfile = $BROKER_DIR/tls/server.key
+CONF
+  fi
   printf '[].\n' >"$BROKER_DIR/enabled_plugins"
+}
+
+# A CA and a certificate for 127.0.0.1, new with the node and only good for it.
+make_certificates() {
+  have openssl || return 1
+  local dir="$BROKER_DIR/tls"
+  [[ ! -f $dir/server.pem ]] || return 0
+  mkdir -p "$dir"
+  local new=(openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30)
+  "${new[@]}" -subj "/CN=Stoker test CA" -keyout "$dir/ca.key" -out "$dir/ca.pem" 2>>"$BROKER_DIR/log/openssl.log" &&
+    "${new[@]}" -subj "/CN=stoker-$BROKER_NAME" -addext "subjectAltName=IP:127.0.0.1,DNS:localhost" \
+      -addext "basicConstraints=critical,CA:FALSE" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" \
+      -keyout "$dir/server.key" -out "$dir/server.pem" 2>>"$BROKER_DIR/log/openssl.log"
 }
 
 spawn_node() {

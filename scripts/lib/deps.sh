@@ -22,6 +22,7 @@ image  modinfo                                kmod
 broker /usr/lib/rabbitmq/bin/rabbitmq-server  rabbitmq-server
 test   python3                                python3
 test   /usr/lib/python3/dist-packages/pika    python3-pika
+test   openssl                                openssl
 test   tcpdump                                tcpdump
 test   shellcheck                             shellcheck
 browser chromium                              chromium

@@ -168,5 +168,10 @@ fn report(reaped: &Reaped) {
 }
 
 fn amqp_config(config: &Config, url: &BrokerUrl) -> AmqpConfig {
-    AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url.expose()) }
+    AmqpConfig {
+        pools: config.pools.clone(),
+        host: Some(config.host.clone()),
+        ca: config.broker_ca.clone(),
+        ..AmqpConfig::new(url.expose())
+    }
 }

@@ -94,6 +94,8 @@ pub struct Config {
     pub log_cache_bytes: u64,
     /// RabbitMQ; `None` for the broker in this process.
     pub broker: Option<BrokerUrl>,
+    /// CA to trust besides the host's own when the URL is `amqps://`.
+    pub broker_ca: Option<PathBuf>,
 }
 
 /// Everything wrong with the settings.

@@ -27,6 +27,7 @@ pub struct RawConfig {
     firecracker: Option<PathBuf>,
     qemu: Option<PathBuf>,
     broker: Option<String>,
+    broker_ca: Option<PathBuf>,
     slots: Option<u32>,
     vcpus: Option<u32>,
     memory_mib: Option<u32>,
@@ -81,6 +82,9 @@ pub struct Flags {
     /// RabbitMQ, amqp://host:port/vhost; with a password better in the environment, where ps does not show it
     #[arg(long, env = "STOKER_BROKER", value_name = "URL", hide_env_values = true)]
     pub broker: Option<String>,
+    /// CA of an amqps:// broker (PEM), trusted besides the host's own
+    #[arg(long, env = "STOKER_BROKER_CA", value_name = "FILE")]
+    pub broker_ca: Option<PathBuf>,
     /// VMs at the same time
     #[arg(long, env = "STOKER_SLOTS", value_name = "N")]
     pub slots: Option<u32>,
@@ -175,6 +179,7 @@ impl Config {
             stop_grace: millis(file.stop_grace_ms, 5_000),
             log_cache_bytes: file.log_cache_mib.unwrap_or(64).clamp(8, 16_384) << 20,
             broker,
+            broker_ca: flags.broker_ca.or(file.broker_ca),
         })
     }
 }

@@ -42,6 +42,9 @@ pub struct EnqueueArgs {
     /// Publish straight to this RabbitMQ, without a server
     #[arg(long, value_name = "URL", conflicts_with = "wait")]
     broker: Option<String>,
+    /// CA of an amqps:// broker (PEM), trusted besides the host's own
+    #[arg(long, env = "STOKER_BROKER_CA", value_name = "FILE")]
+    broker_ca: Option<PathBuf>,
     #[command(flatten)]
     spec: SpecFlags,
 }
@@ -64,7 +67,7 @@ pub async fn run(args: EnqueueArgs, settings: &Settings, printer: &mut Printer) 
         }
     }
     if let Some(url) = &args.broker {
-        let broker = compose::connect(url).await?;
+        let broker = compose::connect(url, args.broker_ca.clone()).await?;
         let submitted = straight_to(broker, jobs, &settings.by).await?;
         return print(&submitted, printer);
     }

@@ -1,6 +1,6 @@
 //! Settings of the RabbitMQ adapter, and the constants that bound it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use lapin::uri::AMQPUri;
 use stoker_schemas::{HostName, PoolName, topology::Names};
@@ -36,6 +36,8 @@ pub struct AmqpConfig {
     pub publish_deadline: Duration,
     /// Publishes under way at once; more wait.
     pub publish_window: usize,
+    /// CA to trust besides the host's own, a PEM file; for `amqps://`.
+    pub ca: Option<PathBuf>,
     /// How long `connect` tries.
     pub connect_deadline: Duration,
     /// Deliveries of one message before RabbitMQ dead-letters it. A crash of a worker costs one
@@ -68,6 +70,7 @@ impl AmqpConfig {
             host: None,
             publish_deadline: Duration::from_secs(5),
             publish_window: 1024,
+            ca: None,
             connect_deadline: Duration::from_secs(15),
             delivery_limit: 50,
             heartbeat_seconds: 10,

@@ -26,6 +26,7 @@ use super::{
     fault::{Fault, answer},
     status::{Role, StatusBoard},
     tasks::Tasks,
+    tls,
     topology::Declarer,
 };
 use crate::{
@@ -142,10 +143,14 @@ impl Keeper {
         };
         let uri = self.config.uri().map_err(|e: BrokerError| e.to_string())?;
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = timeout(ANSWER_DEADLINE, Connection::connect_uri(uri, properties))
+        let ca = self.config.ca.as_deref();
+        let tls = tls::settings(ca).await?;
+        let runtime = lapin::runtime::default_runtime().map_err(|e| e.to_string())?;
+        let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
+        let connection = timeout(ANSWER_DEADLINE, connecting)
             .await
             .map_err(|_| format!("no answer within {ANSWER_DEADLINE:?}"))?
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| tls::explain(&e.to_string(), ca))?;
         Declarer::new(&connection, &self.config).everything().await.map_err(|e| e.to_string())?;
         Ok(connection)
     }

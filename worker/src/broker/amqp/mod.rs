@@ -22,6 +22,7 @@ mod settle;
 mod status;
 mod subscription;
 mod tasks;
+mod tls;
 mod topology;
 
 use std::sync::Arc;
