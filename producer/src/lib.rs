@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod compose;
 pub mod console;
+mod dashboard;
 pub mod http;
 pub mod readmodel;
 pub mod report;

@@ -219,44 +219,47 @@ impl JobView {
     }
 }
 
+impl AttemptView {
+    /// The view of one try.
+    pub fn of(state: &JobState, epoch: Epoch, a: &Attempt) -> Self {
+        let started = a.started.as_ref();
+        let start = started.map(|s| s.at).or_else(|| a.marks.iter().map(|m| m.at).min());
+        let decided = a.ready.as_ref().map(|r| r.at).or(a.failed.as_ref().map(|f| f.at));
+        let vm = started.map(|s| s.value.vm);
+        Self {
+            attempt: epoch.attempt,
+            delivery: epoch.delivery,
+            outcome: outcome(a),
+            host: a.host().cloned(),
+            vm,
+            mac: vm.map(|vm| vm.mac().to_string()),
+            tap: vm.map(VmId::tap),
+            driver: started.map(|s| s.value.driver),
+            address: started.and_then(|s| s.value.address),
+            started_at: start,
+            took_ms: start.zip(decided).map(|(from, to)| ms_between(from, to)),
+            stages: start.map(|start| stages(state, epoch, a, start)).unwrap_or_default(),
+            units: start.map(|start| units(a, start)).unwrap_or_default(),
+            proof: a.ready.as_ref().map(|r| ProofView {
+                agent: r.value.agent,
+                status: r.value.status,
+                body: r.value.body.clone(),
+                identity: r.value.identity,
+                at: r.at,
+            }),
+            diagnosis: a.failed.as_ref().map(|f| f.value.diagnosis.clone()),
+            gone: a.gone.as_ref().map(|g| GoneView { why: g.value.why, detail: g.value.detail.clone(), at: g.at }),
+            adopted: a.adopted.len(),
+            superseded: a.superseded.is_some(),
+        }
+    }
+}
+
 /// Every try, those of the same epoch on other hosts included.
 fn attempts(state: &JobState) -> Vec<AttemptView> {
     let mut tries: Vec<_> = state.tries().collect();
     tries.sort_by_key(|(epoch, a)| (*epoch, a.started.as_ref().map(|s| s.at)));
-    tries.into_iter().map(|(epoch, a)| attempt(state, epoch, a)).collect()
-}
-
-fn attempt(state: &JobState, epoch: Epoch, a: &Attempt) -> AttemptView {
-    let started = a.started.as_ref();
-    let start = started.map(|s| s.at).or_else(|| a.marks.iter().map(|m| m.at).min());
-    let decided = a.ready.as_ref().map(|r| r.at).or(a.failed.as_ref().map(|f| f.at));
-    let vm = started.map(|s| s.value.vm);
-    AttemptView {
-        attempt: epoch.attempt,
-        delivery: epoch.delivery,
-        outcome: outcome(a),
-        host: a.host().cloned(),
-        vm,
-        mac: vm.map(|vm| vm.mac().to_string()),
-        tap: vm.map(VmId::tap),
-        driver: started.map(|s| s.value.driver),
-        address: started.and_then(|s| s.value.address),
-        started_at: start,
-        took_ms: start.zip(decided).map(|(from, to)| ms_between(from, to)),
-        stages: start.map(|start| stages(state, epoch, a, start)).unwrap_or_default(),
-        units: start.map(|start| units(a, start)).unwrap_or_default(),
-        proof: a.ready.as_ref().map(|r| ProofView {
-            agent: r.value.agent,
-            status: r.value.status,
-            body: r.value.body.clone(),
-            identity: r.value.identity,
-            at: r.at,
-        }),
-        diagnosis: a.failed.as_ref().map(|f| f.value.diagnosis.clone()),
-        gone: a.gone.as_ref().map(|g| GoneView { why: g.value.why, detail: g.value.detail.clone(), at: g.at }),
-        adopted: a.adopted.len(),
-        superseded: a.superseded.is_some(),
-    }
+    tries.into_iter().map(|(epoch, a)| AttemptView::of(state, epoch, a)).collect()
 }
 
 fn outcome(a: &Attempt) -> Outcome {

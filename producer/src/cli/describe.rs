@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stoker_schemas::event::{DeadReason, GoneWhy, StageMark};
+use stoker_schemas::event::{DeadReason, StageMark};
 use stoker_schemas::{Event, EventData, Time};
 
 use crate::view::duration;
@@ -53,7 +53,7 @@ pub fn lines(event: &Event) -> Vec<Line> {
             let kept = e.kept.map_or_else(|| "the job has ended".to_owned(), |vm| format!("VM {vm} stays"));
             one(format!("VM on {} is to go: {kept}", e.host))
         }
-        EventData::VmGone(e) => one(format!("VM gone: {}{}", gone_why(e.why), reason(&e.detail))),
+        EventData::VmGone(e) => one(format!("VM gone: {}{}", e.why.as_str(), reason(&e.detail))),
         EventData::HostStarted(e) => one(format!("host started: {} slots, {}", e.slots, e.hypervisor)),
         EventData::HostDrainRequested(e) => one(format!("drain requested by {}{}", e.by, reason(&e.reason))),
         EventData::HostDraining(e) => one(format!("draining: {} booting, {} running", e.booting, e.running)),
@@ -79,17 +79,6 @@ pub fn dead_reason(reason: DeadReason) -> &'static str {
         DeadReason::AttemptsExhausted => "as many attempts as allowed were made",
         DeadReason::NotRetryable => "another attempt would fail the same way",
         DeadReason::Expired => "its time-to-live passed before a host could start it",
-    }
-}
-
-/// Why a VM went, in words.
-pub fn gone_why(why: GoneWhy) -> &'static str {
-    match why {
-        GoneWhy::Failed => "its attempt had failed",
-        GoneWhy::Cancelled => "its job was cancelled",
-        GoneWhy::Stopped => "somebody asked",
-        GoneWhy::Exited => "it ended by itself",
-        GoneWhy::Duplicate => "another VM of the job was ready earlier",
     }
 }
 

@@ -14,6 +14,7 @@ use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::{Event, EventData, HostName, JobId, JobSpec, JobState};
 
+use super::bulk::Action;
 use super::extract::{Body, asker};
 use super::{Api, Problem, SEEN_WITHIN};
 use crate::submit::{Asker, publish_event};
@@ -40,39 +41,33 @@ pub struct ControlAnswer {
 }
 
 /// `POST /v1/jobs/{id}/retry`
-pub async fn retry(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let request: ControlRequest = body.typed()?;
-    let spec = request.spec.as_ref().map(JobSpec::from_value).transpose()?;
-    let asker = asker(&headers);
-    let command = Command::Retry { by: asker.by.clone(), spec };
-    carry_out(&api, &id, command, &asker).await
+pub async fn retry(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    act(&api, &id, Action::Retry, &headers, body).await
 }
 
 /// `POST /v1/jobs/{id}/cancel`
-pub async fn cancel(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (asker, request) = wish(&headers, body)?;
-    carry_out(&api, &id, Command::Cancel(request), &asker).await
+pub async fn cancel(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    act(&api, &id, Action::Cancel, &headers, body).await
 }
 
 /// `POST /v1/jobs/{id}/stop`
-pub async fn stop(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (asker, request) = wish(&headers, body)?;
-    carry_out(&api, &id, Command::Stop(request), &asker).await
+pub async fn stop(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    act(&api, &id, Action::Stop, &headers, body).await
+}
+
+async fn act(api: &Api, id: &str, action: Action, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+    let asked: ControlRequest = body.typed()?;
+    if asked.spec.is_some() && action != Action::Retry {
+        return Err(Problem::bad_request("spec is only taken by retry", "leave it out"));
+    }
+    let spec = asked.spec.as_ref().map(JobSpec::from_value).transpose()?;
+    let asker = asker(headers);
+    let state = api.state(id)?;
+    let events = settle(api, &state, action.command(&asker, &asked.reason, spec), &asker).await?;
+    shown(api, &events).await;
+    let status = if events.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let kinds = events.iter().map(|e| e.data.kind().to_owned()).collect();
+    Ok((status, Json(ControlAnswer { id: state.id, events: kinds })).into_response())
 }
 
 /// `POST /v1/hosts/{host}/drain`
@@ -82,6 +77,14 @@ pub async fn drain(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let asked: ControlRequest = body.typed()?;
+    let event = request_drain(&api, &host, &asked.reason, &asker(&headers)).await?;
+    let answer = serde_json::json!({ "host": event.subject, "events": [event.data.kind()] });
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Asks a host to take no more jobs.
+pub async fn request_drain(api: &Api, host: &str, reason: &str, asker: &Asker) -> Result<Event, Problem> {
     let name: HostName = host.parse().map_err(|e: stoker_schemas::id::NameError| {
         Problem::bad_request(e.to_string(), "stoker hosts shows the known hosts")
     })?;
@@ -89,40 +92,24 @@ pub async fn drain(
         let detail = format!("no host {name} was ever heard of");
         return Err(Problem::not_found(detail, "stoker hosts shows the known hosts"));
     }
-    let (asker, request) = wish(&headers, body)?;
     let event = Event {
         source: api.submitter.source().to_owned(),
         subject: name.to_string(),
         time: api.submitter.now(),
         epoch: JOB_LEVEL,
-        traceparent: asker.traceparent,
-        data: EventData::HostDrainRequested(request),
+        traceparent: asker.traceparent.clone(),
+        data: EventData::HostDrainRequested(Request { by: asker.by.clone(), reason: clip(reason, MAX_TEXT_BYTES) }),
     };
     publish_event(api.submitter.broker().as_ref(), &event).await?;
-    api.model.wait_for_event(&event, SEEN_WITHIN).await;
-    let answer = serde_json::json!({ "host": name, "events": [event.data.kind()] });
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+    shown(api, std::slice::from_ref(&event)).await;
+    Ok(event)
 }
 
-fn wish(headers: &HeaderMap, body: Body) -> Result<(Asker, Request), Problem> {
-    let asked: ControlRequest = body.typed()?;
-    if asked.spec.is_some() {
-        return Err(Problem::bad_request("spec is only taken by retry", "leave it out"));
-    }
-    let asker = asker(headers);
-    let request = Request { by: asker.by.clone(), reason: clip(&asked.reason, MAX_TEXT_BYTES) };
-    Ok((asker, request))
-}
-
-async fn carry_out(api: &Api, id: &str, command: Command, asker: &Asker) -> Result<Response, Problem> {
-    let state = api.state(id)?;
-    let events = settle(api, &state, command, asker).await?;
+/// Waits a moment until the rows show what was done, so that who did it sees it.
+pub async fn shown(api: &Api, events: &[Event]) {
     if let Some(last) = events.last() {
         api.model.wait_for_event(last, SEEN_WITHIN).await;
     }
-    let status = if events.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let kinds = events.iter().map(|e| e.data.kind().to_owned()).collect();
-    Ok((status, Json(ControlAnswer { id: state.id, events: kinds })).into_response())
 }
 
 /// Decides, and publishes what follows.

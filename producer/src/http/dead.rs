@@ -6,15 +6,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
-use stoker_schemas::command::Command;
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::{JobId, Phase};
 
+use super::bulk::{self, Action, Chosen, Outcome, Skipped};
 use super::extract::{Body, Params, asker};
 use super::jobs::ListQuery;
-use super::{Api, Problem, SEEN_WITHIN, control};
-use crate::readmodel::{Filter, JobSummary, MAX_PAGE};
-use crate::submit::MAX_JOBS_PER_REQUEST;
+use super::{Api, Problem};
+use crate::readmodel::{Filter, JobSummary};
 
 /// Dead jobs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,15 +51,6 @@ pub struct RedriveAnswer {
     pub more: bool,
 }
 
-/// A job that was left as it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Which.
-    pub id: String,
-    /// Why.
-    pub reason: String,
-}
-
 /// `GET /v1/dead`
 pub async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> Result<Json<DeadPage>, Problem> {
     let filter = Filter { phase: Some(Phase::Dead), ..query.filter()? };
@@ -76,57 +66,28 @@ pub async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> R
 /// `POST /v1/dead/redrive`
 pub async fn redrive(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Json<RedriveAnswer>, Problem> {
     let request: RedriveRequest = body.typed()?;
-    let asker = asker(&headers);
-    let mut answer = RedriveAnswer::default();
-    let ids = chosen(&api, request, &mut answer)?;
-    let mut last = None;
-    for id in ids {
-        let Some(state) = api.model.job(id)? else { continue };
-        if state.phase() != Phase::Dead {
-            answer.skipped.push(Skipped { id: id.to_string(), reason: format!("the job is {}", state.phase()) });
-            continue;
-        }
-        let command = Command::Retry { by: asker.by.clone(), spec: None };
-        match control::settle(&api, &state, command, &asker).await {
-            Ok(events) => {
-                answer.redriven.push(id);
-                last = events.into_iter().next_back().or(last);
-            }
-            // The broker went away in the middle: say what was done.
-            Err(problem) if problem.retry_after_s.is_some() => {
-                return Err(Problem { confirmed: answer.redriven, ..problem });
-            }
-            Err(problem) => answer.skipped.push(Skipped { id: id.to_string(), reason: problem.detail }),
-        }
-    }
-    if let Some(event) = last {
-        api.model.wait_for_event(&event, SEEN_WITHIN).await;
-    }
-    Ok(Json(answer))
+    let mut not_dead = Vec::new();
+    let chosen = chosen(&api, request, &mut not_dead)?;
+    let Outcome { done: redriven, mut skipped, more } =
+        bulk::run(&api, Action::Retry, &chosen, &asker(&headers)).await?;
+    skipped.append(&mut not_dead);
+    Ok(Json(RedriveAnswer { redriven, skipped, more }))
 }
 
-fn chosen(api: &Api, request: RedriveRequest, answer: &mut RedriveAnswer) -> Result<Vec<JobId>, Problem> {
+fn chosen(api: &Api, request: RedriveRequest, not_dead: &mut Vec<Skipped>) -> Result<Chosen, Problem> {
     match (request.ids, request.filter) {
-        (ids, None) if !ids.is_empty() => {
-            if ids.len() > MAX_JOBS_PER_REQUEST {
-                let detail = format!("{} ids, at most {MAX_JOBS_PER_REQUEST} are taken", ids.len());
-                return Err(Problem::bad_request(detail, "ask several times"));
-            }
-            let mut found = Vec::with_capacity(ids.len());
-            for id in ids {
-                match api.resolve(&id) {
-                    Ok(job) => found.push(job),
-                    Err(problem) => answer.skipped.push(Skipped { id, reason: problem.detail }),
+        (mut ids, None) if !ids.is_empty() => {
+            // Another phase may allow a retry, too, but whoever redrives means dead letters.
+            ids.retain(|id| match api.state(id) {
+                Ok(state) if state.phase() != Phase::Dead => {
+                    not_dead.push(Skipped { id: id.clone(), reason: format!("the job is {}", state.phase()) });
+                    false
                 }
-            }
-            Ok(found)
+                _ => true,
+            });
+            Ok(Chosen::Ids(ids))
         }
-        (ids, Some(filter)) if ids.is_empty() => {
-            let filter = Filter { phase: Some(Phase::Dead), ..filter };
-            let page = api.model.list(&filter, None, MAX_PAGE)?;
-            answer.more = page.next.is_some();
-            Ok(page.jobs.into_iter().map(|j| j.id).collect())
-        }
+        (ids, Some(filter)) if ids.is_empty() => Ok(Chosen::Filter(Filter { phase: Some(Phase::Dead), ..filter })),
         _ => Err(Problem::bad_request("either ids or a filter says which", "{\"filter\": {}} for all")),
     }
 }

@@ -2,12 +2,14 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::de::value::StrDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 use stoker_schemas::command::{Command, Context, Rejection};
 use stoker_schemas::decide::decide;
+use stoker_schemas::limits::clip;
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use stoker_worker::ports::broker::CONTENT_BATCH;
@@ -81,10 +83,20 @@ fn is_known(api: &Api, job: &Prepared) -> Result<bool, Problem> {
     }
 }
 
+/// A form sends an empty phase for any.
+fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Phase>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Phase::deserialize(StrDeserializer::<D::Error>::new(&text)).map(Some)
+}
+
 /// Query of lists. Flat: a query string has no nesting.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[serde(default, deserialize_with = "empty_is_none")]
     phase: Option<Phase>,
     image: Option<String>,
     pool: Option<String>,
@@ -97,6 +109,28 @@ pub struct ListQuery {
 }
 
 impl ListQuery {
+    /// Read from the query of an address.
+    pub fn from_address(query: &str) -> Result<Self, Problem> {
+        let uri: Uri =
+            format!("/?{query}").parse().map_err(|_| Problem::bad_request("the filter cannot be read", ""))?;
+        let read = Query::<Self>::try_from_uri(&uri);
+        read.map(|Query(query)| query).map_err(|e| Problem::bad_request(clip(&e.body_text(), 300), ""))
+    }
+
+    /// A form sends fields that nobody filled in, too.
+    pub fn forget_empty(&mut self) {
+        let fields =
+            [&mut self.image, &mut self.pool, &mut self.label, &mut self.cause, &mut self.host, &mut self.text];
+        for field in fields {
+            field.take_if(|text| text.trim().is_empty());
+        }
+    }
+
+    /// What was searched for.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
     /// The filter it asks for.
     pub fn filter(&self) -> Result<Filter, Problem> {
         let cause = self.cause.as_ref().map(|c| c.parse()).transpose();
@@ -208,7 +242,7 @@ pub async fn report_of(api: &Api, state: &JobState) -> Report {
 }
 
 /// The last piece of a console. It has no length that could be asked for, so it is read through.
-async fn console_tail(api: &Api, vm: VmId) -> Option<String> {
+pub async fn console_tail(api: &Api, vm: VmId) -> Option<String> {
     let mut from = 0;
     let mut tail = Vec::new();
     for _ in 0..MAX_TAIL_SCAN / MAX_CONSOLE_CHUNK {

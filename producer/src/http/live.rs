@@ -42,7 +42,7 @@ pub async fn events(
     Params(query): Params<EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let permit = api.streams.clone().try_acquire_owned().map_err(|_| Problem::too_many_streams())?;
+    let permit = api.take_stream()?;
     let job = query.job.as_deref().map(|id| api.resolve(id)).transpose()?;
     let resumed = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse::<u64>().ok()).map(|n| n + 1);
     let follower = Follower::new(&api, resumed.or(query.from), job, permit)?;

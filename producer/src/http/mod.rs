@@ -1,17 +1,16 @@
-//! The HTTP API and its plain status page. Loopback only: whoever reaches it may do everything, so
+//! The HTTP API, and the dashboard over the same rows. Loopback only: whoever reaches it may do everything, so
 //! it is not offered to a network, nor to web pages of other origins.
 
 #![expect(clippy::result_large_err, reason = "a problem ends a request; it is not on a hot path")]
 
-mod control;
+pub(crate) mod bulk;
+pub(crate) mod control;
 mod dead;
 mod extract;
-mod guard;
-mod html;
+pub(crate) mod guard;
 mod jobs;
 mod live;
 mod ops;
-mod pages;
 mod problem;
 
 use std::net::SocketAddr;
@@ -21,18 +20,23 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
-use stoker_schemas::{JobId, JobState};
+use stoker_schemas::{JobId, JobState, Time};
+use stoker_worker::ports::broker::BrokerStatus;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use tokio_util::sync::CancellationToken;
 
+pub use bulk::Skipped;
 pub use control::{ControlAnswer, ControlRequest};
-pub use dead::{DeadPage, RedriveAnswer, RedriveRequest, Skipped};
+pub use dead::{DeadPage, RedriveAnswer, RedriveRequest};
+pub(crate) use extract::{Params, asker};
+pub(crate) use jobs::{ListQuery, console_tail};
 pub use jobs::{Submitted, SubmittedJob};
 pub use ops::{BrokerHealth, Health};
 pub use problem::Problem;
 
 use crate::console::ConsoleSource;
+use crate::dashboard;
 use crate::readmodel::{Found, ReadModel};
 use crate::submit::Submitter;
 
@@ -87,8 +91,36 @@ impl Api {
         }
     }
 
+    /// The rows.
+    pub(crate) fn model(&self) -> &ReadModel {
+        &self.model
+    }
+
+    /// The clock.
+    pub(crate) fn now(&self) -> Time {
+        self.submitter.now()
+    }
+
+    /// Ends when the server does.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// A place among the live streams.
+    pub(crate) fn take_stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.streams.clone().try_acquire_owned().map_err(|_| Problem::too_many_streams())
+    }
+
+    /// Why the broker takes nothing now, if it does not.
+    pub(crate) fn broker_trouble(&self) -> Option<String> {
+        match &*self.submitter.broker().status().borrow() {
+            BrokerStatus::Connected => None,
+            BrokerStatus::Blocked(why) | BrokerStatus::Down(why) => Some(why.clone()),
+        }
+    }
+
     /// The job that a path names, by its id or the beginning of it.
-    fn resolve(&self, text: &str) -> Result<JobId, Problem> {
+    pub(crate) fn resolve(&self, text: &str) -> Result<JobId, Problem> {
         match self.model.find(text)? {
             Found::One(id) => Ok(id),
             Found::Nothing => Err(Problem::no_such_job(text)),
@@ -97,7 +129,7 @@ impl Api {
     }
 
     /// Its state, too.
-    fn state(&self, text: &str) -> Result<JobState, Problem> {
+    pub(crate) fn state(&self, text: &str) -> Result<JobState, Problem> {
         let id = self.resolve(text)?;
         self.model.job(id)?.ok_or_else(|| Problem::no_such_job(text))
     }
@@ -106,8 +138,7 @@ impl Api {
 /// All routes.
 pub fn router(api: Api) -> Router {
     Router::new()
-        .route("/", get(pages::overview))
-        .route("/jobs/{id}", get(pages::job))
+        .merge(dashboard::routes())
         .route("/health", get(ops::health))
         .route("/metrics", get(ops::metrics))
         .route("/v1/jobs", get(jobs::list).post(jobs::submit))
@@ -126,7 +157,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/undecodable", get(ops::undecodable))
         .route("/v1/events", get(live::events))
         .route("/v1/log", get(live::log))
-        .fallback(guard::not_found)
+        .fallback(dashboard::missing)
         .method_not_allowed_fallback(guard::wrong_method)
         .layer(from_fn(guard::local_only))
         .with_state(api)

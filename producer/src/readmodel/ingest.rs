@@ -1,6 +1,7 @@
 //! History entries -> one atomic batch: the events, the summaries and indexes that follow from
 //! them, the counters and the offset. Told twice or in another order, the rows come out the same.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
 use super::cache::Cache;
 use super::hosts::HostState;
+use super::series::{KEPT_MINUTES, Minute, minute_of};
 use super::store::{Meta, Store, Stored, corrupt};
 use super::summary::JobSummary;
 use super::{Change, ReadModelError, keys};
@@ -22,6 +24,9 @@ const MAX_UNDECODABLE: u64 = 1_000;
 const MAX_EVENTS_PER_JOB: u32 = 10_000;
 /// Beginning kept of what could not be decoded, bytes.
 const KEPT_BYTES: usize = limits::MAX_TEXT_BYTES;
+
+/// Old minutes removed with one batch: more than ever begin anew, few enough not to be felt.
+const FORGOTTEN_AT_ONCE: usize = 16;
 
 /// A history entry (or one event of a batch) that is not an event we know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +68,7 @@ pub(super) struct Ingest<'a> {
     jobs: BTreeMap<JobId, Touched>,
     hosts: BTreeMap<String, HostState>,
     changes: Vec<Change>,
+    minutes: BTreeMap<u64, Minute>,
     crowded: bool,
 }
 
@@ -77,6 +83,7 @@ impl<'a> Ingest<'a> {
             jobs: BTreeMap::new(),
             hosts: BTreeMap::new(),
             changes: Vec::new(),
+            minutes: BTreeMap::new(),
             crowded: false,
         }
     }
@@ -198,6 +205,7 @@ impl<'a> Ingest<'a> {
         for (name, host) in &self.hosts {
             self.batch.insert(keys::host(name), serde_json::to_vec(host).map_err(corrupt)?);
         }
+        self.write_minutes()?;
         self.trim_undecodable()?;
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
@@ -217,10 +225,34 @@ impl<'a> Ingest<'a> {
             _ => self.replay(id)?,
         };
         let events = before.as_ref().map_or(0, |b| b.events) + touched.count;
+        if !touched.replaced {
+            touched.fresh.iter().try_for_each(|event| self.tally(event, &state))?;
+        }
         let after = JobSummary::of(&state, times, events);
         self.index(before.as_ref(), &after)?;
         self.mark_crowded(&state)?;
         self.cache.put(state);
+        Ok(())
+    }
+
+    fn tally(&mut self, event: &Event, state: &JobState) -> Result<(), ReadModelError> {
+        let minute = minute_of(event.time);
+        let known = match self.minutes.entry(minute) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.store.minute(minute)?.unwrap_or_default()),
+        };
+        known.add(event, state);
+        Ok(())
+    }
+
+    fn write_minutes(&mut self) -> Result<(), ReadModelError> {
+        let Some((newest, _)) = self.minutes.last_key_value() else { return Ok(()) };
+        for key in self.store.minutes_before(newest.saturating_sub(KEPT_MINUTES), FORGOTTEN_AT_ONCE)? {
+            self.batch.remove(key);
+        }
+        for (minute, sum) in &self.minutes {
+            self.batch.insert(keys::minute(*minute), serde_json::to_vec(sum).map_err(corrupt)?);
+        }
         Ok(())
     }
 
@@ -267,14 +299,17 @@ impl<'a> Ingest<'a> {
     fn index(&mut self, before: Option<&JobSummary>, after: &JobSummary) -> Result<(), ReadModelError> {
         let rows = |s: &JobSummary| {
             let tail = keys::index_tail(s.created, s.id);
-            [[keys::BY_TIME, &tail].concat(), [keys::by_phase(s.phase), tail].concat()]
+            let mut rows = vec![[keys::BY_TIME, &tail].concat(), [keys::by_phase(s.phase), tail].concat()];
+            rows.extend(s.not_before.map(|due| keys::by_due(due, s.id)));
+            rows
         };
+        let stale = before.map(rows).unwrap_or_default();
         let kept = rows(after);
-        for stale in before.map(rows).into_iter().flatten().filter(|row| !kept.contains(row)) {
-            self.batch.remove(stale);
+        for row in stale.iter().filter(|row| !kept.contains(row)) {
+            self.batch.remove(row.as_slice());
         }
-        for row in kept {
-            self.batch.insert(row, &[]);
+        for row in kept.iter().filter(|row| !stale.contains(row)) {
+            self.batch.insert(row.as_slice(), &[]);
         }
         self.batch.insert(keys::job(after.id), serde_json::to_vec(after).map_err(corrupt)?);
         self.meta.counters.moved(before, after);

@@ -8,7 +8,9 @@
 //! j job              -> summary
 //! p phase time job   -> (index)         newest first
 //! t time job         -> (index)         newest first
+//! r due job          -> (index)         soonest first
 //! h host             -> state
+//! b minute           -> what happened in it
 //! d job              -> (index)         a VM too many that was not told to go
 //! x offset index     -> what could not be decoded
 //! m                  -> offset, next seq, counters
@@ -27,6 +29,8 @@ pub const UNDECODABLE: &[u8] = b"x";
 pub const BY_TIME: &[u8] = b"t";
 /// Beginning of the index of jobs with a VM too many.
 pub const CROWDED: &[u8] = b"d";
+/// Beginning of the index of jobs that wait for an attempt.
+pub const BY_DUE: &[u8] = b"r";
 /// Bytes of an index key behind its beginning: time and job.
 pub const INDEX_TAIL: usize = 24;
 
@@ -92,6 +96,17 @@ pub fn by_phase(phase: Phase) -> Vec<u8> {
 pub fn index_tail(created: Time, job: JobId) -> Vec<u8> {
     let micros = u64::try_from(created.unix_micros()).unwrap_or(0);
     joined(&[&(!micros).to_be_bytes(), job.0.as_bytes()])
+}
+
+/// A job that is due at a time.
+pub fn by_due(due: Time, job: JobId) -> Vec<u8> {
+    let micros = u64::try_from(due.unix_micros()).unwrap_or(0);
+    joined(&[BY_DUE, &micros.to_be_bytes(), job.0.as_bytes()])
+}
+
+/// What happened in a minute.
+pub fn minute(minute: u64) -> Vec<u8> {
+    joined(&[b"b", &minute.to_be_bytes()])
 }
 
 /// The job that an index key names.

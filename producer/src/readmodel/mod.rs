@@ -6,6 +6,7 @@ mod hosts;
 mod ingest;
 mod keys;
 mod query;
+mod series;
 mod store;
 mod summary;
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
 pub use query::{DEFAULT_PAGE, Filter, Found, MAX_PAGE, Page};
+pub use series::{Histogram, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
 
@@ -311,6 +313,33 @@ impl ReadModel {
             causes: counters.causes(&[Phase::Failing, Phase::Retrying, Phase::Dead]),
             undecodable: live.meta.undecodable,
         }
+    }
+
+    /// Jobs in a phase by the cause of their last failure, the most frequent first.
+    pub fn causes_of(&self, phase: Phase) -> Vec<(Cause, u64)> {
+        let mut causes: Vec<_> = self.live().meta.counters.causes(&[phase]).into_iter().collect();
+        causes.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        causes
+    }
+
+    /// Jobs that wait for an attempt, those due soonest first.
+    pub fn due_soonest(&self, limit: usize) -> Result<Vec<JobSummary>, ReadModelError> {
+        let ids = self.store.due(limit)?;
+        ids.into_iter().filter_map(|id| self.store.summary(id).transpose()).collect()
+    }
+
+    /// The job that has been in a phase's list longest.
+    pub fn oldest(&self, phase: Phase) -> Result<Option<JobSummary>, ReadModelError> {
+        let id = self.store.oldest(&keys::by_phase(phase))?;
+        id.map_or(Ok(None), |id| self.store.summary(id))
+    }
+
+    /// What happened in the last minutes, one entry each, the oldest first.
+    pub fn series(&self, minutes: u64) -> Result<Vec<(u64, Minute)>, ReadModelError> {
+        let now = series::minute_of((self.clock)());
+        let first = now.saturating_sub(minutes.clamp(1, series::KEPT_MINUTES) - 1);
+        let mut known: BTreeMap<_, _> = self.store.minutes(first, now)?.into_iter().collect();
+        Ok((first..=now).map(|minute| (minute, known.remove(&minute).unwrap_or_default())).collect())
     }
 
     /// All hosts by name.

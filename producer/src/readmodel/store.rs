@@ -10,10 +10,11 @@ use stoker_schemas::{Event, JobId, Time};
 use super::ReadModelError;
 use super::hosts::HostState;
 use super::keys;
+use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 /// Memory sled may use for pages. Its own default, 1 GiB, is more than a whole front should take.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -162,6 +163,40 @@ impl Store {
     pub fn ids(&self, low: JobId, high: JobId, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
         let keys = self.tree.range(keys::job(low)..=keys::job(high)).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// Jobs in the order in which they are due.
+    pub fn due(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        let keys = self.tree.scan_prefix(keys::BY_DUE).keys().take(limit);
+        keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// The job that entered an index first, by the time it is sorted by.
+    pub fn oldest(&self, prefix: &[u8]) -> Result<Option<JobId>, ReadModelError> {
+        let Some(key) = self.tree.scan_prefix(prefix).keys().next_back() else { return Ok(None) };
+        Ok(keys::job_of_index(&key?))
+    }
+
+    /// What happened in a minute.
+    pub fn minute(&self, minute: u64) -> Result<Option<Minute>, ReadModelError> {
+        self.read(&keys::minute(minute))
+    }
+
+    /// Minutes with something in them, from one to another.
+    pub fn minutes(&self, from: u64, to: u64) -> Result<Vec<(u64, Minute)>, ReadModelError> {
+        let rows = self.tree.range(keys::minute(from)..=keys::minute(to));
+        rows.map(|row| {
+            let (key, value) = row?;
+            let minute = key.get(1..).and_then(|tail| tail.try_into().ok()).map(u64::from_be_bytes);
+            let minute = minute.ok_or_else(|| corrupt("a minute's key is too short"))?;
+            Ok((minute, serde_json::from_slice(&value).map_err(corrupt)?))
+        })
+        .collect()
+    }
+
+    /// Keys of minutes before one, a few at a time.
+    pub fn minutes_before(&self, minute: u64, limit: usize) -> Result<Vec<sled::IVec>, ReadModelError> {
+        Ok(self.tree.range(keys::minute(0)..keys::minute(minute)).keys().take(limit).collect::<Result<_, _>>()?)
     }
 
     /// Jobs with a VM too many.

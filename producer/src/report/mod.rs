@@ -6,6 +6,8 @@ mod markdown;
 pub mod text;
 mod waterfall;
 
+pub(crate) use text::plain;
+
 use serde::{Deserialize, Serialize};
 use stoker_schemas::event::DeadReason;
 use stoker_schemas::{JobState, Phase};
@@ -39,7 +41,7 @@ impl Report {
     pub fn of(state: &JobState, console_tail: Option<&str>) -> Self {
         let job = JobView::of(state);
         let image = job.spec.as_ref().map_or("unknown image", |s| s.image.as_str());
-        let lines: Vec<_> = console_tail.unwrap_or_default().lines().map(text::plain).collect();
+        let lines: Vec<_> = console_tail.unwrap_or_default().lines().map(plain).collect();
         let skipped = lines.len().saturating_sub(MAX_CONSOLE_LINES);
         Self {
             title: format!("Verification report: {image}, job {}", job.id),

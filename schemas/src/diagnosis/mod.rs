@@ -7,7 +7,7 @@
 mod cause;
 mod rules;
 
-use std::net::Ipv4Addr;
+use std::{fmt, net::Ipv4Addr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,19 @@ pub enum VmmSignal {
         /// The driver's reading of it.
         reason: String,
     },
+}
+
+impl fmt::Display for VmmSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(words) => write!(f, "refused its configuration: {words}"),
+            Self::NotStarted(words) => write!(f, "could not be started: {words}"),
+            Self::Exited { reason, .. } if !reason.is_empty() => write!(f, "ended: {reason}"),
+            Self::Exited { signal: Some(signal), .. } => write!(f, "ended by signal {signal}"),
+            Self::Exited { code: Some(code), .. } => write!(f, "ended with exit code {code}"),
+            Self::Exited { .. } => f.write_str("ended, nobody knows how"),
+        }
+    }
 }
 
 /// Kinds of probe outcomes, counted.

@@ -323,7 +323,7 @@ fn evidence(s: &Signals) -> Vec<String> {
     let mut lines = Vec::new();
     let mut add = |line: String| lines.push(clip(&line, 300));
     if let Some(vmm) = &s.vmm {
-        add(format!("hypervisor: {vmm:?}"));
+        add(format!("hypervisor: {vmm}"));
     }
     if let Some(text) = s.kernel_panic.iter().chain(&s.out_of_memory).next() {
         add(format!("console: {text}"));

@@ -418,6 +418,19 @@ pub enum GoneWhy {
     Duplicate,
 }
 
+impl GoneWhy {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "its attempt had failed",
+            Self::Cancelled => "its job was cancelled",
+            Self::Stopped => "somebody asked",
+            Self::Exited => "it ended by itself",
+            Self::Duplicate => "another VM of the job was ready earlier",
+        }
+    }
+}
+
 payload! {
     /// Payload of `host.started`.
     struct HostStarted {

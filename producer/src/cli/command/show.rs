@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::cli::CliError;
-use crate::cli::describe::{dead_reason, gone_why};
+use crate::cli::describe::dead_reason;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
 use crate::view::{AttemptView, JobView, Outcome, duration};
@@ -94,7 +94,7 @@ fn print_attempt(a: &AttemptView, printer: &mut Printer) -> Result<(), CliError>
     match &a.gone {
         // After a failure the VM always goes: not news.
         Some(gone) if a.outcome != Outcome::Failed => {
-            let text = format!("  gone   {} at {} {}", gone_why(gone.why), gone.at, gone.detail);
+            let text = format!("  gone   {} at {} {}", gone.why.as_str(), gone.at, gone.detail);
             printer.line(text.trim_end())
         }
         _ => Ok(()),

@@ -1,0 +1,53 @@
+//! Hosts: what each may give out, what it runs, whether it takes jobs.
+
+use axum::extract::State;
+use maud::{Markup, html};
+
+use super::layout::{Frame, Page, Tab};
+use super::parts;
+use crate::http::{Api, Problem};
+use crate::readmodel::{HostStatus, HostView};
+
+/// `GET /hosts`
+pub async fn page(State(api): State<Api>) -> Page {
+    let body = content(&api);
+    Page::of(&api, Frame::new("Hosts", Tab::Hosts), body)
+}
+
+fn content(api: &Api) -> Result<Markup, Problem> {
+    let hosts = api.model().hosts()?;
+    Ok(html! {
+        h1 { "Hosts" }
+        @if hosts.is_empty() {
+            (parts::nothing("No host has reported yet.", &html! { pre { "stoker-worker run --broker amqp://user@broker:5672" } }))
+        } @else {
+            div.scroll tabindex="0" role="region" aria-label="Hosts" { table {
+                thead { tr {
+                    th { "host" } th { "status" } th { "VMs" } th.num { "vCPUs" } th.num { "memory" } th.wide { "pools" }
+                    th.wide { "labels" } th.wide { "hypervisor" } th { "" }
+                } }
+                tbody { @for host in &hosts { (row(host)) } }
+            } }
+        }
+    })
+}
+
+fn row(host: &HostView) -> Markup {
+    html! {
+        tr data-key=(host.name) data-href={ "/jobs?host=" (host.name) } {
+            td { a href={ "/jobs?host=" (host.name) } { (host.name) } }
+            td { (host.status.as_str()) @if let Some(since) = host.since { " " span.dim { (parts::ago(since)) } } }
+            td.fit { (parts::meter(host.booting + host.ready, host.slots.into())) }
+            td.num { (host.vcpus) }
+            td.num.fit { (host.memory_mib) " MiB" }
+            td.wide { (host.pools.join(", ")) }
+            td.wide { @for (key, value) in &host.labels { span.dim { (key) "=" (value) } " " } }
+            td.wide { (host.hypervisor) " · " (host.version) }
+            td { @if host.status == HostStatus::Up {
+                form.inline method="post" action={ "/hosts/" (host.name) "/drain" } {
+                    button title="Takes no more jobs; its VMs keep running" { "Drain" }
+                }
+            } }
+        }
+    }
+}

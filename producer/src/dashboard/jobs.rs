@@ -1,0 +1,153 @@
+//! Lists of jobs: what the address says is what is shown, and what may be done with it.
+
+use std::fmt::Write as _;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use stoker_schemas::Phase;
+use stoker_schemas::diagnosis::Cause;
+
+use super::layout::{Frame, Page, Tab};
+use super::parts;
+use crate::http::{Api, ListQuery, Params, Problem};
+use crate::readmodel::{Filter, Found, JobSummary};
+
+const PHASES: [Phase; 8] = [
+    Phase::Queued,
+    Phase::Booting,
+    Phase::Ready,
+    Phase::Failing,
+    Phase::Retrying,
+    Phase::Dead,
+    Phase::Cancelled,
+    Phase::Stopped,
+];
+
+/// `GET /jobs`
+pub async fn page(State(api): State<Api>, Params(mut query): Params<ListQuery>) -> Response {
+    query.forget_empty();
+    // An id, or enough of one, leads straight to its job.
+    if let Some(text) = query.text().filter(|text| text.len() >= 8)
+        && let Ok(Found::One(id)) = api.model().find(text)
+    {
+        return Redirect::to(&format!("/jobs/{id}")).into_response();
+    }
+    let search = query.text().unwrap_or_default().to_owned();
+    let frame = Frame { search: &search, ..Frame::new("Jobs", Tab::Jobs) };
+    let body = content(&api, &query);
+    Page::of(&api, frame, body).into_response()
+}
+
+fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
+    let filter = query.filter()?;
+    let found = query.page(api, &filter)?;
+    let known = api.model().counts().phases.values().sum::<u64>();
+    Ok(html! {
+        h1 { "Jobs" }
+        (filters(&filter))
+        @if found.jobs.is_empty() {
+            (empty(known, found.next.is_some()))
+        } @else {
+            (selectable(&found.jobs, &filter, "/jobs"))
+        }
+        @if let Some(next) = &found.next {
+            p { a rel="next" href={ "/jobs?" (address(&filter)) "cursor=" (next) } { "Older jobs" } }
+        }
+    })
+}
+
+fn empty(known: u64, more: bool) -> Markup {
+    if more {
+        return html! { p.dim { "Nothing in the newest of them; older jobs are not searched yet." } };
+    }
+    if known == 0 {
+        return parts::nothing("No jobs yet. Enqueue one:", &html! { pre { "stoker enqueue golden --wait" } });
+    }
+    html! { p.dim { "No job matches. " a href="/jobs" { "Show all" } } }
+}
+
+/// A table whose rows can be ticked, with what may be done to the ticked ones or to all that match.
+pub fn selectable(jobs: &[JobSummary], filter: &Filter, back: &str) -> Markup {
+    html! {
+        form method="post" action="/jobs/act" {
+            input type="hidden" name="back" value=(back);
+            input type="hidden" name="filter" value=(address(filter));
+            (parts::job_table(jobs, true))
+            div.bar {
+                span { span data-picked { "0" } " selected" }
+                @for (action, label) in [("retry", "Retry"), ("cancel", "Cancel"), ("stop", "Stop")] {
+                    button name="action" value=(action) data-needs-picked { (label) " selected" }
+                }
+                span.dim { "or all that match:" }
+                @for (action, label) in [("retry-all", "Retry"), ("cancel-all", "Cancel"), ("stop-all", "Stop")] {
+                    button name="action" value=(action) { (label) " all…" }
+                }
+            }
+        }
+    }
+}
+
+fn filters(filter: &Filter) -> Markup {
+    let field = |name: &str, label: &str, value: Option<&String>| {
+        html! { label { (label) input name=(name) value=[value] size="14"; } }
+    };
+    html! {
+        form.filters action="/jobs" {
+            label { "state" select name="phase" {
+                option value="" { "any" }
+                @for phase in PHASES { option value=(phase) selected[filter.phase == Some(phase)] { (phase) } }
+            } }
+            label { "cause" select name="cause" {
+                option value="" { "any" }
+                @for cause in Cause::ALL { option value=(cause) selected[filter.cause == Some(*cause)] { (cause.title()) } }
+            } }
+            (field("image", "image", filter.image.as_ref()))
+            (field("pool", "pool", filter.pool.as_ref()))
+            (field("host", "host", filter.host.as_ref()))
+            (field("label", "label (key or key=value)", filter.label.as_ref()))
+            (field("text", "text", filter.text.as_ref()))
+            button.main { "Filter" }
+            @if *filter != Filter::default() { a href="/jobs" { "Clear" } }
+        }
+    }
+}
+
+/// A filter as the query of an address; ends in `&` unless it is empty.
+pub fn address(filter: &Filter) -> String {
+    let fields = [
+        ("phase", filter.phase.map(|p| p.to_string())),
+        ("cause", filter.cause.map(|c| c.to_string())),
+        ("image", filter.image.clone()),
+        ("pool", filter.pool.clone()),
+        ("host", filter.host.clone()),
+        ("label", filter.label.clone()),
+        ("text", filter.text.clone()),
+    ];
+    let mut query = String::new();
+    for (name, value) in fields.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+        query.push_str(name);
+        query.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => query.push(char::from(byte)),
+                // Writing to a String cannot fail.
+                _ => drop(write!(query, "%{byte:02X}")),
+            }
+        }
+        query.push('&');
+    }
+    query
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_says_what_is_filtered_and_nothing_more() {
+        assert_eq!(address(&Filter::default()), "");
+        let filter = Filter { phase: Some(Phase::Dead), text: Some("a b&c=\u{e9}".to_owned()), ..Filter::default() };
+        assert_eq!(address(&filter), "phase=dead&text=a%20b%26c%3D%C3%A9&");
+    }
+}

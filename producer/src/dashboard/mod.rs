@@ -1,0 +1,55 @@
+//! The dashboard: pages for people, made on the server from the same rows as the API's answers.
+//! Usable without script (forms post, links filter); with it, pages keep themselves current.
+
+#![expect(clippy::result_large_err, reason = "a problem ends a request; it is not on a hot path")]
+
+mod actions;
+mod assets;
+mod attempt;
+mod console;
+mod dead;
+mod hosts;
+mod job;
+mod jobs;
+mod layout;
+mod live;
+mod log;
+mod overview;
+mod parts;
+mod retries;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::http::{Api, guard};
+
+/// Pages, their forms and what they load.
+pub fn routes() -> Router<Api> {
+    Router::new()
+        .route("/", get(overview::page))
+        .route("/jobs", get(jobs::page))
+        .route("/jobs/{id}", get(job::page))
+        .route("/jobs/{id}/edit", get(actions::edit))
+        .route("/jobs/{id}/{action}", post(actions::one))
+        .route("/jobs/act", post(actions::many))
+        .route("/retries", get(retries::page))
+        .route("/dead", get(dead::page))
+        .route("/hosts", get(hosts::page))
+        .route("/hosts/{host}/drain", post(actions::drain))
+        .route("/log", get(log::page))
+        .route("/live", get(live::ticks))
+        .route("/assets/{name}", get(assets::file))
+}
+
+/// Nothing is there: said in the form that was asked for.
+pub async fn missing(State(api): State<Api>, request: Request) -> Response {
+    let page = layout::wants_page(request.headers());
+    let problem = guard::not_found(request).await;
+    if page {
+        layout::Page::problem(&api, layout::Tab::Overview, &problem).into_response()
+    } else {
+        problem.into_response()
+    }
+}

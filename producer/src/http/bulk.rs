@@ -1,0 +1,179 @@
+//! One wish for many jobs: those named, or all that match. Each is decided on its own; what cannot
+//! be done is left as it is and named.
+
+use std::str::FromStr;
+
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use stoker_schemas::JobId;
+use stoker_schemas::JobSpec;
+use stoker_schemas::command::Command;
+use stoker_schemas::event::{Event, Request};
+use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
+
+use super::{Api, Problem, control};
+use crate::readmodel::{Filter, MAX_PAGE};
+use crate::submit::Asker;
+
+/// Jobs of one wish. The next of them are for the next wish, so that no request runs for minutes.
+pub const MAX_JOBS: usize = 10_000;
+/// Jobs in work at once: enough to share confirms, few enough to leave room for others.
+const AT_ONCE: usize = 64;
+
+/// What may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Another attempt, now.
+    Retry,
+    /// No attempt any longer.
+    Cancel,
+    /// The VM of a ready job goes.
+    Stop,
+}
+
+impl Action {
+    /// As on a button.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Retry => "Retry",
+            Self::Cancel => "Cancel",
+            Self::Stop => "Stop",
+        }
+    }
+
+    /// As in a sentence about what was done.
+    pub const fn participle(self) -> &'static str {
+        match self {
+            Self::Retry => "retried",
+            Self::Cancel => "cancelled",
+            Self::Stop => "stopped",
+        }
+    }
+
+    /// The command to a job. A spec is for retries.
+    pub fn command(self, asker: &Asker, reason: &str, spec: Option<JobSpec>) -> Command {
+        let by = asker.by.clone();
+        let request = || Request { by: by.clone(), reason: clip(reason, MAX_TEXT_BYTES) };
+        match self {
+            Self::Retry => Command::Retry { by, spec },
+            Self::Cancel => Command::Cancel(request()),
+            Self::Stop => Command::Stop(request()),
+        }
+    }
+}
+
+impl FromStr for Action {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        match text {
+            "retry" => Ok(Self::Retry),
+            "cancel" => Ok(Self::Cancel),
+            "stop" => Ok(Self::Stop),
+            _ => Err(Problem::bad_request(format!("{:?} is not an action", clip(text, 40)), "retry, cancel or stop")),
+        }
+    }
+}
+
+/// Which jobs.
+#[derive(Debug, Clone)]
+pub enum Chosen {
+    /// These (whole ids or beginnings).
+    Ids(Vec<String>),
+    /// All that match.
+    Filter(Filter),
+}
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Done.
+    pub done: Vec<JobId>,
+    /// Left as they are, and why.
+    pub skipped: Vec<Skipped>,
+    /// There are more that match; ask again.
+    pub more: bool,
+}
+
+/// A job that was left as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Which.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The jobs that are meant, up to [`MAX_JOBS`].
+fn select(api: &Api, chosen: &Chosen, outcome: &mut Outcome) -> Result<Vec<JobId>, Problem> {
+    let mut found = Vec::new();
+    match chosen {
+        Chosen::Ids(ids) if ids.len() > MAX_JOBS => {
+            let detail = format!("{} ids, at most {MAX_JOBS} are taken", ids.len());
+            return Err(Problem::bad_request(detail, "ask several times"));
+        }
+        Chosen::Ids(ids) => {
+            for id in ids {
+                match api.resolve(id) {
+                    Ok(job) => found.push(job),
+                    Err(problem) => outcome.skipped.push(Skipped { id: id.clone(), reason: problem.detail }),
+                }
+            }
+        }
+        Chosen::Filter(filter) => {
+            let mut cursor = None;
+            loop {
+                let page = api.model.list(filter, cursor.as_deref(), MAX_PAGE.min(MAX_JOBS - found.len()))?;
+                found.extend(page.jobs.into_iter().map(|job| job.id));
+                outcome.more = page.next.is_some();
+                cursor = page.next;
+                if cursor.is_none() || found.len() >= MAX_JOBS {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// How many jobs are meant, up to [`MAX_JOBS`].
+pub fn count(api: &Api, chosen: &Chosen) -> Result<u64, Problem> {
+    Ok(select(api, chosen, &mut Outcome::default())?.len() as u64)
+}
+
+/// Carries a wish out.
+pub async fn run(api: &Api, action: Action, chosen: &Chosen, asker: &Asker) -> Result<Outcome, Problem> {
+    let mut outcome = Outcome::default();
+    let ids = select(api, chosen, &mut outcome)?;
+    let mut results =
+        stream::iter(ids).map(|id| async move { (id, one(api, id, action, asker).await) }).buffer_unordered(AT_ONCE);
+    let mut last = Vec::new();
+    let mut cut = None;
+    while let Some((id, result)) = results.next().await {
+        match result {
+            Ok(events) => {
+                outcome.done.push(id);
+                last = events;
+            }
+            Err(problem) => {
+                outcome.skipped.push(Skipped { id: id.to_string(), reason: problem.detail.clone() });
+                // The broker went away in the middle: the others would only wait for it, too.
+                if problem.retry_after_s.is_some() {
+                    cut = Some(problem);
+                    break;
+                }
+            }
+        }
+    }
+    drop(results);
+    control::shown(api, &last).await;
+    match cut {
+        Some(problem) => Err(Problem { confirmed: outcome.done, ..problem }),
+        None => Ok(outcome),
+    }
+}
+
+async fn one(api: &Api, id: JobId, action: Action, asker: &Asker) -> Result<Vec<Event>, Problem> {
+    let state = api.model.job(id)?.ok_or_else(|| Problem::no_such_job(&id.to_string()))?;
+    control::settle(api, &state, action.command(asker, "", None), asker).await
+}
