@@ -27,6 +27,7 @@ use stoker_tests::{
 use stoker_worker::{
     net::{BridgedNetwork, Namespace, UserNetwork},
     ports::net::{NetSignal, Network},
+    vm::simulated::{SimWorld, SimulatedNetwork},
 };
 use tokio::time::timeout;
 
@@ -42,6 +43,11 @@ async fn the_user_network_passes_the_suite() {
     let dir = tempfile::tempdir().unwrap();
     suite(&UserNetwork::open(dir.path()).unwrap()).await;
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_simulated_network_passes_the_suite() {
+    suite(&SimulatedNetwork::new(SimWorld::new())).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,9 @@ use crate::host::{self, BenchHost};
 /// Backlogs looked at, one after the other in one process.
 const BACKLOGS: [usize; 3] = [10_000, 100_000, 1_000_000];
 
+/// Growth for each further job that still counts as flat: less than a tenth of what it has on disk.
+const MAX_GROWTH: f64 = 100.0;
+
 /// A line from the child.
 #[derive(Debug, Serialize, Deserialize)]
 struct Reading {
@@ -42,7 +45,19 @@ pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
         let name = format!("memory-backlog-{}k", reading.jobs / 1_000);
         Figure::measured(name, "MiB", Target::None, mib(reading.rss_kib), detail)
     };
-    Ok(backlogs.iter().map(figure).collect())
+    let mut figures: Vec<_> = backlogs.iter().map(figure).collect();
+    if let [.., before, last] = backlogs {
+        figures.push(growth(before, last));
+    }
+    Ok(figures)
+}
+
+/// Flat means: what grows is the index of positions, not the messages.
+fn growth(before: &Reading, last: &Reading) -> Figure {
+    let jobs = last.jobs.saturating_sub(before.jobs) as f64;
+    let bytes = last.rss_kib.saturating_sub(before.rss_kib) as f64 * 1_024.0 / jobs;
+    let detail = format!("from {} to {} jobs waiting; an event of one has about a thousand bytes", before.jobs, last.jobs);
+    Figure::measured("memory-growth-per-job", "bytes", Target::AtMost(MAX_GROWTH), bytes, detail)
 }
 
 fn mib(kib: u64) -> f64 {

@@ -63,6 +63,10 @@ impl Network for SimulatedNetwork {
     }
 
     async fn reattach(&self, request: AttachRequest) -> Result<Attachment, NetError> {
+        if !self.world.has_card(request.vm) {
+            let hint = "it was never attached, or detached since".to_owned();
+            return Err(NetError::Missing { what: "the simulated network card".to_owned(), hint });
+        }
         Ok(self.attachment(&request))
     }
 
