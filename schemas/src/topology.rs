@@ -8,10 +8,16 @@
 //!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
 //!   job.dead.<pool>                          -> stoker.dead                 (quorum)
 //!   command.all | command.host.<host>        -> stoker.host.<host>          (quorum)
-//!   #                                        -> stoker.log                  (stream: history)
+//!   #                                        -> topic exchange stoker.history
+//! topic exchange stoker.history              everything, for readers
+//!   #                                        -> stoker.log                  (stream)
 //! topic exchange stoker.due                  what left a delay queue, original routing key
 //!   *.*.<pool>.<lane>.#                      -> stoker.jobs.<pool>.<lane>
 //! ```
+//!
+//! The history has an exchange of its own because RabbitMQ confirms a message only when *every*
+//! queue it routes to has it: a stream that is down would stop all work with it. An exchange can
+//! be unbound at any time; a queue that is down cannot.
 
 use std::time::Duration;
 
@@ -52,6 +58,10 @@ impl Names {
     /// The exchange that work queues dead-letter to.
     pub fn dead_exchange(&self) -> String {
         format!("{}.dead-letter", self.prefix)
+    }
+    /// The exchange between the events and the history stream.
+    pub fn history_exchange(&self) -> String {
+        format!("{}.history", self.prefix)
     }
     /// Jobs of one pool and lane.
     pub fn jobs_queue(&self, pool: &PoolName, lane: Priority) -> String {
@@ -105,7 +115,8 @@ pub fn host_bindings(host: &HostName) -> [String; 2] {
 /// Binding key from the events exchange to the dead queue.
 pub const DEAD_BINDING: &str = "job.dead.#";
 
-/// Binding key from the events exchange to the history stream: everything.
+/// Binding key from the events exchange to the history exchange, and from there to the stream:
+/// everything.
 pub const HISTORY_BINDING: &str = "#";
 
 /// Routing key of commands that every host must know of.
@@ -126,6 +137,23 @@ fn is_command(data: &EventData) -> bool {
     )
 }
 
+/// Does nobody but readers of the history receive it? While the history is away such an event has
+/// nowhere to go.
+pub fn is_history_only(event: &Event) -> bool {
+    match &event.data {
+        EventData::JobEnqueued(_)
+        | EventData::JobRetryScheduled(_)
+        | EventData::JobDeferred(_)
+        | EventData::JobDead(_) => false,
+        told => !is_command(told) || is_retold(event),
+    }
+}
+
+/// A command retold by the host that obeyed it is history: it must not command again.
+fn is_retold(event: &Event) -> bool {
+    event.source.starts_with(HOST_SOURCE) && is_command(&event.data)
+}
+
 /// Where an event goes: its routing key, and how long the broker holds it back.
 pub fn route(event: &Event) -> (String, Option<Duration>) {
     match &event.data {
@@ -140,8 +168,7 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
             let tier = delay_tier_ms(delay);
             (format!("job.deferred.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
         }
-        // A command retold by the host that obeyed it is history: it must not command again.
-        told if event.source.starts_with(HOST_SOURCE) && is_command(told) => (told.kind().to_owned(), None),
+        told if is_retold(event) => (told.kind().to_owned(), None),
         EventData::JobDead(e) => (format!("job.dead.{}", e.spec.pool), None),
         EventData::CancelRequested(_) | EventData::StopRequested(_) => (COMMAND_ALL.to_owned(), None),
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),

@@ -12,9 +12,11 @@ readonly BROKER_START_TRIES=3
 #: broker start|stop|restart|kill9 [--name N] | a private RabbitMQ node (start prints its URL)
 #: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
 #: broker status|env|dir [--name N] | is it running; export lines for a shell; where its data is
+#: broker ctl [--name N] -- ARGUMENTS | rabbitmqctl for that node
 #: broker wipe [--name N] | stop the node and delete its data
 cmd_broker() {
   local verb="${1:-}" name=dev
+  CTL_ARGUMENTS=()
   [[ $# -gt 0 ]] && shift
   while (($# > 0)); do
     case "$1" in
@@ -23,6 +25,10 @@ cmd_broker() {
         shift
         ;;
       --name=*) name="${1#--name=}" ;;
+      --)
+        CTL_ARGUMENTS=("${@:2}")
+        break
+        ;;
       *) die_usage "broker: unknown argument: $1" ;;
     esac
     shift
@@ -32,8 +38,8 @@ cmd_broker() {
   BROKER_NAME="$name"
   BROKER_DIR="$RUN_DIR/broker/$name"
   case "$verb" in
-    start | stop | restart | kill9 | pause | resume | status | env | dir | wipe) "broker_$verb" ;;
-    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env, dir or wipe" ;;
+    start | stop | restart | kill9 | pause | resume | status | env | dir | ctl | wipe) "broker_$verb" ;;
+    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env, dir, ctl or wipe" ;;
   esac
 }
 
@@ -105,6 +111,14 @@ broker_env() {
 }
 
 broker_dir() { printf '%s\n' "$BROKER_DIR"; }
+
+# As with the server: the wrapper in /usr/sbin meets the wrong cookie.
+broker_ctl() {
+  load_ports || die "broker: $BROKER_NAME was never started"
+  env HOME="$BROKER_DIR/home" RABBITMQ_NODENAME="stoker-$BROKER_NAME@localhost" \
+    ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
+    "${RABBITMQ_BIN%-server}ctl" ${CTL_ARGUMENTS[@]+"${CTL_ARGUMENTS[@]}"}
+}
 
 broker_wipe() {
   broker_stop

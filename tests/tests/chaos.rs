@@ -1,10 +1,12 @@
-//! Jobs under load while the RabbitMQ node is killed (-9) again and again: what was confirmed is
-//! booted, once.
+//! Jobs while the RabbitMQ node is killed (-9): under load, again and again, what was confirmed is
+//! booted, once; and a node that lost its history by it stops no work.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 #[path = "chaos/host.rs"]
 mod host;
+#[path = "chaos/lost_history.rs"]
+mod lost_history;
 #[path = "chaos/node.rs"]
 mod node;
 

@@ -1,36 +1,36 @@
 //! Publishes the log's own events, in order, from a cursor kept beside the log. What was published
 //! but not yet noted is published again after a crash: readers recognise duplicates by id.
 //!
-//! Events that only readers of history want travel in batches; those that route to a queue
-//! (retries, dead letters) travel alone, because a queue holds messages, not batches.
+//! Work (retries, dead letters) never waits for history: while that is away, what only it would
+//! take becomes a gap, which is filled when it is back.
+
+mod gap;
+mod messages;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use stoker_schemas::event::{Event, EventData};
-use stoker_schemas::topology;
 use tokio::sync::watch;
 
+use self::gap::{Gap, Span};
+use self::messages::{For, Planned, plan};
 use crate::backoff_policy::{Backoff, RECONNECT};
 use crate::clock::Clock;
-use crate::log::{EventLog, LogError, Recorded};
-use crate::ports::broker::{Broker, BrokerError, CONTENT_BATCH, CONTENT_EVENT, Outgoing};
+use crate::log::{EventLog, LogError};
+use crate::ports::broker::{Broker, BrokerError, HistoryStatus};
 
 /// Name of the cursor.
 pub const CURSOR: &str = "outbox";
+pub use self::gap::CURSOR as GAP_CURSOR;
 /// Events read from the log at a time; also the most that are under way.
 const PAGE: usize = 512;
-/// Events in one batch; with MAX_EVENT_BYTES each this stays below RabbitMQ's message limits.
-const MAX_BATCH: usize = 64;
-/// Bytes in one batch.
-const MAX_BATCH_BYTES: usize = 256 * 1024;
-/// Routing key of a batch: bound to the history stream only.
-const BATCH_KEY: &str = "history.batch";
 
-/// Publishes for ever. `published` tells the position up to which the broker has everything.
+/// Publishes for ever. `published` tells the position up to which the broker has everything that
+/// anybody works from.
 pub async fn run(
     log: EventLog,
     broker: Arc<dyn Broker>,
@@ -38,122 +38,127 @@ pub async fn run(
     clock: Clock,
     published: watch::Sender<u64>,
 ) -> Result<(), LogError> {
-    let mut next = log.cursor(CURSOR)? + 1;
-    let _ = published.send(next - 1);
     let mut head = log.head();
+    let mut outbox = Outbox::open(log, broker, source, clock)?;
+    let _ = published.send(outbox.next - 1);
     loop {
-        if head.wait_for(|head| *head >= next).await.is_err() {
-            return Ok(());
-        }
-        let records = log.scan(next, PAGE)?;
-        let Some(last) = records.last().map(|r| r.position) else { continue };
-        let mut sending: FuturesOrdered<_> =
-            messages(&records, &source, clock).into_iter().map(|m| send(broker.as_ref(), m)).collect();
-        while sending.next().await.is_some() {}
-        next = last + 1;
-        log.set_cursor(CURSOR, last)?;
-        let _ = published.send(last);
-    }
-}
-
-/// Our own events as messages; foreign ones (commands we keep) were published by others.
-fn messages(records: &[Recorded], source: &str, clock: Clock) -> Vec<Outgoing> {
-    let mut messages = Vec::new();
-    let mut batch = Batch::default();
-    for record in records {
-        let event = match Event::decode(&record.payload, clock.now()) {
-            Ok(event) if event.source == source => event,
-            Ok(_) => continue,
-            Err(error) => {
-                // It is in the log for good; readers of history cannot use it either.
-                tracing::error!(position = record.position, %error, "event in the log cannot be read, not published");
-                continue;
+        let next = outbox.next;
+        // Neither may starve the other: select takes turns at random.
+        tokio::select! {
+            ended = async { head.wait_for(|head| *head >= next).await.is_err() } => {
+                if ended {
+                    return Ok(());
+                }
+                outbox.publish_page().await?;
+                let _ = published.send(outbox.next - 1);
             }
-        };
-        if is_history_only(&event.data) {
-            if batch.is_full(record.payload.len()) {
-                messages.extend(batch.take());
+            () = outbox.gap.due() => outbox.fill_gap().await?,
+        }
+    }
+}
+
+struct Outbox {
+    log: EventLog,
+    broker: Arc<dyn Broker>,
+    source: String,
+    clock: Clock,
+    /// Changes when the history was cut off or came back.
+    history: watch::Receiver<HistoryStatus>,
+    /// Position to publish next.
+    next: u64,
+    /// Beginning of the last page that the history is known to have taken part of. From there on
+    /// nothing is certain: work that is published while the history is away tells nobody so.
+    certain: u64,
+    gap: Gap,
+}
+
+/// What the history did with a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Took its part.
+    Yes,
+    /// Did not.
+    No,
+    /// It had no part of its own, so nobody knows.
+    Unknown,
+}
+
+impl Outbox {
+    fn open(log: EventLog, broker: Arc<dyn Broker>, source: String, clock: Clock) -> Result<Self, LogError> {
+        let published = log.cursor(CURSOR)?;
+        let history = broker.history_status();
+        let gap = Gap::open(log.clone(), history.clone(), published)?;
+        // The last page of an earlier process may not have been seen to arrive.
+        let certain = (published + 1).saturating_sub(PAGE as u64).max(1);
+        Ok(Self { log, broker, source, clock, history, next: published + 1, certain, gap })
+    }
+
+    async fn publish_page(&mut self) -> Result<(), LogError> {
+        let records = self.log.scan(self.next, PAGE)?;
+        let Some(last) = records.last().map(|r| r.position) else { return Ok(()) };
+        let told = self.publish(plan(&records, &self.source, self.clock, For::All)).await;
+        let first = self.next;
+        self.next = last + 1;
+        let cut = self.history_changed();
+        match told {
+            Told::Yes if !cut => self.certain = first,
+            Told::Unknown if !cut && self.gap.span().is_none() => {}
+            _ => self.gap.extend(Span { first: self.certain, last })?,
+        }
+        self.log.set_cursor(CURSOR, last)
+    }
+
+    /// Was it cut off or brought back since the last page? Then parts of that page, too, may have
+    /// gone by while it was away.
+    fn history_changed(&mut self) -> bool {
+        let changed = self.history.has_changed().unwrap_or(false);
+        self.history.mark_unchanged();
+        changed
+    }
+
+    /// Tells the history one page of what it missed, work included.
+    async fn fill_gap(&mut self) -> Result<(), LogError> {
+        let Some(span) = self.gap.span() else { return Ok(()) };
+        let mut records = self.log.scan(span.first, PAGE)?;
+        records.retain(|r| r.position <= span.last);
+        let through = records.last().map_or(span.last, |r| r.position);
+        match self.publish(plan(&records, &self.source, self.clock, For::History)).await {
+            Told::No => {
+                self.gap.put_off();
+                Ok(())
             }
-            batch.add(&event, &record.payload);
-        } else {
-            messages.extend(batch.take());
-            messages.push(single(&event, record.payload.clone()));
+            Told::Yes | Told::Unknown => self.gap.told(through),
         }
     }
-    messages.extend(batch.take());
-    messages
-}
 
-fn is_history_only(data: &EventData) -> bool {
-    !matches!(
-        data,
-        EventData::JobEnqueued(_)
-            | EventData::JobRetryScheduled(_)
-            | EventData::JobDeferred(_)
-            | EventData::JobDead(_)
-            | EventData::CancelRequested(_)
-            | EventData::StopRequested(_)
-            | EventData::AttemptSuperseded(_)
-            | EventData::HostDrainRequested(_)
-    )
-}
-
-fn single(event: &Event, body: Bytes) -> Outgoing {
-    let (routing_key, delay) = topology::route(event);
-    Outgoing { routing_key, message_id: event.id(), content_type: CONTENT_EVENT, delay, body }
-}
-
-/// Events on their way into one message.
-#[derive(Default)]
-struct Batch {
-    first_id: String,
-    count: usize,
-    /// A JSON array without its end.
-    body: Vec<u8>,
-}
-
-impl Batch {
-    fn is_full(&self, more: usize) -> bool {
-        self.count >= MAX_BATCH || self.body.len() + more > MAX_BATCH_BYTES
-    }
-
-    fn add(&mut self, event: &Event, payload: &[u8]) {
-        if self.count == 0 {
-            self.first_id = event.id();
-            self.body.push(b'[');
-        } else {
-            self.body.push(b',');
+    /// Publishes messages in order, all under way at once.
+    async fn publish(&self, planned: Vec<Planned>) -> Told {
+        let mut sending: FuturesOrdered<_> = planned.into_iter().map(|p| send(self.broker.as_ref(), p)).collect();
+        let mut page = Told::Unknown;
+        while let Some(told) = sending.next().await {
+            page = match (page, told) {
+                (Told::No, _) | (_, Told::No) => Told::No,
+                (Told::Unknown, told) => told,
+                (Told::Yes, _) => Told::Yes,
+            };
         }
-        self.body.extend_from_slice(payload);
-        self.count += 1;
-    }
-
-    fn take(&mut self) -> Option<Outgoing> {
-        if self.count == 0 {
-            return None;
-        }
-        let Self { first_id, mut body, .. } = std::mem::take(self);
-        body.push(b']');
-        Some(Outgoing {
-            routing_key: BATCH_KEY.to_owned(),
-            message_id: first_id,
-            content_type: CONTENT_BATCH,
-            delay: None,
-            body: Bytes::from(body),
-        })
+        page
     }
 }
 
-/// Publishes one message, however long the broker is away. The log is bounded by its own means;
-/// the outbox only ever holds one page.
-async fn send(broker: &dyn Broker, message: Outgoing) {
+/// Publishes one message, however long the broker is away; only history is not waited for. The log
+/// is bounded by its own means; the outbox only ever holds one page.
+async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -> Told {
     let mut waits = Backoff::new(RECONNECT);
     loop {
         match broker.publish(message.clone()).await {
-            Ok(()) => return,
+            Ok(()) if history_only => return Told::Yes,
+            Ok(()) => return Told::Unknown,
+            // Nobody takes it, or the stream cannot: a batch is never too large for good.
+            Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
             Err(BrokerError::Refused(why)) => {
                 tracing::error!(key = message.routing_key, why, "broker refuses an event for good, left out");
-                return;
+                return Told::Unknown;
             }
             Err(error) => {
                 let wait = waits.next_delay();

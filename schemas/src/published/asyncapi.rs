@@ -182,11 +182,12 @@ fn queue_channels() -> Vec<(&'static str, Value)> {
             queue(
                 &names.history_stream(),
                 "stream",
-                json!([on(&events, HISTORY_BINDING)]),
+                json!([on(&names.history_exchange(), HISTORY_BINDING)]),
                 "Everything, in order, for any number of readers. basic.qos is required; start with the consumer \
                  argument x-stream-offset (first, last, next or a number). Besides single events there are batches: \
                  content_type application/cloudevents-batch+json, a JSON array of events. The same event may come \
-                 more than once: recognise it by its id.",
+                 more than once: recognise it by its id. It gets its messages through the exchange stoker.history, \
+                 which is bound to stoker.events with the key #.",
             ),
         ),
     ]

@@ -28,7 +28,7 @@ fn pools() -> Vec<PoolName> {
 }
 
 fn hosts() -> Vec<HostName> {
-    ["h-1", "all", "host"].map(host).to_vec()
+    ["h-1", "host-01", "all", "host"].map(host).to_vec()
 }
 
 /// Queues (but not the history) that a key published to the events exchange reaches.
@@ -127,6 +127,15 @@ fn commands_reach_hosts_and_are_not_repeated_by_them() {
         event.source = format!("{HOST_SOURCE}h-1");
         let (key, _) = route(&event);
         assert!(reached(&key).is_empty(), "retold by a host, {key} must only be history");
+        assert!(is_history_only(&event), "{key}");
+    }
+}
+
+#[test]
+fn what_reaches_a_queue_is_not_only_history() {
+    for event in crate::event::samples() {
+        let (key, _) = route(&event);
+        assert_eq!(is_history_only(&event), reached(&key).is_empty(), "{key} from {}", event.source);
     }
 }
 

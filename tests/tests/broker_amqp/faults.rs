@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text, text_of,
+    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text, text_of, told,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
@@ -202,6 +202,32 @@ async fn a_deleted_queue_is_declared_again() {
             }
         };
         assert_eq!(timeout(DEADLINE, arrived).await.expect("never consumed again"), "after");
+    })
+    .await;
+}
+
+/// Nothing tells a reader that a stream was deleted and made anew, and its position is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_made_anew_is_read_from_its_beginning() {
+    on_rabbit("a_history_made_anew_is_read_from_its_beginning", async |place| {
+        let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
+        let mut reader = broker.history(Offset::First).await.unwrap();
+        for n in 0..5 {
+            publish(&broker, &n.to_string()).await;
+            timeout(DEADLINE, reader.recv()).await.unwrap().unwrap();
+        }
+        place.delete(&place.names.history_stream()).await;
+        // Work does not need it; the first event that comes back has it declared again.
+        publish(&broker, "work").await;
+        let told = async {
+            while let Err(error) = broker.publish(told("after")).await {
+                assert!(matches!(error, BrokerError::Unroutable(_)), "{error:?}");
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, told).await.expect("the history was not declared again");
+        let entry = timeout(DEADLINE, reader.recv()).await.expect("the reader waits in silence").unwrap();
+        assert_eq!((text_of(&entry.body).as_str(), entry.offset), ("after", 0));
     })
     .await;
 }

@@ -99,7 +99,9 @@ impl Setup for Rabbit {
         for queue in self.queues() {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         }
-        for exchange in [self.names.events_exchange(), self.names.due_exchange(), self.names.dead_exchange()] {
+        let names = &self.names;
+        let history = names.history_exchange();
+        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange(), history] {
             channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
         let _ = connection.close(200, "bye".into()).await;

@@ -3,12 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stoker_schemas::{JobId, JobState, Time, event::Event};
+use stoker_schemas::{JobId, JobState, Time, event::Event, image::Driver};
 use stoker_worker::{
     attempt::Rig,
     broker::amqp::{AmqpBroker, AmqpConfig},
     clock::Clock,
-    config::Config,
+    config::{Config, Flags, RawConfig},
     host::{Host, HostError},
     images::ImageStore,
     log::{EventLog, LogOptions},
@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 pub struct SimHost {
     pub world: SimWorld,
     log: EventLog,
-    broker: Arc<dyn Broker>,
+    pub broker: Arc<dyn Broker>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
 }
@@ -41,7 +41,7 @@ impl SimHost {
         };
         let amqp = AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
         let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
-        let host = Host::with_rig(config, rig, log.clone());
+        let host = Host::with_rig(&fed_by(config, url), rig, log.clone());
         let (shutdown, asked) = watch::channel(Shutdown::No);
         let running = tokio::spawn(host.run(broker.clone(), asked));
         Self { world, log, broker, shutdown, running }
@@ -80,4 +80,16 @@ impl SimHost {
         timeout(patience, self.running).await.expect("does not end").unwrap().unwrap();
         self.broker.close().await;
     }
+}
+
+/// These settings with that broker: a host whose broker is its own log has nothing to publish.
+fn fed_by(config: &Config, url: &str) -> Config {
+    let flags = Flags {
+        host: Some(config.host.to_string()),
+        data: Some(config.data.clone()),
+        driver: Some(Driver::Simulated),
+        broker: Some(url.to_owned()),
+        ..Flags::default()
+    };
+    Config { broker: Config::merge(RawConfig::default(), flags).unwrap().broker, ..config.clone() }
 }

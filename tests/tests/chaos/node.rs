@@ -10,8 +10,11 @@ use stoker_tests::{setting, within};
 use tokio::process::Command;
 use uuid::Uuid;
 
-/// The process in RabbitMQ that keeps the streams.
-const COORDINATOR: &[u8] = b"rabbit_stream_coordinator";
+/// Where RabbitMQ lists the processes that it starts again: the one that keeps the streams, and
+/// the quorum queues. It writes the list half a second after a declaration; what is declared and
+/// not listed when the node is killed stays down for ever.
+const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
+const QUORUM_QUEUES: &str = "quorum";
 
 pub struct Node {
     control: PathBuf,
@@ -34,18 +37,38 @@ impl Node {
         self.tell("kill9").await;
     }
 
-    /// Waits until the node would know its streams after a kill. RabbitMQ writes the name of the
-    /// process that keeps them to disk half a second after the very first stream was declared; a
-    /// node killed before never finds that stream again (see `a_lost_history_stops_no_work`).
+    /// Waits until the node would find its streams again after a kill (if not, see
+    /// `a_lost_history_stops_no_work`).
     pub async fn knows_its_streams(&self) {
-        let data = PathBuf::from(self.tell("dir").await).join("mnesia");
-        let known = async {
+        self.lists(STREAMS.0, STREAMS.1).await;
+    }
+
+    /// Did it? Once it is dead the answer does not change.
+    pub async fn knew_its_streams(&self) -> bool {
+        is_listed(&self.data().await, STREAMS.0, STREAMS.1)
+    }
+
+    /// Waits until it would find a quorum queue again.
+    pub async fn knows_queue(&self, queue: &str) {
+        self.lists(QUORUM_QUEUES, queue).await;
+    }
+
+    async fn lists(&self, kind: &str, name: &str) {
+        let data = self.data().await;
+        let listed = async {
             // Another process writes the file: all one can do is look again.
-            while !names_a_coordinator(&data) {
+            while !is_listed(&data, kind, name) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        within("the stream coordinator's name on disk", known).await;
+        within(&format!("{name} on the node's disk"), listed).await;
+    }
+
+    /// Removes the record of a queue that cannot be deleted because its node is "down".
+    pub async fn forget_queue(&self, queue: &str) {
+        let resource = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
+        let eval = format!("rabbit_amqqueue:internal_delete({resource}, <<\"operator\">>).");
+        self.tell_with("ctl", &["--", "eval", &eval]).await;
     }
 
     /// Starts it again, on the same port with the same data.
@@ -53,9 +76,17 @@ impl Node {
         assert_eq!(self.tell("start").await, self.url);
     }
 
+    async fn data(&self) -> PathBuf {
+        PathBuf::from(self.tell("dir").await).join("mnesia")
+    }
+
     async fn tell(&self, verb: &str) -> String {
+        self.tell_with(verb, &[]).await
+    }
+
+    async fn tell_with(&self, verb: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
-        command.args(["broker", verb, "--name", &self.name]).stdin(Stdio::null());
+        command.args(["broker", verb, "--name", &self.name]).args(arguments).stdin(Stdio::null());
         // The node outlives its starter and must not look like a left-over of this run.
         command.env_remove("STOKER_TEST_RUN");
         let output = command.output().await.unwrap();
@@ -64,12 +95,12 @@ impl Node {
     }
 }
 
-/// `<data>/<node>/coordination/<node>/names.dets` lists what the node starts again.
-fn names_a_coordinator(data: &Path) -> bool {
+/// `<data>/<node>/<kind>/<node>/names.dets` lists what the node starts again.
+fn is_listed(data: &Path, kind: &str, name: &str) -> bool {
     let inside = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    inside(data.to_owned()).flat_map(|node| inside(node.join("coordination"))).any(|folder| {
+    inside(data.to_owned()).flat_map(|node| inside(node.join(kind))).any(|folder| {
         let names = std::fs::read(folder.join("names.dets")).unwrap_or_default();
-        names.windows(COORDINATOR.len()).any(|bytes| bytes == COORDINATOR)
+        names.windows(name.len()).any(|bytes| bytes == name.as_bytes())
     })
 }
 

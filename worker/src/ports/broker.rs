@@ -40,7 +40,8 @@ pub trait Broker: Send + Sync + 'static {
     /// with a higher `delivery_count`, and its old [`Ack`] answers [`BrokerError::Stale`].
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError>;
 
-    /// Reads everything ever published, oldest first, from an offset on, then live.
+    /// Reads everything ever published, oldest first, from an offset on, then live. A history that
+    /// was lost and made anew is read from its beginning: offsets go back then.
     async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError>;
 
     /// Puts a message that nobody can work on into the dead queue, with the reason; confirmed.
@@ -48,6 +49,13 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Connected, blocked or down, as it changes.
     fn status(&self) -> watch::Receiver<BrokerStatus>;
+
+    /// Whether the history takes what is published, as it changes. While it does not, work goes on,
+    /// and a message that only the history takes answers [`BrokerError::Unroutable`]. A broker that
+    /// keeps its history itself need not say anything.
+    fn history_status(&self) -> watch::Receiver<HistoryStatus> {
+        watch::channel(HistoryStatus::Available).1
+    }
 
     /// Messages waiting in a pool's lane.
     async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError>;
@@ -123,7 +131,8 @@ pub struct Parked {
 pub enum Offset {
     /// From the oldest message still there.
     First,
-    /// From this one on, inclusive.
+    /// From this one on, inclusive. The one before must have been read: a history without it is
+    /// another one.
     At(u64),
 }
 
@@ -152,6 +161,15 @@ pub enum BrokerStatus {
     Blocked(String),
     /// Not connected; why.
     Down(String),
+}
+
+/// Whether the history takes what is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryStatus {
+    /// It does.
+    Available,
+    /// It does not; why.
+    Away(String),
 }
 
 /// What can go wrong at the broker.

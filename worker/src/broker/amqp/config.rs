@@ -40,6 +40,9 @@ pub struct AmqpConfig {
     pub ca: Option<PathBuf>,
     /// How long `connect` tries.
     pub connect_deadline: Duration,
+    /// How long a new connection waits for a history stream that is down before it goes on without.
+    /// RabbitMQ 3.10 needs up to a few seconds for its streams after a restart.
+    pub history_grace: Duration,
     /// Deliveries of one message before RabbitMQ dead-letters it. A crash of a worker costs one
     /// for each message it held, and Stoker counts its own attempts, so this is well above the
     /// retry limit: it only stops a message that kills every worker it reaches.
@@ -72,6 +75,7 @@ impl AmqpConfig {
             publish_window: 1024,
             ca: None,
             connect_deadline: Duration::from_secs(15),
+            history_grace: Duration::from_secs(10),
             delivery_limit: 50,
             heartbeat_seconds: 10,
             jobs_max_length: 1_000_000,
@@ -93,8 +97,13 @@ impl AmqpConfig {
         Ok(uri)
     }
 
+    /// The virtual host, as RabbitMQ's own tools name it.
+    pub(super) fn vhost(&self) -> String {
+        self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
+    }
+
     /// Where the broker is, fit for logs.
-    pub(super) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         self.uri().map_or_else(
             |_| "(unreadable URL)".to_owned(),
             |u| format!("{}://{}:{}/{}", u.scheme, u.authority.host, u.authority.port, u.vhost),

@@ -27,6 +27,9 @@ pub(super) enum Fault {
     /// An entry of the history without a position cannot be resumed from.
     #[error("an entry of the history has no offset")]
     NoOffset,
+    /// The entry before the one to read next is not there, or is another one.
+    #[error("the history is not the one read before: it was lost and made anew")]
+    AnotherHistory,
     /// A queue of that name exists but keeps other promises than the one we need.
     #[error("{0}; delete the queue or use another prefix")]
     WrongQueue(String),

@@ -1,4 +1,9 @@
 //! Reads the history stream, and goes on where it was after a new connection.
+//!
+//! A stream that was lost and made anew counts its entries from 0 again, and RabbitMQ would let a
+//! reader of entry 1000 wait in silence until there are as many. So reading resumes one entry
+//! earlier, with one that must be there: if it does not come, or is not the one read before, this is
+//! another history, and everything in it is news.
 
 use std::sync::Arc;
 
@@ -7,16 +12,16 @@ use lapin::{
     Channel, Consumer,
     message::Delivery as Received,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    config::{AmqpConfig, CLOSE_DEADLINE, STABLE_AFTER},
+    config::{ANSWER_DEADLINE, AmqpConfig, CLOSE_DEADLINE, STABLE_AFTER},
     fault::{Fault, answer},
     link::{Link, Live},
 };
@@ -39,6 +44,8 @@ pub(super) struct Reader {
     pub closing: CancellationToken,
     /// What comes next.
     pub from: Offset,
+    /// Id of the entry before it, if it was read by this reader.
+    pub last: Option<ShortString>,
     pub out: mpsc::Sender<HistoryEntry>,
 }
 
@@ -49,6 +56,10 @@ impl Reader {
             let since = Instant::now();
             match self.session(&live).await {
                 Ok(()) => return,
+                Err(Fault::AnotherHistory) => {
+                    tracing::warn!(was_at = ?self.from, "history was lost and made anew; reading it from its beginning");
+                    (self.from, self.last) = (Offset::First, None);
+                }
                 Err(fault) => {
                     tracing::warn!(%fault, from = ?self.from, "history reader lost; resuming");
                     live.blame(&fault);
@@ -75,7 +86,7 @@ impl Reader {
         answer("basic.qos", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let start = match self.from {
             Offset::First => AMQPValue::LongString("first".into()),
-            Offset::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
+            Offset::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset.saturating_sub(1)).unwrap_or(i64::MAX)),
         };
         let mut arguments = FieldTable::default();
         arguments.insert(STREAM_OFFSET.into(), start);
@@ -86,6 +97,7 @@ impl Reader {
 
     async fn forward(&mut self, live: &Live, channel: &Channel, mut entries: Consumer) -> Result<(), Fault> {
         let mut unacked = 0;
+        let mut checked = self.from <= Offset::At(0);
         loop {
             let received = tokio::select! {
                 biased;
@@ -93,11 +105,18 @@ impl Reader {
                 () = live.lost.cancelled() => return Err(Fault::Lost),
                 () = self.out.closed() => return Ok(()),
                 received = entries.next() => received.ok_or(Fault::Cancelled)??,
+                () = sleep(ANSWER_DEADLINE), if !checked => return Err(Fault::AnotherHistory),
             };
             live.mark_useful();
             let tag = received.delivery_tag;
+            let id = received.properties.message_id().clone();
             let entry = entry(received)?;
-            // The broker may start a little earlier than asked, at the border of a chunk.
+            if !checked && Offset::At(entry.offset + 1) == self.from && self.last.is_some() && self.last != id {
+                return Err(Fault::AnotherHistory);
+            }
+            // Retention may have taken the entry before; the broker may also start a little earlier
+            // than asked, at the border of a chunk.
+            checked |= Offset::At(entry.offset + 1) >= self.from;
             if self.from <= Offset::At(entry.offset) {
                 let next = Offset::At(entry.offset + 1);
                 let sent = tokio::select! {
@@ -109,7 +128,7 @@ impl Reader {
                 if sent.is_err() {
                     return Ok(());
                 }
-                self.from = next;
+                (self.from, self.last) = (next, id);
             }
             unacked += 1;
             if unacked >= ACK_EVERY {

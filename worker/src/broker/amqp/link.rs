@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{ANSWER_DEADLINE, AmqpConfig, CLOSE_DEADLINE, STABLE_AFTER},
     fault::{Fault, answer},
+    history_route::HistoryRoute,
     status::{Role, StatusBoard},
     tasks::Tasks,
     tls,
@@ -86,12 +87,18 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Starts keeping a connection.
-    pub(super) fn open(role: Role, config: &Arc<AmqpConfig>, board: &Arc<StatusBoard>, tasks: &Tasks) -> Self {
+    /// Starts keeping a connection, which also sees to the history if it is given its route.
+    pub(super) fn open(
+        role: Role,
+        route: Option<Arc<HistoryRoute>>,
+        config: &Arc<AmqpConfig>,
+        board: &Arc<StatusBoard>,
+        tasks: &Tasks,
+    ) -> Self {
         let (live_tx, live) = watch::channel(None);
         let closing = tasks.closing().clone();
         let (config, board) = (Arc::clone(config), Arc::clone(board));
-        tasks.spawn(Keeper { role, config, board, closing: closing.clone(), live: live_tx }.run());
+        tasks.spawn(Keeper { role, route, config, board, closing: closing.clone(), live: live_tx }.run());
         Self { live, closing }
     }
 
@@ -108,6 +115,7 @@ impl Link {
 
 struct Keeper {
     role: Role,
+    route: Option<Arc<HistoryRoute>>,
     config: Arc<AmqpConfig>,
     board: Arc<StatusBoard>,
     closing: CancellationToken,
@@ -151,7 +159,10 @@ impl Keeper {
             .await
             .map_err(|_| format!("no answer within {ANSWER_DEADLINE:?}"))?
             .map_err(|e| tls::explain(&e.to_string(), ca))?;
-        Declarer::new(&connection, &self.config).everything().await.map_err(|e| e.to_string())?;
+        Declarer::new(&connection, &self.config).work().await.map_err(|e| e.to_string())?;
+        if let Some(route) = &self.route {
+            route.open(&connection).await.map_err(|e| e.to_string())?;
+        }
         Ok(connection)
     }
 
@@ -166,7 +177,10 @@ impl Keeper {
         self.live.send_replace(Some(Arc::clone(&live)));
         self.board.set(self.role, BrokerStatus::Connected);
         tracing::info!(role = self.role.as_str(), broker = self.config.address(), "broker connected");
-        let reason = self.watch(&live, events, &blocked_tx).await;
+        let reason = tokio::select! {
+            reason = self.watch(&live, events, &blocked_tx) => reason,
+            fault = self.keep_history(&live) => Some(fault.to_string()),
+        };
         live.lost.cancel();
         self.live.send_replace(None);
         if let Some(reason) = reason {
@@ -175,6 +189,13 @@ impl Keeper {
         // Answers InvalidChannelState when the other side is gone already: nothing left to do.
         let _ = timeout(CLOSE_DEADLINE, live.connection.close(200, "bye".into())).await;
         live.useful.load(Ordering::Relaxed) || since.elapsed() >= STABLE_AFTER
+    }
+
+    async fn keep_history(&self, live: &Live) -> Fault {
+        match &self.route {
+            Some(route) => route.keep(&live.connection, live.blocked.clone()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Why the connection ended; `None` when we end it.

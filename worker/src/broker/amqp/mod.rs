@@ -14,6 +14,7 @@ mod consuming;
 mod credit;
 mod fault;
 mod history;
+mod history_route;
 mod link;
 mod message;
 mod publisher;
@@ -40,6 +41,7 @@ pub use message::{HEADER_REASON, HEADER_ROUTING_KEY};
 use self::{
     config::{ANSWER_DEADLINE, CLOSE_DEADLINE},
     history::Reader,
+    history_route::HistoryRoute,
     link::Link,
     message::Message,
     publisher::{Job, Publisher},
@@ -48,7 +50,7 @@ use self::{
     tasks::Tasks,
 };
 use crate::ports::broker::{
-    Broker, BrokerError, BrokerStatus, HistoryReader, Offset, Outgoing, Parked, Source, Subscription,
+    Broker, BrokerError, BrokerStatus, HistoryReader, HistoryStatus, Offset, Outgoing, Parked, Source, Subscription,
 };
 
 /// Deliveries between the owner of the channel and the subscriber; they count as handed out.
@@ -62,21 +64,32 @@ pub struct AmqpBroker {
     publishes: mpsc::Sender<Job>,
     consume: Link,
     board: Arc<StatusBoard>,
+    route: Arc<HistoryRoute>,
     tasks: Tasks,
 }
 
 impl AmqpBroker {
-    /// Connects and declares the topology; fails when that takes longer than the deadline.
-    pub async fn connect(config: AmqpConfig) -> Result<Self, BrokerError> {
+    /// Begins to connect, and goes on trying until it is closed; fails only when the settings
+    /// cannot work. Must be called within tokio's runtime.
+    pub fn open(config: AmqpConfig) -> Result<Self, BrokerError> {
         config.uri()?;
         let config = Arc::new(config);
         let board = Arc::new(StatusBoard::new());
         let tasks = Tasks::new();
-        let open = |role| Link::open(role, &config, &board, &tasks);
-        let (publish, consume) = (open(Role::Publish), open(Role::Consume));
+        let route = Arc::new(HistoryRoute::new(Arc::clone(&config)));
+        let open = |role, route| Link::open(role, route, &config, &board, &tasks);
+        // One of them sees to the history.
+        let (publish, consume) = (open(Role::Publish, Some(Arc::clone(&route))), open(Role::Consume, None));
         let (publishes, inbox) = mpsc::channel(config.publish_window.max(1));
-        tasks.spawn(Publisher::new(Arc::clone(&config), publish, tasks.closing().clone(), inbox).run());
-        let broker = Self { config, publishes, consume, board, tasks };
+        let publisher =
+            Publisher::new(Arc::clone(&config), publish, Arc::clone(&route), tasks.closing().clone(), inbox);
+        tasks.spawn(publisher.run());
+        Ok(Self { config, publishes, consume, board, route, tasks })
+    }
+
+    /// Connects and declares the topology; fails when that takes longer than the deadline.
+    pub async fn connect(config: AmqpConfig) -> Result<Self, BrokerError> {
+        let broker = Self::open(config)?;
         let mut status = broker.board.subscribe();
         let connected = status.wait_for(|s| !matches!(s, BrokerStatus::Down(_)));
         if timeout(broker.config.connect_deadline, connected).await.is_err() {
@@ -150,6 +163,7 @@ impl Broker for AmqpBroker {
             link: self.consume.clone(),
             closing: self.tasks.closing().clone(),
             from,
+            last: None,
             out,
         };
         self.tasks.spawn(reader.run());
@@ -162,6 +176,10 @@ impl Broker for AmqpBroker {
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.board.subscribe()
+    }
+
+    fn history_status(&self) -> watch::Receiver<HistoryStatus> {
+        self.route.status()
     }
 
     async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError> {

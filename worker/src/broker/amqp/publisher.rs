@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{ANSWER_DEADLINE, AmqpConfig},
     fault::{Fault, answer},
+    history_route::HistoryRoute,
     link::{Link, Live},
     message::Message,
     route::Route,
@@ -50,6 +51,7 @@ type Confirm = Pin<Box<dyn Future<Output = (u64, lapin::Result<Confirmation>)> +
 pub(super) struct Publisher {
     config: Arc<AmqpConfig>,
     link: Link,
+    history: Arc<HistoryRoute>,
     closing: CancellationToken,
     inbox: mpsc::Receiver<Job>,
     /// Unconfirmed, in the order of publishing.
@@ -72,10 +74,11 @@ impl Publisher {
     pub(super) fn new(
         config: Arc<AmqpConfig>,
         link: Link,
+        history: Arc<HistoryRoute>,
         closing: CancellationToken,
         inbox: mpsc::Receiver<Job>,
     ) -> Self {
-        Self { config, link, closing, inbox, window: BTreeMap::new(), next_id: 0 }
+        Self { config, link, history, closing, inbox, window: BTreeMap::new(), next_id: 0 }
     }
 
     pub(super) async fn run(mut self) {
@@ -165,6 +168,7 @@ impl Publisher {
         let result = match outcome {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                self.history.missed();
                 Err(BrokerError::Unroutable(returned.routing_key.to_string()))
             }
             Confirmation::Nack(None) => Err(BrokerError::Refused("a queue it goes to is full or unavailable".into())),

@@ -6,14 +6,18 @@
 
 use lapin::{
     Channel, Connection, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{
+        ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions,
+    },
     protocol::AMQPSoftError,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use stoker_schemas::{
     HostName, PoolName,
     spec::Priority,
-    topology::{DEAD_BINDING, DELAY_TIERS_MS, delay_bindings, due_binding, host_bindings, jobs_binding},
+    topology::{
+        DEAD_BINDING, DELAY_TIERS_MS, HISTORY_BINDING, delay_bindings, due_binding, host_bindings, jobs_binding,
+    },
 };
 
 use super::{
@@ -26,7 +30,7 @@ const NO_DELIVERY_LIMIT: u32 = 1_000_000_000;
 /// Retention works by whole segments; RabbitMQ's 500 MB would keep a small history far too long.
 const HISTORY_SEGMENT_BYTES: u32 = 64 * 1024 * 1024;
 const LANES: [Priority; 2] = [Priority::High, Priority::Normal];
-/// Matches every routing key.
+/// Matches every routing key of a dead letter.
 const EVERYTHING: &str = "#";
 
 /// Declares on a channel of its own, which a refused declaration may cost.
@@ -41,14 +45,15 @@ impl<'a> Declarer<'a> {
         Self { connection, config, channel: None }
     }
 
-    /// Everything that does not depend on a pool, and the pools and the host of the settings.
-    pub(super) async fn everything(&mut self) -> Result<(), Fault> {
+    /// Everything that work needs: what does not depend on a pool, and the pools and the host of
+    /// the settings.
+    pub(super) async fn work(&mut self) -> Result<(), Fault> {
         let names = &self.config.names;
-        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange()] {
+        let history = names.history_exchange();
+        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange(), history] {
             self.exchange(&exchange).await?;
         }
         self.dead_queue().await?;
-        self.history().await?;
         for tier_ms in DELAY_TIERS_MS {
             self.delay_queue(tier_ms).await?;
         }
@@ -108,14 +113,34 @@ impl<'a> Declarer<'a> {
         self.bind(&queue, &names.events_exchange(), DEAD_BINDING).await
     }
 
-    async fn history(&mut self) -> Result<(), Fault> {
+    /// The stream and the way into it.
+    pub(super) async fn history(&mut self) -> Result<(), Fault> {
         let names = &self.config.names;
+        let exchange = names.history_exchange();
         let arguments = Arguments::new("stream")
             .with("x-max-length-bytes", self.config.history_max_bytes)
             .with("x-max-age", self.config.history_max_age.as_str())
             .with("x-stream-max-segment-size-bytes", HISTORY_SEGMENT_BYTES);
         self.queue(&names.history_stream(), arguments).await?;
-        self.bind(&names.history_stream(), &names.events_exchange(), EVERYTHING).await
+        self.bind(&names.history_stream(), &exchange, HISTORY_BINDING).await?;
+        let channel = self.channel().await?;
+        let (events, key) = (names.events_exchange(), HISTORY_BINDING.into());
+        let options = ExchangeBindOptions::default();
+        let bound = channel.exchange_bind(exchange.into(), events.into(), key, options, FieldTable::default());
+        let result = answer("exchange.bind", bound).await;
+        self.note(result)
+    }
+
+    /// Takes the history out of every message's way.
+    pub(super) async fn cut_history(&mut self) -> Result<(), Fault> {
+        let names = &self.config.names;
+        let channel = self.channel().await?;
+        let (exchange, events) = (names.history_exchange(), names.events_exchange());
+        let options = ExchangeUnbindOptions::default();
+        let key = HISTORY_BINDING.into();
+        let unbound = channel.exchange_unbind(exchange.into(), events.into(), key, options, FieldTable::default());
+        let result = answer("exchange.unbind", unbound).await;
+        self.note(result)
     }
 
     async fn delay_queue(&mut self, tier_ms: u64) -> Result<(), Fault> {
