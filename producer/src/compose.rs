@@ -13,8 +13,11 @@ use stoker_worker::config::{Config, ConfigErrors};
 use stoker_worker::log::{EventLog, LogOptions};
 use stoker_worker::logging;
 use stoker_worker::ports::broker::Broker;
+use stoker_worker::signals;
 
-use crate::cli::UpArgs;
+use crate::cli::{ServeArgs, UpArgs};
+use crate::http::Access;
+use crate::serve::{self, Serve};
 use crate::up::{self, Up, UpError};
 
 /// Why it cannot be put together.
@@ -46,6 +49,8 @@ pub enum ComposeError {
 /// Where `up` keeps and finds things unless told otherwise: below the folder it is started in.
 const DEFAULT_DATA: &str = ".stoker/data";
 const DEFAULT_IMAGES: &str = ".stoker/images";
+/// Where `serve` keeps its rows unless told otherwise: not where an `up` beside it has its own.
+pub const DEFAULT_SERVE_DATA: &str = ".stoker/serve";
 
 /// What a look through an event log found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,6 +68,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         hint: "stoker up --help names the settings".to_owned(),
     };
     logging::start();
+    let access = access(args.tokens.as_deref())?;
     let mut flags = args.worker;
     let simulated = flags.driver == Some(Driver::Simulated);
     if !simulated && !flags.unprivileged && !rustix::process::geteuid().is_root() {
@@ -77,7 +83,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         (false, Some(image)) => Some(image),
         (false, None) => default_image(config.driver),
     };
-    let up = Up { config, listen: args.listen, first_image, once: args.once };
+    let up = Up { config, listen: args.listen, access, first_image, once: args.once };
     up::run(up, &mut std::io::stdout()).await.map_err(|cause| match cause {
         UpError::NotReady => ComposeError::NotReady,
         other => ComposeError::Failed {
@@ -85,6 +91,32 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
             cause: other.to_string(),
             hint: "stoker-worker doctor looks at what the host needs".to_owned(),
         },
+    })
+}
+
+/// Runs API and pages over a broker until it is told to stop.
+pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
+    logging::start();
+    let failed = |cause: String| ComposeError::Failed {
+        message: "stoker serve ended".to_owned(),
+        cause,
+        hint: "stoker serve --help names the settings".to_owned(),
+    };
+    let access = access(args.tokens.as_deref())?;
+    let asked = signals::shutdown().map_err(|e| failed(e.to_string()))?;
+    let config = amqp(&args.broker, args.broker_ca)?;
+    let broker_name = config.address();
+    // Not awaited: what is known is shown while the broker is away.
+    let broker = AmqpBroker::open(config).map_err(|e| failed(e.to_string()))?;
+    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, listen: args.listen, access };
+    serve::run(serve, asked, &mut std::io::stdout()).await.map_err(|e| failed(e.to_string()))
+}
+
+/// Who may come in; every mistake of the file at once.
+fn access(file: Option<&Path>) -> Result<Access, ComposeError> {
+    Access::new(file).map_err(|errors| ComposeError::Usage {
+        message: format!("--tokens: {errors}"),
+        hint: "make an entry with: stoker token new --name me --role admin >> FILE".to_owned(),
     })
 }
 
@@ -100,6 +132,18 @@ fn default_image(driver: Driver) -> Option<ImageName> {
 
 /// Connects to the broker at a URL, only to publish; `ca` as in the worker's settings.
 pub async fn connect(url: &str, ca: Option<PathBuf>) -> Result<Arc<dyn Broker>, ComposeError> {
+    match AmqpBroker::connect(amqp(url, ca)?).await {
+        Ok(broker) => Ok(Arc::new(broker)),
+        Err(cause) => Err(ComposeError::Failed {
+            message: "no connection to the broker".to_owned(),
+            cause: cause.to_string(),
+            hint: "check --broker and that RabbitMQ runs".to_owned(),
+        }),
+    }
+}
+
+/// Settings for a front: it serves no pool and is no host.
+fn amqp(url: &str, ca: Option<PathBuf>) -> Result<AmqpConfig, ComposeError> {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     if !matches!(scheme, "amqp" | "amqps") {
         return Err(ComposeError::Usage {
@@ -108,15 +152,7 @@ pub async fn connect(url: &str, ca: Option<PathBuf>) -> Result<Arc<dyn Broker>, 
         });
     }
     // Queues of pools are declared by who serves them; a typing error must not make one.
-    let config = AmqpConfig { pools: Vec::new(), ca, ..AmqpConfig::new(url) };
-    match AmqpBroker::connect(config).await {
-        Ok(broker) => Ok(Arc::new(broker)),
-        Err(cause) => Err(ComposeError::Failed {
-            message: "no connection to the broker".to_owned(),
-            cause: cause.to_string(),
-            hint: "check --broker and that RabbitMQ runs".to_owned(),
-        }),
-    }
+    Ok(AmqpConfig { pools: Vec::new(), ca, ..AmqpConfig::new(url) })
 }
 
 /// Reads a host's event log from end to end and checks it.

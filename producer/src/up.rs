@@ -14,15 +14,13 @@ use stoker_worker::host::{Host, HostError};
 use stoker_worker::signals;
 use stoker_worker::supervisor::Shutdown;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::console::{ConsoleSource, FolderConsoles, NoConsoles};
-use crate::http::{self, Api, ServeError};
+use crate::control_plane::{ControlError, ControlPlane, Parts, warn_if_in_the_clear};
+use crate::http::{self, Access, ServeError};
 use crate::readmodel::{Filter, ReadModel, ReadModelError};
 use crate::report::Report;
 use crate::submit::{self, Asker, Interrupted, PublishError, Submitter};
-use crate::supersede;
 
 /// Label of the VM that `up` boots to show that everything works; a later `up` finds it again.
 const FIRST_VM_LABEL: (&str, &str) = ("stoker.up", "first-vm");
@@ -30,12 +28,13 @@ const FIRST_VM_LABEL: (&str, &str) = ("stoker.up", "first-vm");
 const CONSOLE_TAIL: usize = 16 * 1024;
 
 /// What to bring up.
-#[derive(Debug, Clone)]
 pub struct Up {
     /// The worker's settings.
     pub config: Config,
     /// Where API and status page listen.
     pub listen: SocketAddr,
+    /// Who may come in.
+    pub access: Access,
     /// Image of the first VM; `None` to boot none.
     pub first_image: Option<ImageName>,
     /// End after the first VM's report, instead of staying up.
@@ -51,6 +50,9 @@ pub enum UpError {
     /// The API.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// API, rows or what belongs to them.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The read model.
     #[error(transparent)]
     Model(#[from] ReadModelError),
@@ -71,34 +73,34 @@ pub enum UpError {
 /// Runs until asked to end (or, with `once`, until the first VM's report).
 pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let asked = signals::shutdown()?;
-    let listener = http::bind(up.listen).await?;
+    let listener = http::bind(up.listen, &up.access).await?;
     let host = Host::open(&up.config).await?;
     let broker = host.broker(&up.config).await.map_err(HostError::from)?;
-    let clock = clock::system();
-    let model = ReadModel::open(&up.config.data.join("control"), clock.clone())?;
-    let submitter = Submitter::new(broker.clone(), "up", clock);
     let consoles: Arc<dyn ConsoleSource> = match &host.rig().dirs {
         Some(dirs) => Arc::new(FolderConsoles(dirs.clone())),
         None => Arc::new(NoConsoles),
     };
     let address = listener.local_addr()?;
+    warn_if_in_the_clear(address);
+    let mut control = ControlPlane::start(Parts {
+        name: "up",
+        listener,
+        access: up.access.clone(),
+        data: up.config.data.clone(),
+        broker: broker.clone(),
+        consoles: consoles.clone(),
+    })?;
     greet(out, &up, &host, address)?;
 
-    let stop = CancellationToken::new();
+    let (model, submitter) = (control.model.clone(), control.submitter.clone());
     let (shutdown, ordered) = watch::channel(Shutdown::No);
-    let api = Api::new(model.clone(), submitter.clone(), consoles.clone());
-    let follow = tokio::spawn({
-        let (model, broker, stop) = (model.clone(), broker.clone(), stop.clone());
-        async move { model.follow(broker, stop).await }
-    });
-    let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
-    let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
     let mut work = tokio::spawn(host.run(broker.clone(), ordered));
 
     let first = first_vm(&up, &model, &submitter, consoles.as_ref(), out);
     let outcome = tokio::select! {
         outcome = first => outcome,
         ended = &mut work => return Err(ended_early("worker", ended)),
+        failed = control.failed() => return Err(failed.into()),
         () = wait_asked(asked.clone()) => Ok((None, true)),
     };
     let (first, ready) = outcome?;
@@ -109,6 +111,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
         out.flush()?;
         tokio::select! {
             ended = &mut work => return Err(ended_early("worker", ended)),
+            failed = control.failed() => return Err(failed.into()),
             () = wait_asked(asked.clone()) => {}
         }
     }
@@ -116,10 +119,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let _ = shutdown.send(Shutdown::Drain);
     let ended = work.await.map_err(|e| UpError::Part("worker", e.to_string()))?;
     relay.abort();
-    stop.cancel();
-    let _ = serve.await;
-    let _ = follow.await;
-    let _ = supersede.await;
+    control.end().await;
     broker.close().await;
     ended?;
     if up.once && !ready { Err(UpError::NotReady) } else { Ok(()) }

@@ -6,6 +6,7 @@ mod support;
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use stoker_producer::http::{self, Access};
 use stoker_worker::ports::broker::BrokerStatus;
 use support::story::{Story, host_started};
 use support::{SOON, Server};
@@ -207,7 +208,7 @@ async fn other_sites_and_names_are_turned_away() {
     let own = get().header("origin", format!("http://{}", server.address)).send().await.unwrap();
     assert_eq!(own.status(), StatusCode::OK);
     let elsewhere = "0.0.0.0:0".parse().unwrap();
-    assert!(stoker_producer::http::bind(elsewhere).await.is_err(), "loopback only");
+    assert!(http::bind(elsewhere, &Access::Open).await.is_err(), "loopback only");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,8 +33,16 @@ pub struct Piece {
 }
 
 impl Client {
-    pub fn new(base: Url, by: &str) -> Result<Self, CliError> {
+    pub fn new(base: Url, by: &str, token: Option<&str>) -> Result<Self, CliError> {
         let mut headers = HeaderMap::new();
+        if let Some(token) = token.map(str::trim).filter(|token| !token.is_empty()) {
+            // What is wrong with it is not repeated: it is a secret.
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                CliError::usage("the token is not one that Stoker made", "look at STOKER_TOKEN or --token")
+            })?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
         if let Ok(value) = HeaderValue::from_str(by) {
             headers.insert("stoker-by", value);
         }

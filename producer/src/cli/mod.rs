@@ -17,11 +17,15 @@ use std::ffi::OsString;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub use command::serve::ServeArgs;
 pub use command::up::UpArgs;
 pub use error::CliError;
 pub use printer::Io;
 
-use command::{completions, control, dead, doctor, enqueue, hosts, list, log, logs, man, report, show, up, watch};
+use command::{
+    completions, control, dead, doctor, enqueue, hosts, list, log, logs, man, report, serve, show, token, up,
+    watch,
+};
 use printer::Printer;
 use settings::Settings;
 
@@ -51,6 +55,16 @@ struct Global {
         help_heading = "Global options"
     )]
     server: String,
+    /// Token, where the server asks for one; better in the environment: ps shows arguments to everybody
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "STOKER_TOKEN",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    token: Option<String>,
     /// Answer in JSON
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -63,6 +77,8 @@ struct Global {
 enum Command {
     /// Run everything in this process: API, worker and an embedded broker
     Up(UpArgs),
+    /// Run API and pages over a RabbitMQ, without a worker
+    Serve(ServeArgs),
     /// Enqueue VM-boot jobs
     #[command(visible_alias = "submit")]
     Enqueue(Box<enqueue::EnqueueArgs>),
@@ -89,6 +105,8 @@ enum Command {
     Hosts(hosts::HostsArgs),
     /// The event log: tail, export, verify
     Log(log::LogArgs),
+    /// Tokens: who may use the API and the pages
+    Token(token::TokenArgs),
     /// Check that everything works
     Doctor,
     /// Print shell completions
@@ -129,6 +147,7 @@ where
 async fn dispatch(command: Command, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
     match command {
         Command::Up(args) => up::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
         Command::Enqueue(args) => enqueue::run(*args, settings, printer).await,
         Command::List(args) => list::run(args, settings, printer).await,
         Command::Show(args) => show::run(args, settings, printer).await,
@@ -141,6 +160,7 @@ async fn dispatch(command: Command, settings: &Settings, printer: &mut Printer) 
         Command::Dead(args) => dead::run(args, settings, printer).await,
         Command::Hosts(args) => hosts::run(args, settings, printer).await,
         Command::Log(args) => log::run(args, settings, printer).await,
+        Command::Token(args) => token::run(args, printer),
         Command::Doctor => doctor::run(settings, printer).await,
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args, printer),

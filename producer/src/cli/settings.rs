@@ -32,6 +32,6 @@ impl Settings {
         // It becomes a header and stands in events.
         let user: String = user.chars().filter(char::is_ascii_graphic).take(MAX_USER_CHARS).collect();
         let by = if user.is_empty() { "cli".to_owned() } else { format!("cli/{user}") };
-        Ok(Self { client: Client::new(url, &by)?, by })
+        Ok(Self { client: Client::new(url, &by, global.token.as_deref())?, by })
     }
 }

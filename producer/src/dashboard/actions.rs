@@ -10,6 +10,7 @@ use stoker_schemas::{JobId, JobSpec};
 
 use super::layout::{Frame, Page, Tab};
 use super::parts;
+use crate::http::access::is_own_path;
 use crate::http::bulk::{self, Action, Chosen, Outcome};
 use crate::http::{Api, ListQuery, Problem, asker, control};
 use crate::readmodel::Filter;
@@ -77,6 +78,7 @@ fn edit_page(api: &Api, id: JobId, text: &str, problem: Option<&Problem>) -> Pag
             div.flash.bad role="alert" { b { (problem.title) ": " } (problem.detail) (parts::field_errors(&problem.errors)) }
         }
         form method="post" action={ "/jobs/" (id) "/retry" } {
+            (parts::form_guard())
             label for="spec-edit" { "Spec, JSON. The next attempt uses it; the earlier ones keep theirs." }
             textarea #spec-edit name="spec" spellcheck="false" { (text) }
             div.row { button.main { "Retry with this spec" } a href={ "/jobs/" (id) } { "Back" } }
@@ -114,7 +116,7 @@ impl ManyForm {
 
     /// Where to go from here: a page of ours, never somewhere else.
     fn back(&self) -> &str {
-        if self.back.starts_with('/') && !self.back.starts_with("//") { &self.back } else { "/jobs" }
+        if is_own_path(&self.back) { &self.back } else { "/jobs" }
     }
 
     fn filter(&self) -> Result<Filter, Problem> {
@@ -159,6 +161,7 @@ fn confirm(api: &Api, form: &ManyForm, action: Action, n: u64) -> Page {
             (action.participle()) " are left as they are, and named." }
         @if n == 0 { p { "Nothing matches any longer." } p { a href=(form.back()) { "Back" } } } @else {
             form method="post" action="/jobs/act" {
+                (parts::form_guard())
                 input type="hidden" name="action" value=(form.action);
                 input type="hidden" name="filter" value=(form.filter);
                 input type="hidden" name="back" value=(form.back());

@@ -37,6 +37,7 @@ fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
                     td { a href={ "/dead?cause=" (cause) } { (cause.title()) } }
                     td.num { (parts::number(n)) }
                     td { form.inline method="post" action="/jobs/act" {
+                        (parts::form_guard())
                         input type="hidden" name="back" value="/dead";
                         input type="hidden" name="filter" value={ "phase=dead&cause=" (cause) };
                         button name="action" value="retry-all" { "Redrive " (parts::number(n)) "…" }

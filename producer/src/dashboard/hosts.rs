@@ -45,6 +45,7 @@ fn row(host: &HostView) -> Markup {
             td.wide { (host.hypervisor) " · " (host.version) }
             td { @if host.status == HostStatus::Up {
                 form.inline method="post" action={ "/hosts/" (host.name) "/drain" } {
+                    (parts::form_guard())
                     button title="Takes no more jobs; its VMs keep running" { "Drain" }
                 }
             } }

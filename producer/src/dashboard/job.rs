@@ -68,6 +68,7 @@ fn head(job: &JobView, verdict: &str) -> Markup {
 fn actions(id: JobId, phase: Phase, cancelling: bool) -> Markup {
     let button = |action: &str, label: &str, class: &str, key: bool| {
         html! { form.inline method="post" action={ "/jobs/" (id) "/" (action) } {
+            (parts::form_guard())
             button class=(class) data-key-r[key] { (label) }
         } }
     };

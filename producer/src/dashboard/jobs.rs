@@ -71,6 +71,7 @@ fn empty(known: u64, more: bool) -> Markup {
 pub fn selectable(jobs: &[JobSummary], filter: &Filter, back: &str) -> Markup {
     html! {
         form method="post" action="/jobs/act" {
+            (parts::form_guard())
             input type="hidden" name="back" value=(back);
             input type="hidden" name="filter" value=(address(filter));
             (parts::job_table(jobs, true))

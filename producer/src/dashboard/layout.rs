@@ -7,6 +7,7 @@ use stoker_schemas::{JobId, Phase};
 
 use super::assets::{CSS_PATH, JS_PATH};
 use super::parts;
+use crate::http::access::Caller;
 use crate::http::{Api, Problem};
 
 /// Nothing from elsewhere, nothing inline: what a guest prints can never run.
@@ -81,13 +82,18 @@ impl IntoResponse for Page {
             Ok(markup) => (StatusCode::OK, markup),
             Err(problem) => problem,
         };
-        let headers = [
-            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-            (header::CONTENT_SECURITY_POLICY, POLICY),
-            (header::REFERRER_POLICY, "same-origin"),
-        ];
-        (status, headers, markup.into_string()).into_response()
+        secured(status, markup)
     }
+}
+
+/// A page with the headers that keep it ours.
+pub fn secured(status: StatusCode, markup: Markup) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::REFERRER_POLICY, "same-origin"),
+    ];
+    (status, headers, markup.into_string()).into_response()
 }
 
 /// Whether the answer to a request should be a page.
@@ -138,6 +144,7 @@ impl<'a> Frame<'a> {
                     }
                     main #main tabindex="-1" { (body) }
                     p.foot #asof { (as_of(api)) }
+                    (signed_in())
                     (keys())
                 }
             }
@@ -166,6 +173,18 @@ fn as_of(api: &Api) -> Markup {
         "As of " (parts::time(api.now()))
         @if let Some(heard) = api.model().heard_at() { ", last event heard " (parts::ago(heard)) }
         @if let Some(why) = api.broker_trouble() { " · " strong { "broker: " (why) "; what you see may be old" } }
+    }
+}
+
+/// Who is logged in, where one logs in at all.
+fn signed_in() -> Markup {
+    let Some(caller) = Caller::current() else { return html! {} };
+    html! {
+        form.foot.inline method="post" action="/logout" {
+            (parts::form_guard())
+            (caller.name) " (" (caller.role) ") "
+            @if caller.csrf.is_some() { button { "Log out" } }
+        }
     }
 }
 

@@ -14,16 +14,20 @@ mod jobs;
 mod layout;
 mod live;
 mod log;
+mod login;
 mod overview;
 mod parts;
 mod retries;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
-use crate::http::{Api, guard};
+use crate::http::{Api, MAX_FORM_BYTES, guard};
+
+pub(crate) use layout::wants_page;
+pub(crate) use login::{bare_problem, look_again};
 
 /// Pages, their forms and what they load.
 pub fn routes() -> Router<Api> {
@@ -41,11 +45,14 @@ pub fn routes() -> Router<Api> {
         .route("/log", get(log::page))
         .route("/live", get(live::ticks))
         .route("/assets/{name}", get(assets::file))
+        .route("/login", get(login::page).post(login::log_in))
+        .route("/logout", post(login::log_out))
+        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
 }
 
 /// Nothing is there: said in the form that was asked for.
 pub async fn missing(State(api): State<Api>, request: Request) -> Response {
-    let page = layout::wants_page(request.headers());
+    let page = wants_page(request.headers());
     let problem = guard::not_found(request).await;
     if page {
         layout::Page::problem(&api, layout::Tab::Overview, &problem).into_response()

@@ -99,6 +99,7 @@ fn dead(cause: Cause, n: u64) -> Markup {
     html! { li {
         span { (parts::number(n)) @if n == 1 { " dead letter: " } @else { " dead letters: " } (cause.title()) }
         form.inline method="post" action="/jobs/act" {
+            (parts::form_guard())
             a href={ "/dead?cause=" (cause) } { "Look" }
             input type="hidden" name="back" value="/";
             input type="hidden" name="filter" value={ "phase=dead&cause=" (cause) };

@@ -5,6 +5,7 @@ use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::spec::FieldError;
 use stoker_schemas::{JobId, Phase, Time};
 
+use crate::http::access::{CSRF_FIELD, Caller};
 use crate::readmodel::JobSummary;
 use crate::view::duration;
 
@@ -50,6 +51,12 @@ pub fn job_link(id: JobId) -> Markup {
 /// A cause, as a link to the jobs that have it.
 pub fn cause_link(cause: Cause, phase: Phase) -> Markup {
     html! { a href={ "/jobs?phase=" (phase) "&cause=" (cause) } { (cause.title()) } }
+}
+
+/// What every form that posts carries: with a session, its guard against forms of other sites.
+pub fn form_guard() -> Markup {
+    let csrf = Caller::current().and_then(|caller| caller.csrf);
+    html! { @if let Some(csrf) = csrf { input type="hidden" name=(CSRF_FIELD) value=(csrf); } }
 }
 
 /// What is wrong with a form, field by field.

@@ -13,7 +13,7 @@ use super::{MAX_BODY_BYTES, Problem};
 use crate::submit::Asker;
 
 /// A body that takes longer is given up: a slow sender may not hold a connection for ever.
-const BODY_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const BODY_WITHIN: Duration = Duration::from_secs(15);
 /// Longest name kept of who asks.
 const MAX_ASKER_BYTES: usize = 128;
 

@@ -1,30 +1,23 @@
-//! What comes from elsewhere is turned away. Listening on loopback keeps other machines out; this
+//! Without tokens, what comes from elsewhere is turned away. Listening on loopback keeps other machines out; this
 //! keeps out web pages that the operator's own browser has open (cross-site requests, and names
 //! that an attacker points at 127.0.0.1).
 
 use std::net::IpAddr;
 
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, header};
 use stoker_schemas::limits::clip;
 
 use super::Problem;
 
-/// Lets through what is addressed to this machine by a page of this machine or by no page.
-pub async fn local_only(request: Request, next: Next) -> Response {
-    if let Err(problem) = check(&request) {
-        return problem.into_response();
-    }
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
+/// What every answer says: take it as what it is called, and keep no copy.
+pub fn harden(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }
 
-fn check(request: &Request) -> Result<(), Problem> {
+/// Lets through what is addressed to this machine by a page of this machine or by no page.
+pub fn local(request: &Request) -> Result<(), Problem> {
     let header = |name| request.headers().get(name).map(|v| v.to_str().unwrap_or("?"));
     let host = header(header::HOST).or_else(|| request.uri().authority().map(|a| a.as_str())).unwrap_or_default();
     if !is_loopback(host) {

@@ -1,8 +1,9 @@
-//! The HTTP API, and the dashboard over the same rows. Loopback only: whoever reaches it may do everything, so
-//! it is not offered to a network, nor to web pages of other origins.
+//! The HTTP API, and the dashboard over the same rows. Without tokens on loopback only: whoever reaches it
+//! may do everything, so it is not offered to a network, nor to web pages of other origins ([`access`]).
 
 #![expect(clippy::result_large_err, reason = "a problem ends a request; it is not on a hot path")]
 
+pub mod access;
 pub(crate) mod bulk;
 pub(crate) mod control;
 mod dead;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use stoker_schemas::{JobId, JobState, Time};
 use stoker_worker::ports::broker::BrokerStatus;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use tokio_util::sync::CancellationToken;
 
+pub use access::Access;
 pub use bulk::Skipped;
 pub use control::{ControlAnswer, ControlRequest};
 pub use dead::{DeadPage, RedriveAnswer, RedriveRequest};
@@ -42,6 +44,8 @@ use crate::submit::Submitter;
 
 /// Largest request body: a thousand jobs of some KiB.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
+/// Largest form of a page: a spec, or as many ticked rows as a page has.
+pub const MAX_FORM_BYTES: usize = 1 << 20;
 /// Live streams at once; each holds a connection and a place in a buffer.
 const MAX_STREAMS: usize = 256;
 /// How long an answer waits for the rows to show what it did. The work is safe either way.
@@ -56,6 +60,7 @@ pub struct Api {
     submitter: Submitter,
     consoles: Arc<dyn ConsoleSource>,
     streams: Arc<Semaphore>,
+    access: Access,
     /// Live streams end when this does; else they would hold a stopping server open.
     stopping: CancellationToken,
 }
@@ -71,8 +76,11 @@ pub enum ServeError {
         /// The system's words.
         cause: std::io::Error,
     },
-    /// The address is for others than this machine.
-    #[error("{0} is not a loopback address; use 127.0.0.1, and a tunnel or an authenticating proxy for others")]
+    /// The address is for others than this machine, and nothing says who may come in.
+    #[error(
+        "{0} is not a loopback address, and without tokens whoever reaches it may do everything; make one with \
+         `stoker token new --name me --role admin >> tokens.toml`, then add --tokens tokens.toml"
+    )]
     NotLoopback(SocketAddr),
     /// Serving ended.
     #[error("serving ended: {0}")]
@@ -87,8 +95,19 @@ impl Api {
             submitter,
             consoles,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            access: Access::Open,
             stopping: CancellationToken::new(),
         }
+    }
+
+    /// The same, for those who may come in.
+    pub fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    /// Who may come in.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The rows.
@@ -159,13 +178,13 @@ pub fn router(api: Api) -> Router {
         .route("/v1/log", get(live::log))
         .fallback(dashboard::missing)
         .method_not_allowed_fallback(guard::wrong_method)
-        .layer(from_fn(guard::local_only))
+        .layer(from_fn_with_state(api.clone(), access::admit))
         .with_state(api)
 }
 
-/// Takes an address, if it is this machine's own.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
+/// Takes an address: this machine's own, or any when only those with tokens may come in.
+pub async fn bind(address: SocketAddr, access: &Access) -> Result<TcpListener, ServeError> {
+    if !address.ip().is_loopback() && !access.is_closed() {
         return Err(ServeError::NotLoopback(address));
     }
     TcpListener::bind(address).await.map_err(|cause| ServeError::Bind { address, cause })
@@ -178,5 +197,6 @@ pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) -> 
         stop.cancelled().await;
         stopping.cancel();
     };
-    axum::serve(listener, router(api)).with_graceful_shutdown(stopped).await.map_err(ServeError::Serve)
+    let service = router(api).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stopped).await.map_err(ServeError::Serve)
 }

@@ -9,6 +9,7 @@ use stoker_schemas::limits::clip;
 use stoker_schemas::spec::{FieldError, SpecErrors};
 use stoker_worker::ports::broker::{BrokerError, BrokerStatus};
 
+use super::access::Role;
 use crate::readmodel::ReadModelError;
 use crate::submit::{Interrupted, PublishError};
 
@@ -64,6 +65,26 @@ impl Problem {
     /// The request is not taken from there.
     pub fn forbidden(detail: impl Into<String>, hint: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", detail, hint)
+    }
+
+    /// Nobody who is known asks.
+    pub fn unauthorized(detail: impl Into<String>) -> Self {
+        let hint = "send Authorization: Bearer <token>; with the command line, put it into STOKER_TOKEN";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not logged in", detail, hint)
+    }
+
+    /// The token is good, but not for this.
+    pub fn role(name: &str, has: Role, needs: Role) -> Self {
+        let detail = format!("this needs the role {needs}, and the token {name} has the role {has}");
+        Self::forbidden(detail, "ask who gives out tokens for one with that role (stoker token new --role)")
+    }
+
+    /// Asked too often.
+    pub fn too_often(what: &str, seconds: u32) -> Self {
+        let detail = format!("{what}; try again in {seconds} s");
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too-often", "Too many requests", detail, "");
+        problem.retry_after_s = Some(seconds);
+        problem
     }
 
     /// Nothing is there.
@@ -122,6 +143,30 @@ impl Problem {
         problem
     }
 
+    /// A delivery's sender is not proven.
+    pub fn not_genuine(detail: impl Into<String>, hint: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "not-genuine", "Delivery not genuine", detail, hint)
+    }
+
+    /// A delivery's payload makes no job.
+    pub fn bad_mapping(detail: impl Into<String>) -> Self {
+        let hint = "try it with stoker hooks test --payload FILE; deliveries are JSON";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-mapping", "Mapping failed", detail, hint)
+    }
+
+    /// Not now, but soon.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let mut problem = Self::new(status, "busy", "Busy", detail, "send it again");
+        problem.retry_after_s = Some(RETRY_AFTER_S);
+        problem
+    }
+
+    /// Not in the state that it is in.
+    pub fn conflict(detail: impl Into<String>, hint: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", "Not possible now", detail, hint)
+    }
+
     fn unavailable(detail: impl Into<String>) -> Self {
         let hint = "nothing was accepted beyond what is listed as confirmed; try again, with an Idempotency-Key";
         let title = "Broker unavailable";
@@ -130,7 +175,7 @@ impl Problem {
         problem
     }
 
-    fn internal(detail: impl Into<String>) -> Self {
+    pub(crate) fn internal(detail: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(status, "internal", "Internal error", detail, "see the server's log; stoker doctor")
     }
@@ -213,6 +258,11 @@ impl IntoResponse for Problem {
         // Numbers, text and lists: this cannot fail to be written.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.kind == "/problems/unauthorized" {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"stoker\""));
+        }
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

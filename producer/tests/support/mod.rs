@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_producer::clock;
 use stoker_producer::console::{ConsoleChunk, ConsoleSource};
-use stoker_producer::http::{self, Api, CancellationToken};
+use stoker_producer::http::{self, Access, Api, CancellationToken};
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::{Submitter, publish_event};
 use stoker_schemas::{Event, VmId};
@@ -61,14 +61,18 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(Access::Open).await
+    }
+
+    pub async fn start_with(access: Access) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let broker = Arc::new(FakeBroker::default());
         let model = ReadModel::open(dir.path(), clock::system()).unwrap();
         let consoles = Arc::new(Consoles::default());
         let stop = CancellationToken::new();
         let submitter = Submitter::new(broker.clone(), "test", clock::system());
-        let api = Api::new(model.clone(), submitter, consoles.clone());
-        let listener = http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = http::bind("127.0.0.1:0".parse().unwrap(), &access).await.unwrap();
+        let api = Api::new(model.clone(), submitter, consoles.clone()).with_access(access);
         let address = listener.local_addr().unwrap();
         let (follower, source, until) = (model.clone(), broker.clone(), stop.clone());
         tokio::spawn(async move { follower.follow(source, until).await });

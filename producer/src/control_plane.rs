@@ -1,0 +1,115 @@
+//! The control plane: rows added up from the history, API and pages over them, and the removal of
+//! VMs too many. `stoker serve` is this and nothing else; `stoker up` adds a worker.
+//!
+//! It owns nothing that cannot be had again: its rows are refilled from the history, so several may
+//! run side by side, and one that is started while the broker is away shows what it knew before.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stoker_worker::ports::broker::Broker;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::console::ConsoleSource;
+use crate::http::{self, Access, Api, ServeError};
+use crate::readmodel::{ReadModel, ReadModelError};
+use crate::submit::Submitter;
+use crate::supersede;
+
+/// Folder of the rows, below the data folder.
+const ROWS: &str = "control";
+
+/// What a control plane is made of.
+pub struct Parts {
+    /// Its name in events: `/producers/<name>`.
+    pub name: &'static str,
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// Who may come in.
+    pub access: Access,
+    /// Where its rows are kept.
+    pub data: PathBuf,
+    /// Where it reads and publishes.
+    pub broker: Arc<dyn Broker>,
+    /// Consoles within reach.
+    pub consoles: Arc<dyn ConsoleSource>,
+}
+
+/// Why a control plane does not run (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The API.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The read model.
+    #[error(transparent)]
+    Model(#[from] ReadModelError),
+    /// A task of it ended by a fault of ours.
+    #[error("the control plane's task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A running control plane.
+pub struct ControlPlane {
+    /// Its rows.
+    pub model: ReadModel,
+    /// Publishes for it.
+    pub submitter: Submitter,
+    stop: CancellationToken,
+    follow: JoinHandle<Result<(), ReadModelError>>,
+    serve: JoinHandle<Result<(), ServeError>>,
+    supersede: JoinHandle<()>,
+}
+
+impl ControlPlane {
+    /// Opens the rows, and starts reading, serving and removing.
+    pub fn start(parts: Parts) -> Result<Self, ReadModelError> {
+        let Parts { name, listener, access, data, broker, consoles } = parts;
+        let clock = clock::system();
+        let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
+        let submitter = Submitter::new(broker.clone(), name, clock);
+        let stop = CancellationToken::new();
+        let api = Api::new(model.clone(), submitter.clone(), consoles).with_access(access);
+        let follow = tokio::spawn({
+            let (model, stop) = (model.clone(), stop.clone());
+            async move { model.follow(broker, stop).await }
+        });
+        let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
+        let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
+        Ok(Self { model, submitter, stop, follow, serve, supersede })
+    }
+
+    /// Waits until it can no longer do its work: only an error ends it by itself.
+    pub async fn failed(&mut self) -> ControlError {
+        let ended = tokio::select! {
+            ended = &mut self.follow => ended.map(|read| read.map_err(ControlError::from)),
+            ended = &mut self.serve => ended.map(|served| served.map_err(ControlError::from)),
+        };
+        match ended {
+            Ok(Err(error)) => error,
+            Err(error) => error.into(),
+            Ok(Ok(())) => ServeError::Serve(std::io::Error::other("without an error")).into(),
+        }
+    }
+
+    /// Ends it: what is under way is answered, live streams are cut, the rows are flushed.
+    pub async fn end(self) {
+        self.stop.cancel();
+        for ended in [self.serve.await.is_ok(), self.follow.await.is_ok(), self.supersede.await.is_ok()] {
+            if !ended {
+                tracing::warn!("a task of the control plane had failed");
+            }
+        }
+    }
+}
+
+/// Whether an address is for others than this machine; what is sent there can be read on the way.
+pub fn warn_if_in_the_clear(address: SocketAddr) {
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "tokens and consoles travel in the clear: put a proxy with TLS before this address");
+    }
+}
