@@ -34,7 +34,7 @@ struct Closed {
     operate: String,
     admin: String,
     over: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Closed {
@@ -54,7 +54,7 @@ impl Closed {
         std::fs::write(&path, text.concat()).unwrap();
         let server = Server::start_with(Access::from_file(&path).unwrap()).await;
         let http = reqwest::Client::builder().no_proxy().timeout(SOON).redirect(redirect::Policy::none());
-        Self { server, http: http.build().unwrap(), read, operate, admin, over, _dir: dir }
+        Self { server, http: http.build().unwrap(), read, operate, admin, over, dir }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -230,7 +230,9 @@ async fn pages_lead_to_the_login_and_back_to_themselves_only() {
     let link = link.header("sec-fetch-site", "cross-site").header("sec-fetch-mode", "navigate");
     let answer = link.send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
-    assert!(answer.text().await.unwrap().contains("http-equiv=\"refresh\""));
+    assert!(answer.text().await.unwrap().contains("http-equiv=\"refresh\" content=\"0; url=/login?next=%2Fjobs\""));
+    let cookie = closed.log_in(&closed.read).await;
+    assert_eq!(location(&closed.page(&cookie, "/login?next=%2Fjobs").await), "/jobs", "no second login");
 }
 
 #[tokio::test]
@@ -293,6 +295,22 @@ async fn pages_of_other_sites_cannot_use_a_session() {
     // Under another name, with a token: programs and proxies may.
     let named = closed.request(Method::GET, "/v1/jobs").bearer_auth(&closed.read).header("host", "stoker.example");
     assert_eq!(named.send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_out_of_the_file_ends_with_its_sessions() {
+    let closed = Closed::start().await;
+    let (cookie, stays) = (closed.log_in(&closed.read).await, closed.log_in(&closed.admin).await);
+    let path = closed.dir.path().join("tokens.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let others = text.rfind("[[token]]").and_then(|last| text[..last].find("[[token]]\nname = \"hand\""));
+    std::fs::write(&path, &text[others.unwrap()..]).unwrap();
+    let begun = std::time::Instant::now();
+    while closed.with(&closed.read, Method::GET, "/v1/jobs").await.status() != StatusCode::UNAUTHORIZED {
+        assert!(begun.elapsed() < SOON, "the file is not read again");
+    }
+    assert_eq!(closed.page(&cookie, "/").await.status(), StatusCode::SEE_OTHER);
+    assert_eq!(closed.page(&stays, "/").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
 
 use stoker_producer::cli::{self, Io};
+use stoker_producer::http::Access;
+use stoker_producer::http::access::Fingerprint;
 use stoker_schemas::{Event, Time};
 use stoker_worker::ports::broker::BrokerStatus;
 use support::story::{Story, host_started};
@@ -239,6 +241,33 @@ async fn wrong_usage() {
     check!("bad_server", stoker("list").at("ftp://127.0.0.1:7070").await);
     check!("no_server", stoker("list").at("http://127.0.0.1:1").await);
     check!("no_server_json", stoker("list --json").at("http://127.0.0.1:1").await);
+}
+
+#[tokio::test]
+async fn tokens_are_asked_for_and_their_roles_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.toml");
+    let sha256 = Fingerprint::of("stk_eye");
+    std::fs::write(&path, format!("[[token]]\nname = \"eye\"\nrole = \"read\"\nsha256 = \"{sha256}\"\n")).unwrap();
+    let server = Server::start_with(Access::from_file(&path).unwrap()).await;
+    for (name, args) in [
+        ("token_absent", "list"),
+        ("token_wrong", "list --token stk_other"),
+        ("token_good", "list --token stk_eye"),
+        ("token_role", "enqueue golden --token stk_eye"),
+        ("token_bad_name", "token new --name Ada --role admin"),
+        ("token_bad_role", "token new --name ada --role root"),
+        ("serve_no_tokens", "serve --broker amqp://127.0.0.1:1 --tokens does-not-exist.toml"),
+    ] {
+        check!(name, stoker(args).on(&server).await);
+    }
+    let made = stoker("token new --name ada --role admin").on(&server).await;
+    let (entry, rest) = made.strip_prefix("exit 0\n--- stdout\n").unwrap().split_once("--- stderr\n").unwrap();
+    let secret = rest.split_whitespace().find(|word| word.starts_with("stk_")).unwrap();
+    assert!(entry.contains(&format!("sha256 = \"{}\"", Fingerprint::of(secret))), "{made}");
+    assert!(!entry.contains(secret), "{made}");
+    std::fs::write(&path, entry).unwrap();
+    Access::from_file(&path).unwrap();
 }
 
 /// Plays the rest of a job's life once it was enqueued.

@@ -2,7 +2,7 @@
 
 use axum::extract::{Form, Query, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{DOCTYPE, Markup, html};
 use serde::Deserialize;
@@ -35,9 +35,10 @@ pub struct Filled {
 }
 
 /// `GET /login`
-pub async fn page(State(api): State<Api>, Query(next): Query<Next>) -> Response {
+pub async fn page(State(api): State<Api>, headers: HeaderMap, Query(next): Query<Next>) -> Response {
     match api.access() {
         Access::Open => Redirect::to("/").into_response(),
+        Access::Closed(gate) if gate.is_logged_in(&headers, api.now()) => Redirect::to(next.path()).into_response(),
         Access::Closed(_) => form(StatusCode::OK, next.path(), None),
     }
 }
@@ -51,9 +52,8 @@ pub async fn log_in(State(api): State<Api>, parts: Parts, Form(filled): Form<Fil
     }
     let next = filled.next.path();
     let id = match gate.log_in(&filled.token, access::peer_of(&parts.extensions), api.now()) {
-        Ok(Ok(id)) => id,
-        Ok(Err(denied)) => return refused(next, denied),
-        Err(error) => return bare_problem(&Problem::internal(error.to_string())),
+        Ok(id) => id,
+        Err(denied) => return refused(next, denied),
     };
     let cookie = access::give_cookie(&id, &parts.headers).map(|cookie| [(header::SET_COOKIE, cookie)]);
     (cookie, Redirect::to(next)).into_response()
@@ -90,7 +90,7 @@ fn form(status: StatusCode, next: &str, wrong: Option<&str>) -> Response {
             p.dim { "Tokens are made with " code { "stoker token new" } " by whoever runs this server." }
         }
     };
-    secured(status, bare("Log in", &body, false))
+    secured(status, bare("Log in", &body, None))
 }
 
 /// A problem in a page that shows nothing else.
@@ -104,28 +104,28 @@ pub fn bare_problem(problem: &Problem) -> Response {
             p { a href="/" { "Overview" } " · " a href="/login" { "Log in" } }
         }
     };
-    let mut page = secured(status, bare(&problem.title, &body, false));
+    let mut page = secured(status, bare(&problem.title, &body, None));
     if let Some(seconds) = problem.retry_after_s {
         page.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     page
 }
 
-/// Has the browser ask again by itself: now one of our own pages is the cause, and a session's
-/// cookie comes along.
-pub fn look_again() -> Response {
-    let body = html! { p.login { a href="" { "Continue" } } };
-    secured(StatusCode::OK, bare("Stoker", &body, true))
+/// Has the browser go on by itself: one of our own pages is the cause then, and a session's cookie
+/// comes along, which it does not after a redirect of another site's link.
+pub fn go_on_to(path: &str) -> Response {
+    let body = html! { p.login { a href=(path) { "Continue" } } };
+    secured(StatusCode::OK, bare("Stoker", &body, Some(path)))
 }
 
-fn bare(title: &str, body: &Markup, again: bool) -> Markup {
+fn bare(title: &str, body: &Markup, go_on: Option<&str>) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                @if again { meta http-equiv="refresh" content="0"; }
+                @if let Some(path) = go_on { meta http-equiv="refresh" content={ "0; url=" (path) }; }
                 title { (title) " · Stoker" }
                 link rel="stylesheet" href=(CSS_PATH);
             }

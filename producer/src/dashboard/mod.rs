@@ -27,7 +27,7 @@ use axum::routing::{get, post};
 use crate::http::{Api, MAX_FORM_BYTES, guard};
 
 pub(crate) use layout::wants_page;
-pub(crate) use login::{bare_problem, look_again};
+pub(crate) use login::{bare_problem, go_on_to};
 
 /// Pages, their forms and what they load.
 pub fn routes() -> Router<Api> {

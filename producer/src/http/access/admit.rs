@@ -131,13 +131,14 @@ impl Refused {
 impl Asked {
     /// To the login page, and from there back to where one wanted to go.
     fn log_in(&self) -> Response {
-        if self.link_from_elsewhere {
-            // The cookie may be there after all, only not with a request that another site caused.
-            return dashboard::look_again();
-        }
         let wanted = self.address.path_and_query().map_or("/", |wanted| wanted.as_str());
         let next = if self.method == Method::GET && is_own_path(wanted) { wanted } else { "/" };
         let query = form_urlencoded::Serializer::new(String::new()).append_pair("next", next).finish();
-        Redirect::to(&format!("/login?{query}")).into_response()
+        let login = format!("/login?{query}");
+        if self.link_from_elsewhere {
+            // The cookie may be there after all, only not with a request that another site caused.
+            return dashboard::go_on_to(&login);
+        }
+        Redirect::to(&login).into_response()
     }
 }

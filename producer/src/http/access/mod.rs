@@ -81,6 +81,8 @@ pub(crate) enum Denied {
     Wrong,
     /// Wrong ones too often.
     TooOften(u32),
+    /// A session cannot be made.
+    NoRandomness,
 }
 
 impl Gate {
@@ -103,14 +105,19 @@ impl Gate {
     }
 
     /// Opens a session for a secret; its id, for the cookie.
-    pub(crate) fn log_in(&self, secret: &str, peer: IpAddr, now: Time) -> Result<Result<String, Denied>, NoRandomness> {
-        match self.by_secret(secret.trim(), peer, now) {
-            Ok(token) => {
-                tracing::info!(token = %token.name, role = %token.role, "logged in");
-                self.sessions.open(&token, now).map(Ok)
-            }
-            Err(denied) => Ok(Err(denied)),
-        }
+    pub(crate) fn log_in(&self, secret: &str, peer: IpAddr, now: Time) -> Result<String, Denied> {
+        let token = self.by_secret(secret.trim(), peer, now)?;
+        let id = self.sessions.open(&token, now).map_err(|error| {
+            tracing::error!(%error, "nobody can log in");
+            Denied::NoRandomness
+        })?;
+        tracing::info!(token = %token.name, role = %token.role, "logged in");
+        Ok(id)
+    }
+
+    /// Whether a request brings a session that lives.
+    pub(crate) fn is_logged_in(&self, headers: &HeaderMap, now: Time) -> bool {
+        self.by_session(headers, now).is_some()
     }
 
     /// Ends the session of a request.
@@ -126,12 +133,15 @@ impl Gate {
             let token = self.by_secret(bearer, peer, now)?;
             return Ok(Caller { name: token.name, role: token.role, csrf: None });
         }
-        let session = cookie::of(headers).and_then(|id| self.sessions.find(id, now)).ok_or(Denied::Nobody)?;
+        self.by_session(headers, now).ok_or(Denied::Nobody)
+    }
+
+    fn by_session(&self, headers: &HeaderMap, now: Time) -> Option<Caller> {
+        let session = cookie::of(headers).and_then(|id| self.sessions.find(id, now))?;
         // The token decides, not what it was when the session began.
         let tokens = self.tokens.tokens();
-        let token = tokens.iter().find(|token| token.fingerprint == session.token && !token.is_over(now));
-        let token = token.ok_or(Denied::Nobody)?;
-        Ok(Caller { name: token.name.clone(), role: token.role, csrf: Some(session.csrf) })
+        let token = tokens.iter().find(|token| token.fingerprint == session.token && !token.is_over(now))?;
+        Some(Caller { name: token.name.clone(), role: token.role, csrf: Some(session.csrf) })
     }
 }
 
@@ -151,6 +161,7 @@ impl Denied {
             Self::Nobody => Problem::unauthorized("this server asks for a token"),
             Self::Wrong => Problem::unauthorized("this token is not known here, or its time is over"),
             Self::TooOften(wait) => Problem::too_often("wrong tokens, too many of them", wait),
+            Self::NoRandomness => Problem::internal("the system gives no random bytes for a session"),
         }
     }
 }
