@@ -38,7 +38,8 @@ pub(super) struct HistoryRoute {
 
 impl HistoryRoute {
     pub(super) fn new(config: Arc<AmqpConfig>) -> Self {
-        let status = watch::Sender::new(HistoryStatus::Away("not connected yet".into()));
+        // Until a connection has seen otherwise: nobody has been cut off from it yet.
+        let status = watch::Sender::new(HistoryStatus::Available);
         Self { config, status, missed: Notify::new() }
     }
 
