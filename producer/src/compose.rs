@@ -16,6 +16,7 @@ use stoker_worker::ports::broker::Broker;
 use stoker_worker::signals;
 
 use crate::cli::{ServeArgs, UpArgs};
+use crate::hooks::HooksConfig;
 use crate::http::Access;
 use crate::serve::{self, Serve};
 use crate::up::{self, Up, UpError};
@@ -69,6 +70,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
     };
     logging::start();
     let access = access(args.tokens.as_deref())?;
+    let hooks = hooks(args.hooks.as_deref())?;
     let mut flags = args.worker;
     let simulated = flags.driver == Some(Driver::Simulated);
     if !simulated && !flags.unprivileged && !rustix::process::geteuid().is_root() {
@@ -83,7 +85,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         (false, Some(image)) => Some(image),
         (false, None) => default_image(config.driver),
     };
-    let up = Up { config, listen: args.listen, access, first_image, once: args.once };
+    let up = Up { config, listen: args.listen, access, hooks, first_image, once: args.once };
     up::run(up, &mut std::io::stdout()).await.map_err(|cause| match cause {
         UpError::NotReady => ComposeError::NotReady,
         other => ComposeError::Failed {
@@ -103,12 +105,13 @@ pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
         hint: "stoker serve --help names the settings".to_owned(),
     };
     let access = access(args.tokens.as_deref())?;
+    let hooks = hooks(args.hooks.as_deref())?;
     let asked = signals::shutdown().map_err(|e| failed(e.to_string()))?;
     let config = amqp(&args.broker, args.broker_ca)?;
     let broker_name = config.address();
     // Not awaited: what is known is shown while the broker is away.
     let broker = AmqpBroker::open(config).map_err(|e| failed(e.to_string()))?;
-    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, listen: args.listen, access };
+    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, listen: args.listen, access, hooks };
     serve::run(serve, asked, &mut std::io::stdout()).await.map_err(|e| failed(e.to_string()))
 }
 
@@ -117,6 +120,15 @@ fn access(file: Option<&Path>) -> Result<Access, ComposeError> {
     Access::new(file).map_err(|errors| ComposeError::Usage {
         message: format!("--tokens: {errors}"),
         hint: "make an entry with: stoker token new --name me --role admin >> FILE".to_owned(),
+    })
+}
+
+/// Who may send webhooks and where callbacks go; every mistake of the file at once.
+fn hooks(file: Option<&Path>) -> Result<Option<HooksConfig>, ComposeError> {
+    let env = |name: &str| std::env::var(name).ok();
+    file.map(|file| HooksConfig::load(file, &env)).transpose().map_err(|errors| ComposeError::Usage {
+        message: format!("--hooks: {errors}"),
+        hint: "try it with: stoker hooks test --hooks FILE --payload FILE".to_owned(),
     })
 }
 

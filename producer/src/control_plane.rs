@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::console::ConsoleSource;
+use crate::hooks::HooksConfig;
 use crate::http::{self, Access, Api, ServeError};
 use crate::readmodel::{ReadModel, ReadModelError};
 use crate::submit::Submitter;
 use crate::supersede;
+use crate::webhooks::{self, StoreError, Webhooks};
 
 /// Folder of the rows, below the data folder.
 const ROWS: &str = "control";
@@ -31,6 +33,8 @@ pub struct Parts {
     pub listener: TcpListener,
     /// Who may come in.
     pub access: Access,
+    /// Webhooks, where they are set up.
+    pub hooks: Option<HooksConfig>,
     /// Where its rows are kept.
     pub data: PathBuf,
     /// Where it reads and publishes.
@@ -48,6 +52,9 @@ pub enum ControlError {
     /// The read model.
     #[error(transparent)]
     Model(#[from] ReadModelError),
+    /// The log of webhooks.
+    #[error(transparent)]
+    Webhooks(#[from] StoreError),
     /// A task of it ended by a fault of ours.
     #[error("the control plane's task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -63,24 +70,33 @@ pub struct ControlPlane {
     follow: JoinHandle<Result<(), ReadModelError>>,
     serve: JoinHandle<Result<(), ServeError>>,
     supersede: JoinHandle<()>,
+    callbacks: Option<JoinHandle<()>>,
 }
 
 impl ControlPlane {
     /// Opens the rows, and starts reading, serving and removing.
-    pub fn start(parts: Parts) -> Result<Self, ReadModelError> {
-        let Parts { name, listener, access, data, broker, consoles } = parts;
+    pub fn start(parts: Parts) -> Result<Self, ControlError> {
+        let Parts { name, listener, access, hooks, data, broker, consoles } = parts;
         let clock = clock::system();
         let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
-        let submitter = Submitter::new(broker.clone(), name, clock);
+        let submitter = Submitter::new(broker.clone(), name, clock.clone());
         let stop = CancellationToken::new();
-        let api = Api::new(model.clone(), submitter.clone(), consoles).with_access(access);
+        let mut api = Api::new(model.clone(), submitter.clone(), consoles).with_access(access);
+        let mut callbacks = None;
+        if let Some(hooks) = hooks {
+            let webhooks = Webhooks::open(&data.join(webhooks::FOLDER), hooks)?;
+            if let Some(outgoing) = webhooks.callbacks.clone() {
+                callbacks = Some(outgoing.start(model.clone(), clock, stop.clone())?);
+            }
+            api = api.with_webhooks(webhooks);
+        }
         let follow = tokio::spawn({
             let (model, stop) = (model.clone(), stop.clone());
             async move { model.follow(broker, stop).await }
         });
         let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
         let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
-        Ok(Self { model, submitter, stop, follow, serve, supersede })
+        Ok(Self { model, submitter, stop, follow, serve, supersede, callbacks })
     }
 
     /// Waits until it can no longer do its work: only an error ends it by itself.
@@ -99,6 +115,11 @@ impl ControlPlane {
     /// Ends it: what is under way is answered, live streams are cut, the rows are flushed.
     pub async fn end(self) {
         self.stop.cancel();
+        if let Some(callbacks) = self.callbacks
+            && callbacks.await.is_err()
+        {
+            tracing::warn!("the task of callbacks had failed");
+        }
         for ended in [self.serve.await.is_ok(), self.follow.await.is_ok(), self.supersede.await.is_ok()] {
             if !ended {
                 tracing::warn!("a task of the control plane had failed");

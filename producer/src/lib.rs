@@ -3,14 +3,17 @@
 //!
 //! The way through: [`submit`] turns a request into a confirmed `job.enqueued` event;
 //! [`readmodel`] adds up what the history says; [`http`] serves both; [`cli`] is a client of that.
+//! [`hooks`] turns deliveries of others into jobs, [`callbacks`] tells others what became of them.
 //! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see.
 
+pub mod callbacks;
 pub mod cli;
 pub mod clock;
 pub mod compose;
 pub mod console;
 pub mod control_plane;
 mod dashboard;
+pub mod hooks;
 pub mod http;
 pub mod readmodel;
 pub mod report;
@@ -19,3 +22,4 @@ pub mod submit;
 pub mod supersede;
 pub mod up;
 pub mod view;
+pub mod webhooks;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::console::NoConsoles;
 use crate::control_plane::{ControlError, ControlPlane, Parts, warn_if_in_the_clear};
+use crate::hooks::HooksConfig;
 use crate::http::{self, Access};
 
 /// What to serve.
@@ -25,6 +26,8 @@ pub struct Serve {
     pub listen: SocketAddr,
     /// Who may come in.
     pub access: Access,
+    /// Webhooks, where they are set up.
+    pub hooks: Option<HooksConfig>,
 }
 
 /// Why it ended.
@@ -41,13 +44,13 @@ pub enum ServeEnd {
 /// Runs until asked to end. A broker that is away is waited for meanwhile: pages show what was
 /// known and say so, writes are refused.
 pub async fn run(serve: Serve, asked: watch::Receiver<Shutdown>, out: &mut (dyn Write + Send)) -> Result<(), ServeEnd> {
-    let Serve { broker, broker_name, data, listen, access } = serve;
+    let Serve { broker, broker_name, data, listen, access, hooks } = serve;
     let listener = http::bind(listen, &access).await.map_err(ControlError::from)?;
     let address = listener.local_addr()?;
     warn_if_in_the_clear(address);
     let who = if access.is_closed() { "who has a token" } else { "everybody on this machine" };
     let shown = data.display().to_string();
-    let parts = Parts { name: "serve", listener, access, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
+    let parts = Parts { name: "serve", listener, access, hooks, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
     let mut control = ControlPlane::start(parts).map_err(ControlError::from)?;
     writeln!(out, "Stoker {}: http://{address}/", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  broker  {broker_name}")?;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::console::{ConsoleSource, FolderConsoles, NoConsoles};
 use crate::control_plane::{ControlError, ControlPlane, Parts, warn_if_in_the_clear};
+use crate::hooks::HooksConfig;
 use crate::http::{self, Access, ServeError};
 use crate::readmodel::{Filter, ReadModel, ReadModelError};
 use crate::report::Report;
@@ -35,6 +36,8 @@ pub struct Up {
     pub listen: SocketAddr,
     /// Who may come in.
     pub access: Access,
+    /// Webhooks, where they are set up.
+    pub hooks: Option<HooksConfig>,
     /// Image of the first VM; `None` to boot none.
     pub first_image: Option<ImageName>,
     /// End after the first VM's report, instead of staying up.
@@ -86,6 +89,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
         name: "up",
         listener,
         access: up.access.clone(),
+        hooks: up.hooks.clone(),
         data: up.config.data.clone(),
         broker: broker.clone(),
         consoles: consoles.clone(),

@@ -23,7 +23,7 @@ pub use error::CliError;
 pub use printer::Io;
 
 use command::{
-    completions, control, dead, doctor, enqueue, hosts, list, log, logs, man, report, serve, show, token, up,
+    completions, control, dead, doctor, enqueue, hooks, hosts, list, log, logs, man, report, serve, show, token, up,
     watch,
 };
 use printer::Printer;
@@ -103,6 +103,8 @@ enum Command {
     Dead(dead::DeadArgs),
     /// Hosts and what runs on them
     Hosts(hosts::HostsArgs),
+    /// Webhooks: try a hooks file with a payload
+    Hooks(hooks::HooksArgs),
     /// The event log: tail, export, verify
     Log(log::LogArgs),
     /// Tokens: who may use the API and the pages
@@ -159,6 +161,7 @@ async fn dispatch(command: Command, settings: &Settings, printer: &mut Printer) 
         Command::Stop(args) => control::run("stop", args, settings, printer).await,
         Command::Dead(args) => dead::run(args, settings, printer).await,
         Command::Hosts(args) => hosts::run(args, settings, printer).await,
+        Command::Hooks(args) => hooks::run(args, printer),
         Command::Log(args) => log::run(args, settings, printer).await,
         Command::Token(args) => token::run(args, printer),
         Command::Doctor => doctor::run(settings, printer).await,

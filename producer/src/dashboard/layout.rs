@@ -22,11 +22,13 @@ pub enum Tab {
     Retries,
     Dead,
     Hosts,
+    Webhooks,
     Log,
 }
 
 impl Tab {
-    const ALL: [Self; 6] = [Self::Overview, Self::Jobs, Self::Retries, Self::Dead, Self::Hosts, Self::Log];
+    const ALL: [Self; 7] =
+        [Self::Overview, Self::Jobs, Self::Retries, Self::Dead, Self::Hosts, Self::Webhooks, Self::Log];
 
     const fn link(self) -> (&'static str, &'static str) {
         match self {
@@ -35,6 +37,7 @@ impl Tab {
             Self::Retries => ("/retries", "Retries"),
             Self::Dead => ("/dead", "Dead"),
             Self::Hosts => ("/hosts", "Hosts"),
+            Self::Webhooks => ("/webhooks", "Webhooks"),
             Self::Log => ("/log", "Log"),
         }
     }

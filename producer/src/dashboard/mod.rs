@@ -18,6 +18,7 @@ mod login;
 mod overview;
 mod parts;
 mod retries;
+mod webhooks;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -42,6 +43,8 @@ pub fn routes() -> Router<Api> {
         .route("/dead", get(dead::page))
         .route("/hosts", get(hosts::page))
         .route("/hosts/{host}/drain", post(actions::drain))
+        .route("/webhooks", get(webhooks::page))
+        .route("/webhooks/{n}/replay", post(webhooks::replay))
         .route("/log", get(log::page))
         .route("/live", get(live::ticks))
         .route("/assets/{name}", get(assets::file))

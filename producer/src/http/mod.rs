@@ -7,6 +7,7 @@ pub mod access;
 pub(crate) mod bulk;
 pub(crate) mod control;
 mod dead;
+mod deliveries;
 mod extract;
 pub(crate) mod guard;
 mod jobs;
@@ -39,8 +40,10 @@ pub use problem::Problem;
 
 use crate::console::ConsoleSource;
 use crate::dashboard;
+use crate::hooks;
 use crate::readmodel::{Found, ReadModel};
 use crate::submit::Submitter;
+use crate::webhooks::Webhooks;
 
 /// Largest request body: a thousand jobs of some KiB.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
@@ -61,6 +64,7 @@ pub struct Api {
     consoles: Arc<dyn ConsoleSource>,
     streams: Arc<Semaphore>,
     access: Access,
+    webhooks: Option<Webhooks>,
     /// Live streams end when this does; else they would hold a stopping server open.
     stopping: CancellationToken,
 }
@@ -96,6 +100,7 @@ impl Api {
             consoles,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             access: Access::Open,
+            webhooks: None,
             stopping: CancellationToken::new(),
         }
     }
@@ -103,6 +108,21 @@ impl Api {
     /// The same, for those who may come in.
     pub fn with_access(self, access: Access) -> Self {
         Self { access, ..self }
+    }
+
+    /// The same, with webhooks in and callbacks out.
+    pub fn with_webhooks(self, webhooks: Webhooks) -> Self {
+        Self { webhooks: Some(webhooks), ..self }
+    }
+
+    /// Webhooks, if there are settings for them.
+    pub(crate) fn webhooks(&self) -> Option<&Webhooks> {
+        self.webhooks.as_ref()
+    }
+
+    /// Publishes for us.
+    pub(crate) fn submitter(&self) -> &Submitter {
+        &self.submitter
     }
 
     /// Who may come in.
@@ -174,11 +194,18 @@ pub fn router(api: Api) -> Router {
         .route("/v1/hosts/{host}/drain", post(control::drain))
         .route("/v1/counts", get(ops::counts))
         .route("/v1/undecodable", get(ops::undecodable))
+        .route("/v1/hooks/deliveries", get(deliveries::list))
+        .route("/v1/hooks/deliveries/{n}", get(deliveries::show))
+        .route("/v1/hooks/deliveries/{n}/replay", post(deliveries::replay))
+        .route("/v1/callbacks", get(deliveries::callbacks))
         .route("/v1/events", get(live::events))
         .route("/v1/log", get(live::log))
         .fallback(dashboard::missing)
         .method_not_allowed_fallback(guard::wrong_method)
         .layer(from_fn_with_state(api.clone(), access::admit))
+        // Past all that: a delivery comes from elsewhere, under whatever name it was sent to, and
+        // proves itself with its signature.
+        .route("/hooks/{source}", post(hooks::receive))
         .with_state(api)
 }
 

@@ -12,6 +12,7 @@ use stoker_worker::ports::broker::{BrokerError, BrokerStatus};
 use super::access::Role;
 use crate::readmodel::ReadModelError;
 use crate::submit::{Interrupted, PublishError};
+use crate::webhooks::StoreError;
 
 /// Seconds after which a caller may try again while the broker is away: its own reconnection takes
 /// about as long.
@@ -249,6 +250,12 @@ impl From<ReadModelError> for Problem {
             ReadModelError::Cursor => Self::bad_request(error.to_string(), ""),
             _ => Self::internal(error.to_string()),
         }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::internal(error.to_string())
     }
 }
 

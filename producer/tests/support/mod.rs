@@ -15,9 +15,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_producer::clock;
 use stoker_producer::console::{ConsoleChunk, ConsoleSource};
+use stoker_producer::hooks::HooksConfig;
 use stoker_producer::http::{self, Access, Api, CancellationToken};
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::{Submitter, publish_event};
+use stoker_producer::webhooks::Webhooks;
 use stoker_schemas::{Event, VmId};
 
 pub use broker::FakeBroker;
@@ -55,6 +57,7 @@ pub struct Server {
     pub broker: Arc<FakeBroker>,
     pub model: ReadModel,
     pub consoles: Arc<Consoles>,
+    pub webhooks: Option<Webhooks>,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -65,6 +68,14 @@ impl Server {
     }
 
     pub async fn start_with(access: Access) -> Self {
+        Self::start_all(access, None).await
+    }
+
+    pub async fn start_with_hooks(hooks: HooksConfig) -> Self {
+        Self::start_all(Access::Open, Some(hooks)).await
+    }
+
+    async fn start_all(access: Access, hooks: Option<HooksConfig>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let broker = Arc::new(FakeBroker::default());
         let model = ReadModel::open(dir.path(), clock::system()).unwrap();
@@ -72,12 +83,16 @@ impl Server {
         let stop = CancellationToken::new();
         let submitter = Submitter::new(broker.clone(), "test", clock::system());
         let listener = http::bind("127.0.0.1:0".parse().unwrap(), &access).await.unwrap();
-        let api = Api::new(model.clone(), submitter, consoles.clone()).with_access(access);
+        let mut api = Api::new(model.clone(), submitter, consoles.clone()).with_access(access);
+        let webhooks = hooks.map(|hooks| Webhooks::open(&dir.path().join("webhooks"), hooks).unwrap());
+        if let Some(webhooks) = &webhooks {
+            api = api.with_webhooks(webhooks.clone());
+        }
         let address = listener.local_addr().unwrap();
         let (follower, source, until) = (model.clone(), broker.clone(), stop.clone());
         tokio::spawn(async move { follower.follow(source, until).await });
         tokio::spawn(http::serve(listener, api, stop.clone()));
-        Self { address, broker, model, consoles, stop, _dir: dir }
+        Self { address, broker, model, consoles, webhooks, stop, _dir: dir }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -28,6 +28,9 @@ pub struct ServeArgs {
     /// Who may use API and pages (`stoker token new`); without it, everybody on this machine
     #[arg(long, env = "STOKER_TOKENS", value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Webhooks in and callbacks out; without it, none
+    #[arg(long, env = "STOKER_HOOKS", value_name = "FILE")]
+    pub hooks: Option<PathBuf>,
 }
 
 pub async fn run(args: ServeArgs) -> Result<(), CliError> {

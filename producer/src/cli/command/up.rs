@@ -22,6 +22,9 @@ pub struct UpArgs {
     /// Who may use API and pages (`stoker token new`); without it, everybody on this machine
     #[arg(long, env = "STOKER_TOKENS", value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Webhooks in and callbacks out; without it, none
+    #[arg(long, env = "STOKER_HOOKS", value_name = "FILE")]
+    pub hooks: Option<PathBuf>,
     /// Image of the first VM (default: linux-minimal, or probe with Firecracker)
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<ImageName>,
