@@ -299,8 +299,9 @@ impl<'a> Ingest<'a> {
     fn index(&mut self, before: Option<&JobSummary>, after: &JobSummary) -> Result<(), ReadModelError> {
         let rows = |s: &JobSummary| {
             let tail = keys::index_tail(s.created, s.id);
-            let mut rows = vec![[keys::BY_TIME, &tail].concat(), [keys::by_phase(s.phase), tail].concat()];
+            let mut rows = vec![[keys::BY_TIME, &tail].concat(), [keys::by_phase(s.phase), tail.clone()].concat()];
             rows.extend(s.not_before.map(|due| keys::by_due(due, s.id)));
+            rows.extend(s.facets().into_iter().map(|facet| [keys::by_facet(facet), tail.clone()].concat()));
             rows
         };
         let stale = before.map(rows).unwrap_or_default();

@@ -8,6 +8,7 @@
 //! j job              -> summary
 //! p phase time job   -> (index)         newest first
 //! t time job         -> (index)         newest first
+//! f facet time job   -> (index)         newest first, of one cause, host, image, label or pool
 //! r due job          -> (index)         soonest first
 //! h host             -> state
 //! b minute           -> what happened in it
@@ -16,6 +17,7 @@
 //! m                  -> offset, next seq, counters
 //! ```
 
+use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::{Epoch, Event, JobId, Phase, Time};
 use uuid::Uuid;
 
@@ -90,6 +92,36 @@ pub fn undecodable(offset: u64, index: u32) -> Vec<u8> {
 /// Beginning of the index of one phase.
 pub fn by_phase(phase: Phase) -> Vec<u8> {
     vec![b'p', phase as u8]
+}
+
+/// What lists can be narrowed by without looking at every job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Facet<'a> {
+    /// Cause of the last failure.
+    Cause(Cause),
+    /// Where it runs, or last ran.
+    Host(&'a str),
+    /// Image, with or without its version.
+    Image(&'a str),
+    /// A label, by key.
+    Label(&'a str),
+    /// A label, by key and value.
+    LabelValue(&'a str, &'a str),
+    /// Pool.
+    Pool(&'a str),
+}
+
+/// Beginning of the index of one facet. Names hold no zero byte; should one ever, the rows found
+/// are a few too many, and each is looked at before it is shown.
+pub fn by_facet(facet: Facet<'_>) -> Vec<u8> {
+    match facet {
+        Facet::Cause(cause) => joined(&[b"fc", cause.as_str().as_bytes(), &[0]]),
+        Facet::Host(name) => joined(&[b"fh", name.as_bytes(), &[0]]),
+        Facet::Image(name) => joined(&[b"fi", name.as_bytes(), &[0]]),
+        Facet::Label(key) => joined(&[b"fl", key.as_bytes(), &[0]]),
+        Facet::LabelValue(key, value) => joined(&[b"fv", key.as_bytes(), b"=", value.as_bytes(), &[0]]),
+        Facet::Pool(name) => joined(&[b"fp", name.as_bytes(), &[0]]),
+    }
 }
 
 /// What stands behind an index's beginning: later times first.

@@ -241,7 +241,8 @@ impl ReadModel {
 
     /// A page of jobs, newest first.
     pub fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, ReadModelError> {
-        query::list(&self.store, filter, cursor, limit)
+        let in_phase = filter.phase.map_or(0, |phase| self.live().meta.counters.phase(phase));
+        query::list(&self.store, filter, in_phase, cursor, limit)
     }
 
     /// The job that an id, or the beginning of one, names.

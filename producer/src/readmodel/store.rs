@@ -14,7 +14,7 @@ use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 /// Memory sled may use for pages. Its own default, 1 GiB, is more than a whole front should take.
 const CACHE_BYTES: u64 = 64 << 20;
 

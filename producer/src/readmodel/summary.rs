@@ -7,6 +7,7 @@ use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{JobId, JobState, Phase, Time};
 
+use super::keys::Facet;
 use crate::view::ms_between;
 
 /// One job in a list.
@@ -85,6 +86,18 @@ impl JobSummary {
             not_before: due.map(|r| r.value.not_before),
             events,
         }
+    }
+
+    /// What it can be found by.
+    pub fn facets(&self) -> Vec<Facet<'_>> {
+        let mut facets = vec![Facet::Pool(&self.pool), Facet::Image(&self.image)];
+        facets.extend(self.image.split_once('@').map(|(name, _)| Facet::Image(name)));
+        facets.extend(self.cause.map(Facet::Cause));
+        facets.extend(self.host.as_deref().map(Facet::Host));
+        for (key, value) in &self.labels {
+            facets.extend([Facet::Label(key), Facet::LabelValue(key, value)]);
+        }
+        facets
     }
 
     /// Names of the counters that it adds one to.

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use stoker_schemas::{Epoch, HostName, JobId, VmId};
 use stoker_worker::net::Namespace;
-use stoker_worker::ports::net::{AttachRequest, Network};
+use stoker_worker::ports::net::{AttachRequest, NetSignal, Network};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::{DEADLINE, Fallible};
@@ -56,6 +57,8 @@ pub struct Place {
 pub struct Times {
     /// Tap and reservation; before the clock starts.
     pub attach: f64,
+    /// From the start of the VMM to the DHCP server's ACK.
+    pub dhcp_ack: f64,
     /// From the start of the VMM to the first 200.
     pub healthy: f64,
 }
@@ -119,17 +122,30 @@ pub async fn boot(recipe: &Recipe, place: &Place) -> Fallible<Times> {
     std::fs::create_dir(&dir)?;
     let before = Instant::now();
     let request = AttachRequest { vm, address: Some(place.address), agent_port: AGENT_PORT };
-    // Kept until the end: listening to its DHCP is what makes the network note its neighbour.
     let attachment = place.network.attach(request).await?;
     let attach = millis(before);
-    let healthy = run(recipe, place, vm, &dir).await;
+    // Listened to until the end: that is what makes the network note its neighbour.
+    let acked = tokio::spawn(ack(attachment.signals));
+    let ran = run(recipe, place, vm, &dir).await;
     place.network.detach(vm, Some(place.address)).await?;
-    drop(attachment);
     std::fs::remove_dir_all(&dir)?;
-    Ok(Times { attach, healthy: healthy? })
+    let (clock, healthy) = ran?;
+    let dhcp_ack = acked.await?.map_or(f64::NAN, |at| at.saturating_duration_since(clock).as_secs_f64() * 1_000.0);
+    Ok(Times { attach, dhcp_ack, healthy })
 }
 
-async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<f64> {
+/// When the guest got its address; listens on until the network has nothing more to say.
+async fn ack(mut signals: mpsc::Receiver<NetSignal>) -> Option<Instant> {
+    let mut first = None;
+    while let Some(signal) = signals.recv().await {
+        if matches!(signal, NetSignal::Ack(_)) {
+            first.get_or_insert_with(Instant::now);
+        }
+    }
+    first
+}
+
+async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<(Instant, f64)> {
     let mut command = recipe.command(vm, dir)?;
     let (requests, socket) = (recipe.requests(vm), dir.join("api.sock"));
     let agent = SocketAddr::from((place.address, AGENT_PORT));
@@ -147,7 +163,8 @@ async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<f
         }
     };
     end(&mut child)?;
-    Ok(outcome.map_err(|_| format!("by hand, {agent} did not answer within {DEADLINE:?}"))??)
+    let healthy = outcome.map_err(|_| format!("by hand, {agent} did not answer within {DEADLINE:?}"))??;
+    Ok((clock, healthy))
 }
 
 fn end(child: &mut Child) -> std::io::Result<()> {
