@@ -54,7 +54,7 @@ pub async fn firecracker(quick: bool) -> Fallible<Vec<Figure>> {
 
 pub async fn qemu(quick: bool) -> Fallible<Vec<Figure>> {
     let (name, driver, image, memory_mib) = ("boot-overhead-qemu", "qemu", "linux-minimal", 128);
-    let pairs = if quick { 5 } else { 11 };
+    let pairs = if quick { 5 } else { 25 };
     overhead(Case { name, driver, image, memory_mib, pairs, target: Target::AtMost(1.03), program: None }).await
 }
 
@@ -160,11 +160,12 @@ fn figure(case: &Case, stoker: &[Boot], hand: &[Times]) -> Figure {
     let with_attach: Samples = stoker.iter().zip(hand).map(|(s, h)| s.ready / (h.attach + h.healthy)).collect();
     let all = |times: &mut dyn Iterator<Item = f64>| times.collect::<Samples>();
     let detail = format!(
-        "{} pairs; Stoker {} ms, by hand {} ms; ratio's quartiles {:.2}-{:.2}; by hand the lease is there \
+        "{} pairs; Stoker {} ms, by hand {} ms; a pair's ratio: median {:.2}, quartiles {:.2}-{:.2}; by hand the lease is there \
          after {:.1} ms, tap and reservation before the clock starts ({} ms; counted: ratio {:.2}); Stoker's stages, ms after the confirm: {}",
         ratios.len(),
         all(&mut stoker.iter().map(|b| b.ready)).summary(),
         all(&mut hand.iter().map(|t| t.healthy)).summary(),
+        ratios.median(),
         ratios.quantile(0.25),
         ratios.quantile(0.75),
         all(&mut hand.iter().map(|t| t.dhcp_ack)).median(),
@@ -172,7 +173,11 @@ fn figure(case: &Case, stoker: &[Boot], hand: &[Times]) -> Figure {
         with_attach.median(),
         stages(stoker),
     );
-    Figure::measured(case.name, "x", case.target, ratios.median(), detail)
+    // Totals, not the median of the pairs: a guest's boots come in two speeds some per cent apart, and
+    // the median of a few ratios is then whichever pairing was the more frequent.
+    let total = |times: &mut dyn Iterator<Item = f64>| times.sum::<f64>();
+    let ratio = total(&mut stoker.iter().map(|b| b.ready)) / total(&mut hand.iter().map(|t| t.healthy));
+    Figure::measured(case.name, "x", case.target, ratio, detail)
 }
 
 fn stages(boots: &[Boot]) -> String {
