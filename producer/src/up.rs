@@ -32,7 +32,7 @@ const CONSOLE_TAIL: usize = 16 * 1024;
 pub struct Up {
     /// The worker's settings.
     pub config: Config,
-    /// Where API and status page listen.
+    /// Where API and dashboard listen.
     pub listen: SocketAddr,
     /// Who may come in.
     pub access: Access,
@@ -111,7 +111,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     if let (true, true, Some(id)) = (up.once, ready, first) {
         remove_first(&model, &submitter, id).await?;
     } else if !up.once {
-        writeln!(out, "\nUp. Status page and API: http://{address}/   (Ctrl-C ends; VMs keep running)")?;
+        writeln!(out, "\nUp. Dashboard and API: http://{address}/   (Ctrl-C ends; VMs keep running)")?;
         out.flush()?;
         tokio::select! {
             ended = &mut work => return Err(ended_early("worker", ended)),
@@ -156,7 +156,7 @@ fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr
     writeln!(out, "  network     {}", host.rig().network.describe())?;
     writeln!(out, "  broker      {broker}")?;
     writeln!(out, "  data        {}", up.config.data.display())?;
-    writeln!(out, "  status page http://{address}/")?;
+    writeln!(out, "  dashboard   http://{address}/")?;
     if up.config.network == NetworkMode::User && up.config.driver != Driver::Simulated {
         let why = if rustix::process::geteuid().is_root() { "as asked" } else { "not root" };
         writeln!(out, "  note        user network ({why}): no tap, no bridge, no DHCP of the host's; a VM is reached")?;

@@ -280,8 +280,8 @@ impl Up {
 
     /// Its HTTP address.
     pub async fn server(&mut self) -> String {
-        let text = self.says("status page http://").await;
-        let rest = text.split("status page ").nth(1).unwrap();
+        let text = self.says("dashboard   http://").await;
+        let rest = text.split("dashboard   ").nth(1).unwrap();
         rest.lines().next().unwrap().trim_end_matches('/').to_owned()
     }
 

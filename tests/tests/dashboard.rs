@@ -1,0 +1,170 @@
+//! The dashboard in a real Chromium: what an operator does at 3 a.m., click by click.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
+#[path = "dashboard/browser.rs"]
+mod browser;
+
+use std::{path::Path, process::Stdio};
+
+use browser::Browser;
+use serde_json::{Value, json};
+use stoker_tests::{setting, within};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+/// A guest that panics soon, and before its agent would answer.
+const PANICS: &str = "sim.panic-ms=30 sim.healthy-ms=60000";
+
+/// `stoker up` with simulated VMs.
+struct Server {
+    base: String,
+    _process: Child,
+    _data: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start(test: &str) -> Option<Self> {
+        let programs = setting(test, "STOKER_TEST_BIN_DIR")?;
+        let data = tempfile::tempdir().unwrap();
+        let mut command = Command::new(Path::new(&programs).join("stoker"));
+        command.args(["up", "--driver", "simulated", "--no-vm", "--listen", "127.0.0.1:0", "--host", "h-01", "--data"]);
+        command.arg(data.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let base = within("the dashboard's address", async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("stoker up ended");
+                if let Some((_, rest)) = line.split_once("http://") {
+                    break format!("http://{}", rest.split('/').next().unwrap());
+                }
+            }
+        })
+        .await;
+        // What else it says is read, or it would stop at a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Some(Self { base, _process: process, _data: data })
+    }
+
+    /// Enqueues a job; its id.
+    async fn enqueue(&self, kernel_args: &str, attempts: u32, label: &str) -> String {
+        let job = json!({"image": "simulated", "kernel_args": kernel_args, "labels": {"team": label},
+                         "retry": {"max_attempts": attempts, "base_ms": 200, "cap_ms": 60_000}});
+        let answer = reqwest::Client::new().post(format!("{}/v1/jobs", self.base)).json(&job).send().await.unwrap();
+        assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
+        let answer: Value = answer.json().await.unwrap();
+        answer["jobs"][0]["id"].as_str().unwrap().to_owned()
+    }
+}
+
+async fn open(test: &str) -> Option<(Server, Browser)> {
+    let server = Server::start(test).await?;
+    let browser = Browser::open(test, &server.base).await?;
+    Some((server, browser))
+}
+
+#[tokio::test]
+async fn a_failed_boot_is_seen_understood_mended_and_ready() {
+    let Some((server, browser)) = open("a_failed_boot_is_seen_understood_mended_and_ready").await else { return };
+    browser.go("/").await;
+    browser.sees(&["No jobs yet", "stoker enqueue golden"]).await;
+    browser.page.execute("window.same = true", Vec::new()).await.unwrap();
+    let id = server.enqueue(PANICS, 1, "web").await;
+
+    // It arrives by itself: nobody reloads.
+    browser.sees(&["Needs you", "1 dead letter: kernel panic", "kernel panic"]).await;
+    let same = browser.page.execute("return window.same === true", Vec::new()).await.unwrap();
+    assert_eq!(same, json!(true), "the page was loaded anew");
+
+    browser.click(&format!("main a[href='/jobs/{id}']")).await;
+    browser.sees(&["Attempt 1", "failed", "kernel panic", "the guest's kernel panicked", "look at the console"]).await;
+    browser.press("Edit and retry").await;
+
+    // A mistake in the form loses nothing and names the field.
+    let spec = browser.value("#spec-edit").await;
+    browser.write("#spec-edit", &spec.replace(PANICS, "ip=10.0.0.9")).await;
+    browser.press("Retry with this spec").await;
+    browser.sees(&["kernel_args", "DHCP"]).await;
+    assert!(browser.value("#spec-edit").await.contains("ip=10.0.0.9"), "what was written is gone");
+
+    browser.write("#spec-edit", &spec.replace(PANICS, "sim.healthy-ms=300")).await;
+    browser.press("Retry with this spec").await;
+    browser.sees(&["ready", "READY in", "Attempt 2", "answered 200"]).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn all_that_match_are_redriven_after_their_number_was_seen() {
+    let Some((server, browser)) = open("all_that_match_are_redriven_after_their_number_was_seen").await else { return };
+    for _ in 0..3 {
+        server.enqueue(PANICS, 1, "web").await;
+    }
+    server.enqueue("sim.dhcp=none sim.healthy-ms=10", 1, "other").await;
+    browser.go("/dead").await;
+    browser.sees(&["kernel panic", "Redrive 3"]).await;
+    browser.press("Redrive 3…").await;
+    browser.sees(&["Retry 3 jobs?", "cause=kernel_panic"]).await;
+    browser.press("Retry 3 jobs").await;
+    browser.sees(&["3 retried"]).await;
+    browser.press("Back").await;
+    browser.sees(&["Dead letters"]).await;
+
+    // Ticked rows are counted, and the buttons that need them wake up.
+    browser.sees(&["Redrive 3"]).await;
+    browser.click("thead input[data-all]").await;
+    browser.sees(&["3 selected"]).await;
+    browser.press("Cancel selected").await;
+    // Dead jobs cannot be cancelled: said for each, and nothing happens to them.
+    browser.sees(&["0 cancelled", "3 left as they are"]).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn keys_lead_through_the_pages() {
+    let Some((server, browser)) = open("keys_lead_through_the_pages").await else { return };
+    let id = server.enqueue("sim.healthy-ms=10", 1, "web").await;
+    browser.go("/").await;
+    browser.keys("gj").await;
+    browser.sees(&["Jobs", "simulated"]).await;
+    browser.keys("j").await;
+    let focused = browser.page.execute("return document.activeElement.getAttribute('href')", Vec::new()).await.unwrap();
+    assert_eq!(focused, json!(format!("/jobs/{id}")));
+    browser.keys("x").await;
+    browser.sees(&["1 selected"]).await;
+    browser.keys("/").await;
+    let focused = browser.page.execute("return document.activeElement.id", Vec::new()).await.unwrap();
+    assert_eq!(focused, json!("search"));
+    browser.write("#search", &id).await;
+    browser.write("#search", &format!("{id}\u{e007}")).await;
+    browser.sees(&["Attempt 1", "READY in"]).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn every_page_fits_light_dark_and_phone() {
+    let Some((server, browser)) = open("every_page_fits_light_dark_and_phone").await else { return };
+    let ready = server.enqueue("sim.healthy-ms=200", 1, "web").await;
+    let dead = server.enqueue(PANICS, 2, "a-rather-long-label-value").await;
+    server.enqueue("sim.panic-ms=30 sim.healthy-ms=60000", 5, "retrying").await;
+    browser.go(&format!("/jobs/{ready}")).await;
+    browser.sees(&["READY in"]).await;
+    browser.go(&format!("/jobs/{dead}")).await;
+    browser.sees(&["DEAD after 2 attempts"]).await;
+    for (name, path) in [
+        ("overview", "/".to_owned()),
+        ("jobs", "/jobs".to_owned()),
+        ("job-ready", format!("/jobs/{ready}")),
+        ("job-dead", format!("/jobs/{dead}")),
+        ("edit", format!("/jobs/{dead}/edit")),
+        ("retries", "/retries".to_owned()),
+        ("dead", "/dead".to_owned()),
+        ("hosts", "/hosts".to_owned()),
+        ("log", "/log".to_owned()),
+        ("missing", "/nowhere".to_owned()),
+    ] {
+        browser.shoot(name, &path).await;
+    }
+    browser.close().await;
+}

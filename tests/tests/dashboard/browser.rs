@@ -1,0 +1,158 @@
+//! A real Chromium, driven through WebDriver; gone with the test however it ends.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use fantoccini::{Client, ClientBuilder, Locator, error::CmdError, wd::WebDriverCompatibleCommand};
+use http::Method;
+use serde_json::{Value, json};
+use stoker_tests::skipped;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+/// Longest wait for something to show.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Browser {
+    pub page: Client,
+    base: String,
+    shots: PathBuf,
+    _driver: Child,
+    _profile: tempfile::TempDir,
+}
+
+/// Chromium's own protocol, for what WebDriver cannot say.
+#[derive(Debug)]
+struct Cdp(&'static str, Value);
+
+impl WebDriverCompatibleCommand for Cdp {
+    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/goog/cdp/execute", session.unwrap_or_default()))
+    }
+
+    fn method_and_body(&self, _: &url::Url) -> (Method, Option<String>) {
+        (Method::POST, Some(json!({ "cmd": self.0, "params": self.1 }).to_string()))
+    }
+}
+
+impl Browser {
+    /// `None`, with a line that says why, where there is no browser.
+    pub async fn open(test: &str, base: &str) -> Option<Self> {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut driver = match command.spawn() {
+            Ok(driver) => driver,
+            Err(error) => {
+                skipped(test, &format!("chromedriver: {error} (scripts/dev deps browser installs it)"));
+                return None;
+            }
+        };
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = loop {
+            let line = lines.next_line().await.unwrap().expect("chromedriver ended");
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                break port.trim_end_matches('.').to_owned();
+            }
+        };
+        let profile = tempfile::tempdir().unwrap();
+        let options = json!({
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     format!("--user-data-dir={}", profile.path().display())],
+        });
+        let capabilities = [("goog:chromeOptions".to_owned(), options)].into_iter().collect();
+        let connected = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await;
+        let page = connected.expect("a session with Chromium");
+        let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard");
+        std::fs::create_dir_all(&shots).unwrap();
+        Some(Self { page, base: base.to_owned(), shots, _driver: driver, _profile: profile })
+    }
+
+    pub async fn go(&self, path: &str) {
+        self.page.goto(&format!("{}{path}", self.base)).await.unwrap();
+    }
+
+    /// Waits until the page's text has all of these.
+    pub async fn sees(&self, what: &[&str]) {
+        let mut text = String::new();
+        let seen = tokio::time::timeout(PATIENCE, async {
+            loop {
+                text = self.text().await;
+                if what.iter().all(|wanted| text.contains(wanted)) {
+                    return;
+                }
+                // The page changes when the server tells it to; the browser does not tell us.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(seen.await.is_ok(), "{what:?} did not show; the page says:\n{text}");
+    }
+
+    pub async fn text(&self) -> String {
+        // A page that is being replaced has no text for a moment.
+        let read = self.page.execute("return document.querySelector('main')?.innerText ?? ''", Vec::new()).await;
+        read.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    pub async fn click(&self, css: &str) {
+        let found = self.page.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await;
+        found.unwrap_or_else(|e| panic!("no {css}: {e}")).click().await.unwrap();
+    }
+
+    /// Clicks the button or link with this text.
+    pub async fn press(&self, text: &str) {
+        let path = format!("//main//*[self::a or self::button][normalize-space()=\"{text}\"]");
+        let found = self.page.wait().at_most(PATIENCE).for_element(Locator::XPath(&path)).await;
+        found.unwrap_or_else(|e| panic!("nothing says {text:?}: {e}")).click().await.unwrap();
+    }
+
+    /// Replaces what stands in a field.
+    pub async fn write(&self, css: &str, text: &str) {
+        let field = self.page.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await.unwrap();
+        field.clear().await.unwrap();
+        field.send_keys(text).await.unwrap();
+    }
+
+    pub async fn value(&self, css: &str) -> String {
+        let field = self.page.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await.unwrap();
+        field.prop("value").await.unwrap().unwrap_or_default()
+    }
+
+    pub async fn keys(&self, keys: &str) {
+        self.page.find(Locator::Css("body")).await.unwrap().send_keys(keys).await.unwrap();
+    }
+
+    /// Pictures of a page: light, dark, and on a phone, where nothing may be wider than the screen.
+    pub async fn shoot(&self, name: &str, path: &str) {
+        for (look, dark, width, height) in
+            [("light", false, 1280, 900), ("dark", true, 1280, 900), ("phone", false, 390, 844)]
+        {
+            let scheme = json!([{"name": "prefers-color-scheme", "value": if dark { "dark" } else { "light" }}]);
+            self.cdp("Emulation.setEmulatedMedia", json!({ "features": scheme })).await.unwrap();
+            let phone = width < 500;
+            let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
+            self.cdp("Emulation.setDeviceMetricsOverride", size).await.unwrap();
+            self.go(path).await;
+            let picture = self.page.screenshot().await.unwrap();
+            std::fs::write(self.shots.join(format!("{name}-{look}.png")), picture).unwrap();
+            let wide = self.page.execute("return document.documentElement.scrollWidth", Vec::new()).await.unwrap();
+            assert!(wide.as_u64().unwrap() <= width, "{path} is {wide} wide on a screen of {width}");
+        }
+        self.cdp("Emulation.clearDeviceMetricsOverride", json!({})).await.unwrap();
+    }
+
+    async fn cdp(&self, command: &'static str, parameters: Value) -> Result<Value, CmdError> {
+        self.page.issue_cmd(Cdp(command, parameters)).await
+    }
+
+    pub async fn close(self) {
+        self.page.close().await.unwrap();
+    }
+}
