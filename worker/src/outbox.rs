@@ -156,10 +156,8 @@ async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -
             Ok(()) => return Told::Unknown,
             // Nobody takes it, or the stream cannot: a batch is never too large for good.
             Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
-            Err(BrokerError::Refused(why)) => {
-                tracing::error!(key = message.routing_key, why, "broker refuses an event for good, left out");
-                return Told::Unknown;
-            }
+            // A full queue refuses, too: a retry or a dead letter is never given up for that. Events are
+            // far below every limit of size, so a refusal is not for good.
             Err(error) => {
                 let wait = waits.next_delay();
                 tracing::warn!(%error, ?wait, "event not published, trying again");
