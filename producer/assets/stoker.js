@@ -113,6 +113,11 @@
   });
   document.addEventListener("visibilitychange", () => { if (!document.hidden && wanted) { wanted = false; soon(); } });
 
+  // A page that was left may live on in the browser's cache; six of them listening would use up all
+  // the connections that a browser makes to one server.
+  addEventListener("pagehide", () => source?.close());
+  addEventListener("pageshow", (event) => { if (event.persisted) { listen(); if (!paused) refresh(); } });
+
   // Ticked rows: how many, and what may be done with them.
   const rows = () => [...document.querySelectorAll("input[name=id]")];
   const picked = () => {

@@ -50,8 +50,9 @@ pub async fn run(serve: Serve, asked: watch::Receiver<Shutdown>, out: &mut (dyn 
     warn_if_in_the_clear(address);
     let who = if access.is_closed() { "who has a token" } else { "everybody on this machine" };
     let shown = data.display().to_string();
-    let parts = Parts { name: "serve", listener, access, hooks, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
-    let mut control = ControlPlane::start(parts).map_err(ControlError::from)?;
+    let parts =
+        Parts { name: "serve", listener, access, hooks, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
+    let mut control = ControlPlane::start(parts)?;
     writeln!(out, "Stoker {}: http://{address}/", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  broker  {broker_name}")?;
     writeln!(out, "  data    {shown}")?;

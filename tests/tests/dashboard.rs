@@ -50,8 +50,12 @@ impl Server {
 
     /// Enqueues a job; its id.
     async fn enqueue(&self, kernel_args: &str, attempts: u32, label: &str) -> String {
-        let job = json!({"image": "simulated", "kernel_args": kernel_args, "labels": {"team": label},
-                         "retry": {"max_attempts": attempts, "base_ms": 200, "cap_ms": 60_000}});
+        let retry = json!({"max_attempts": attempts, "base_ms": 200, "cap_ms": 60_000});
+        self.enqueue_with(kernel_args, &retry, label).await
+    }
+
+    async fn enqueue_with(&self, kernel_args: &str, retry: &Value, label: &str) -> String {
+        let job = json!({"image": "simulated", "kernel_args": kernel_args, "labels": {"team": label}, "retry": retry});
         let answer = reqwest::Client::new().post(format!("{}/v1/jobs", self.base)).json(&job).send().await.unwrap();
         assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
         let answer: Value = answer.json().await.unwrap();
@@ -147,7 +151,8 @@ async fn every_page_fits_light_dark_and_phone() {
     let Some((server, browser)) = open("every_page_fits_light_dark_and_phone").await else { return };
     let ready = server.enqueue("sim.healthy-ms=200", 1, "web").await;
     let dead = server.enqueue(PANICS, 2, "a-rather-long-label-value").await;
-    server.enqueue("sim.panic-ms=30 sim.healthy-ms=60000", 5, "retrying").await;
+    let patient = json!({"max_attempts": 5, "base_ms": 3_600_000, "cap_ms": 3_600_000});
+    server.enqueue_with(PANICS, &patient, "retrying").await;
     browser.go(&format!("/jobs/{ready}")).await;
     browser.sees(&["READY in"]).await;
     browser.go(&format!("/jobs/{dead}")).await;
@@ -161,6 +166,7 @@ async fn every_page_fits_light_dark_and_phone() {
         ("retries", "/retries".to_owned()),
         ("dead", "/dead".to_owned()),
         ("hosts", "/hosts".to_owned()),
+        ("webhooks", "/webhooks".to_owned()),
         ("log", "/log".to_owned()),
         ("missing", "/nowhere".to_owned()),
     ] {

@@ -89,7 +89,7 @@ impl Sender {
         let addresses = target.resolve(&self.config.allowed).await?;
         let request = self.request(&target, id, body, now)?;
         let stream = connect(&target, &addresses).await?;
-        let response = if target.is_tls {
+        if target.is_tls {
             let failed = |why: String| SendError::Tls(target.shown(), why);
             let connector = self.tls.as_ref().map_err(|why| failed(why.clone()))?;
             let bare = target.host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -98,8 +98,7 @@ impl Sender {
             post(&target, stream, request, now).await
         } else {
             post(&target, stream, request, now).await
-        };
-        response
+        }
     }
 
     fn request(&self, target: &Target, id: &str, body: &str, now: Time) -> Result<Request<Full<Bytes>>, SendError> {

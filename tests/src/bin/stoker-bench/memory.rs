@@ -56,7 +56,8 @@ pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
 fn growth(before: &Reading, last: &Reading) -> Figure {
     let jobs = last.jobs.saturating_sub(before.jobs) as f64;
     let bytes = last.rss_kib.saturating_sub(before.rss_kib) as f64 * 1_024.0 / jobs;
-    let detail = format!("from {} to {} jobs waiting; an event of one has about a thousand bytes", before.jobs, last.jobs);
+    let detail =
+        format!("from {} to {} jobs waiting; an event of one has about a thousand bytes", before.jobs, last.jobs);
     Figure::measured("memory-growth-per-job", "bytes", Target::AtMost(MAX_GROWTH), bytes, detail)
 }
 

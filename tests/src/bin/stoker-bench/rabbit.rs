@@ -49,8 +49,7 @@ impl Rabbit {
         for queue in queues {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
         }
-        for exchange in
-            [names.events_exchange(), names.due_exchange(), names.dead_exchange(), names.history_exchange()]
+        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange(), names.history_exchange()]
         {
             channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
         }
