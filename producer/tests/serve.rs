@@ -65,6 +65,7 @@ async fn a_broker_that_is_away_leaves_what_was_known() {
         data: dir.path().to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
         access: Access::Open,
+        hooks: None,
     };
     let (ask, asked) = watch::channel(Shutdown::No);
     let (out, mut printed) = mpsc::unbounded_channel();

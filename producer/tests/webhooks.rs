@@ -250,15 +250,18 @@ async fn deliveries_are_replayed_and_shown() {
     assert_eq!(sender.trace().await["replay_of"], *n);
 }
 
+/// Status, and a header.
+type Answer = (u16, Option<&'static str>);
+
 /// A receiver of callbacks that answers as it is told to.
 #[derive(Clone, Default)]
 struct Receiver {
-    answers: Arc<Mutex<VecDeque<(u16, Option<&'static str>)>>>,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
     got: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
 }
 
 impl Receiver {
-    async fn start(answers: &[(u16, Option<&'static str>)]) -> (Self, SocketAddr) {
+    async fn start(answers: &[Answer]) -> (Self, SocketAddr) {
         let receiver = Self { answers: Arc::new(Mutex::new(answers.iter().copied().collect())), ..Self::default() };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
