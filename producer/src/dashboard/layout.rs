@@ -192,12 +192,15 @@ fn signed_in() -> Markup {
 }
 
 fn keys() -> Markup {
-    const KEYS: [(&str, &str); 9] = [
+    const KEYS: [(&str, &str); 12] = [
         ("/", "search"),
         ("g o", "overview"),
         ("g j", "jobs"),
         ("g r", "retries"),
         ("g d", "dead letters"),
+        ("g h", "hosts"),
+        ("g w", "webhooks"),
+        ("g l", "log"),
         ("j k", "next, previous row"),
         ("x", "select the row"),
         ("r", "retry"),
