@@ -100,8 +100,8 @@
     source?.close();
     if (paused) { say("▮▮ paused", false); return; }
     source = new EventSource("/live" + (root.dataset.job ? `?job=${encodeURIComponent(root.dataset.job)}` : ""));
-    let opened = false;
-    source.onopen = () => { say("● live", false); if (opened) soon(); opened = true; };
+    // Something may have happened between the making of the page and this moment.
+    source.onopen = () => { say("● live", false); soon(); };
     source.onmessage = soon;
     source.onerror = () => say("○ cut", true);
   };

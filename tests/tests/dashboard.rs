@@ -21,15 +21,35 @@ const PANICS: &str = "sim.panic-ms=30 sim.healthy-ms=60000";
 /// `stoker up` with simulated VMs.
 struct Server {
     base: String,
+    /// Secrets of the tokens `ops` and `guest`; none where everybody on this machine may come in.
+    tokens: Vec<String>,
     _process: Child,
     _data: tempfile::TempDir,
 }
 
 impl Server {
     async fn start(test: &str) -> Option<Self> {
-        let programs = setting(test, "STOKER_TEST_BIN_DIR")?;
+        Self::start_for(test, &[]).await
+    }
+
+    /// For holders of tokens with these names and roles only.
+    async fn start_for(test: &str, team: &[(&str, &str)]) -> Option<Self> {
+        let program = Path::new(&setting(test, "STOKER_TEST_BIN_DIR")?).join("stoker");
         let data = tempfile::tempdir().unwrap();
-        let mut command = Command::new(Path::new(&programs).join("stoker"));
+        let (mut entries, mut tokens) = (Vec::new(), Vec::new());
+        for (name, role) in team {
+            let made =
+                Command::new(&program).args(["token", "new", "--name", name, "--role", role]).output().await.unwrap();
+            let said = String::from_utf8(made.stderr).unwrap();
+            tokens.push(said.split_whitespace().find(|word| word.starts_with("stk_")).unwrap().to_owned());
+            entries.extend(made.stdout);
+        }
+        let mut command = Command::new(&program);
+        if !team.is_empty() {
+            let file = data.path().join("tokens.toml");
+            std::fs::write(&file, entries).unwrap();
+            command.env("STOKER_TOKENS", file);
+        }
         command.args(["up", "--driver", "simulated", "--no-vm", "--listen", "127.0.0.1:0", "--host", "h-01", "--data"]);
         command.arg(data.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut process = command.spawn().unwrap();
@@ -45,7 +65,7 @@ impl Server {
         .await;
         // What else it says is read, or it would stop at a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Some(Self { base, _process: process, _data: data })
+        Some(Self { base, tokens, _process: process, _data: data })
     }
 
     /// Enqueues a job; its id.
@@ -56,7 +76,11 @@ impl Server {
 
     async fn enqueue_with(&self, kernel_args: &str, retry: &Value, label: &str) -> String {
         let job = json!({"image": "simulated", "kernel_args": kernel_args, "labels": {"team": label}, "retry": retry});
-        let answer = reqwest::Client::new().post(format!("{}/v1/jobs", self.base)).json(&job).send().await.unwrap();
+        let mut request = reqwest::Client::new().post(format!("{}/v1/jobs", self.base)).json(&job);
+        if let Some(token) = self.tokens.first() {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
         let answer: Value = answer.json().await.unwrap();
         answer["jobs"][0]["id"].as_str().unwrap().to_owned()
@@ -143,6 +167,44 @@ async fn keys_lead_through_the_pages() {
     browser.write("#search", &id).await;
     browser.write("#search", &format!("{id}\u{e007}")).await;
     browser.sees(&["Attempt 1", "READY in"]).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_team_logs_in_and_does_what_its_roles_allow() {
+    let test = "a_team_logs_in_and_does_what_its_roles_allow";
+    let Some(server) = Server::start_for(test, &[("ops", "operate"), ("guest", "read")]).await else { return };
+    let Some(browser) = Browser::open(test, &server.base).await else { return };
+    let id = server.enqueue(PANICS, 1, "web").await;
+    let job = format!("/jobs/{id}");
+
+    // Without a token there is nothing but the login, and it knows where one wanted to go.
+    browser.go(&job).await;
+    browser.is_at("/login").await;
+    browser.write("#token", "stk_wrong").await;
+    browser.click("form.login button").await;
+    browser.click("form.login [role=alert]").await;
+    browser.write("#token", &server.tokens[1]).await;
+    browser.click("form.login button").await;
+    browser.is_at(&job).await;
+
+    // Who may only read sees the reason for a no.
+    browser.sees(&["dead", "kernel panic"]).await;
+    browser.press("Retry").await;
+    browser.sees(&["operate"]).await;
+    browser.go("/").await;
+    browser.click("form[action='/logout'] button").await;
+    browser.is_at("/login").await;
+
+    browser.write("#token", &server.tokens[0]).await;
+    browser.click("form.login button").await;
+    browser.go(&job).await;
+    browser.press("Retry").await;
+    browser.sees(&["Attempt 2"]).await;
+    let events = reqwest::Client::new().get(format!("{}/v1{job}/events", server.base));
+    assert_eq!(events.try_clone().unwrap().send().await.unwrap().status(), 401);
+    let told = events.bearer_auth(&server.tokens[1]).send().await.unwrap().text().await.unwrap();
+    assert!(told.contains("token:ops"), "{told}");
     browser.close().await;
 }
 

@@ -17,6 +17,8 @@ use tokio::{
 
 /// Longest wait for something to show.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks: a page changes when its server says so, and the browser does not tell us.
+const LOOK: Duration = Duration::from_millis(50);
 
 pub struct Browser {
     pub page: Client,
@@ -88,11 +90,21 @@ impl Browser {
                 if what.iter().all(|wanted| text.contains(wanted)) {
                     return;
                 }
-                // The page changes when the server tells it to; the browser does not tell us.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(LOOK).await;
             }
         });
         assert!(seen.await.is_ok(), "{what:?} did not show; the page says:\n{text}");
+    }
+
+    /// Waits until the browser shows this page.
+    pub async fn is_at(&self, path: &str) {
+        let arrived = tokio::time::timeout(PATIENCE, async {
+            while self.page.current_url().await.unwrap().path() != path {
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        let url = arrived.await.is_err().then_some(self.page.current_url().await);
+        assert!(url.is_none(), "not at {path} but at {url:?}");
     }
 
     pub async fn text(&self) -> String {
