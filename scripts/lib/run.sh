@@ -18,6 +18,11 @@ cmd_up() {
     note "up: broker at $url, stop it with: scripts/dev broker stop"
     mapfile -t args < <(with_broker_url "$url" "$@")
   fi
+  if wants_fetched_firecracker "$@"; then
+    local firecracker
+    firecracker="$(cmd_firecracker)"
+    [[ -z $firecracker ]] || args+=(--firecracker "$firecracker")
+  fi
   profile_dir="$(binaries_dir)"
   exec "$profile_dir/stoker" up --images "$IMAGES_DIR" --data "$STOKER_DIR/data" ${args[@]+"${args[@]}"}
 }
@@ -29,6 +34,12 @@ need_cargo() {
 # `--broker amqp` without a URL asks for the private node; a URL is somebody's own broker.
 wants_private_broker() {
   [[ " $* " == *" --broker amqp "* || " $* " == *" --broker=amqp "* ]]
+}
+
+# The driver is asked for and nobody says where its program is.
+wants_fetched_firecracker() {
+  [[ " $* " == *" --driver firecracker "* || " $* " == *" --driver=firecracker "* ]] &&
+    [[ " $* " != *" --firecracker"* && -z ${STOKER_FIRECRACKER:-} ]] && ! have firecracker
 }
 
 with_broker_url() {
