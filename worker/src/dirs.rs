@@ -113,6 +113,14 @@ impl Dirs {
         }
     }
 
+    /// The end of a VM's console, wherever it is now.
+    pub fn tail_console(&self, vm: VmId, max: usize) -> io::Result<ConsoleSlice> {
+        match console::read_tail(&self.vm(vm), max) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => console::read_kept_tail(&self.kept_console(vm), max),
+            read => read,
+        }
+    }
+
     fn kept_console(&self, vm: VmId) -> PathBuf {
         self.root.join("consoles").join(format!("{vm}.log"))
     }

@@ -96,6 +96,25 @@ pub fn read_kept(path: &Path, from: u64, max: usize) -> io::Result<ConsoleSlice>
     read_file(&mut File::open(path)?, from, max.min(MAX_SLICE_BYTES))
 }
 
+/// The last `max` bytes (at most [`MAX_SLICE_BYTES`]) of an attempt's console: sought from the
+/// file's end, whatever its length. Reads the disk, too.
+pub fn read_tail(dir: &Path, max: usize) -> io::Result<ConsoleSlice> {
+    tail_of(&mut File::open(dir.join(CONSOLE))?, max)
+}
+
+/// As [`read_tail`], of a console that [`keep`] has copied.
+pub fn read_kept_tail(path: &Path, max: usize) -> io::Result<ConsoleSlice> {
+    tail_of(&mut File::open(path)?, max)
+}
+
+/// A file is given a hole only when it is longer than head and tail together, so the last piece
+/// never reaches across one: it begins behind the hole, or just after it.
+fn tail_of(file: &mut File, max: usize) -> io::Result<ConsoleSlice> {
+    let max = max.min(MAX_SLICE_BYTES);
+    let from = file.metadata()?.len().saturating_sub(max as u64);
+    read_file(file, from, max)
+}
+
 fn read_file(file: &mut File, asked: u64, max: usize) -> io::Result<ConsoleSlice> {
     let length = file.metadata()?.len();
     if asked >= length {
@@ -170,6 +189,31 @@ mod tests {
             assert!(tail.bytes.ends_with(b"abcde\n"));
             assert!(tail.bytes.iter().all(|&b| b != 0), "a hole was shown as text");
         }
+    }
+
+    #[test]
+    fn the_tail_is_the_end_of_a_short_a_long_and_a_kept_console() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CONSOLE), "short").unwrap();
+        let all = read_tail(dir.path(), 100).unwrap();
+        assert_eq!((all.from, all.bytes.as_slice(), all.next), (0, b"short".as_slice(), 5));
+        assert_eq!(read_tail(dir.path(), 2).unwrap().bytes, b"rt");
+        let none = read_tail(dir.path(), 0).unwrap();
+        assert_eq!((none.from, none.bytes.len(), none.next), (5, 0, 5));
+
+        std::fs::remove_file(dir.path().join(CONSOLE)).unwrap();
+        let file = flooded(dir.path(), 20 << 20);
+        let length = file.metadata().unwrap().len();
+        // As much as there can be, from the middle of the hole on; and a little.
+        for max in [MAX_SLICE_BYTES, 31] {
+            let tail = read_tail(dir.path(), max).unwrap();
+            assert_eq!(tail.next, length);
+            assert!(tail.bytes.ends_with(b"0123456789abcde\n") && tail.bytes.iter().all(|&b| b != 0));
+            assert!(tail.bytes.len() <= max);
+        }
+        let copy = dir.path().join("kept");
+        keep(dir.path(), &copy).unwrap();
+        assert_eq!(read_kept_tail(&copy, 16).unwrap().bytes, b"0123456789abcde\n");
     }
 
     #[test]
