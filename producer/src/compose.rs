@@ -15,7 +15,8 @@ use stoker_worker::logging;
 use stoker_worker::ports::broker::Broker;
 use stoker_worker::signals;
 
-use crate::cli::{ServeArgs, UpArgs};
+use crate::cli::{FrontArgs, ServeArgs, UpArgs};
+use crate::control_plane::Front;
 use crate::hooks::HooksConfig;
 use crate::http::Access;
 use crate::serve::{self, Serve};
@@ -69,8 +70,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         hint: "stoker up --help names the settings".to_owned(),
     };
     logging::start();
-    let access = access(args.tokens.as_deref())?;
-    let hooks = hooks(args.hooks.as_deref())?;
+    let front = front(&args.front)?;
     let mut flags = args.worker;
     let simulated = flags.driver == Some(Driver::Simulated);
     if !simulated && !flags.unprivileged && !rustix::process::geteuid().is_root() {
@@ -85,7 +85,7 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         (false, Some(image)) => Some(image),
         (false, None) => default_image(config.driver),
     };
-    let up = Up { config, listen: args.listen, access, hooks, first_image, once: args.once };
+    let up = Up { config, front, first_image, once: args.once };
     up::run(up, &mut std::io::stdout()).await.map_err(|cause| match cause {
         UpError::NotReady => ComposeError::NotReady,
         other => ComposeError::Failed {
@@ -104,32 +104,29 @@ pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
         cause,
         hint: "stoker serve --help names the settings".to_owned(),
     };
-    let access = access(args.tokens.as_deref())?;
-    let hooks = hooks(args.hooks.as_deref())?;
+    let front = front(&args.front)?;
     let asked = signals::shutdown().map_err(|e| failed(e.to_string()))?;
     let config = amqp(&args.broker, args.broker_ca)?;
     let broker_name = config.address();
     // Not awaited: what is known is shown while the broker is away.
     let broker = AmqpBroker::open(config).map_err(|e| failed(e.to_string()))?;
-    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, listen: args.listen, access, hooks };
+    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, front };
     serve::run(serve, asked, &mut std::io::stdout()).await.map_err(|e| failed(e.to_string()))
 }
 
-/// Who may come in; every mistake of the file at once.
-fn access(file: Option<&Path>) -> Result<Access, ComposeError> {
-    Access::new(file).map_err(|errors| ComposeError::Usage {
+/// Where API and pages are and for whom; every mistake of a file at once.
+fn front(args: &FrontArgs) -> Result<Front, ComposeError> {
+    let access = Access::new(args.tokens.as_deref()).map_err(|errors| ComposeError::Usage {
         message: format!("--tokens: {errors}"),
         hint: "make an entry with: stoker token new --name me --role admin >> FILE".to_owned(),
-    })
-}
-
-/// Who may send webhooks and where callbacks go; every mistake of the file at once.
-fn hooks(file: Option<&Path>) -> Result<Option<HooksConfig>, ComposeError> {
+    })?;
     let env = |name: &str| std::env::var(name).ok();
-    file.map(|file| HooksConfig::load(file, &env)).transpose().map_err(|errors| ComposeError::Usage {
+    let hooks = args.hooks.as_deref().map(|file| HooksConfig::load(file, &env)).transpose();
+    let hooks = hooks.map_err(|errors| ComposeError::Usage {
         message: format!("--hooks: {errors}"),
         hint: "try it with: stoker hooks test --hooks FILE --payload FILE".to_owned(),
-    })
+    })?;
+    Ok(Front { listen: args.listen, access, hooks })
 }
 
 /// The image that Stoker ships for a hypervisor.

@@ -25,16 +25,32 @@ use crate::webhooks::{self, StoreError, Webhooks};
 /// Folder of the rows, below the data folder.
 const ROWS: &str = "control";
 
-/// What a control plane is made of.
-pub struct Parts {
-    /// Its name in events: `/producers/<name>`.
-    pub name: &'static str,
-    /// Where it listens.
-    pub listener: TcpListener,
+/// Where API and pages are, and for whom.
+#[derive(Clone)]
+pub struct Front {
+    /// Where they listen.
+    pub listen: SocketAddr,
     /// Who may come in.
     pub access: Access,
     /// Webhooks, where they are set up.
     pub hooks: Option<HooksConfig>,
+}
+
+impl Front {
+    /// Takes the address; early, so that nothing is begun in vain.
+    pub async fn bind(&self) -> Result<TcpListener, ServeError> {
+        http::bind(self.listen, &self.access).await
+    }
+}
+
+/// What a control plane is made of.
+pub struct Parts {
+    /// Its name in events: `/producers/<name>`.
+    pub name: &'static str,
+    /// What the front bound.
+    pub listener: TcpListener,
+    /// For whom it is.
+    pub front: Front,
     /// Where its rows are kept.
     pub data: PathBuf,
     /// Where it reads and publishes.
@@ -76,7 +92,7 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Opens the rows, and starts reading, serving and removing.
     pub fn start(parts: Parts) -> Result<Self, ControlError> {
-        let Parts { name, listener, access, hooks, data, broker, consoles } = parts;
+        let Parts { name, listener, front: Front { access, hooks, .. }, data, broker, consoles } = parts;
         let clock = clock::system();
         let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
         let submitter = Submitter::new(broker.clone(), name, clock.clone());

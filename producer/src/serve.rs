@@ -1,7 +1,6 @@
 //! `stoker serve`: the control plane over RabbitMQ, without a worker.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,9 +9,7 @@ use stoker_worker::supervisor::Shutdown;
 use tokio::sync::watch;
 
 use crate::console::NoConsoles;
-use crate::control_plane::{ControlError, ControlPlane, Parts, warn_if_in_the_clear};
-use crate::hooks::HooksConfig;
-use crate::http::{self, Access};
+use crate::control_plane::{ControlError, ControlPlane, Front, Parts, warn_if_in_the_clear};
 
 /// What to serve.
 pub struct Serve {
@@ -22,12 +19,8 @@ pub struct Serve {
     pub broker_name: String,
     /// Where the rows are kept.
     pub data: PathBuf,
-    /// Where API and pages listen.
-    pub listen: SocketAddr,
-    /// Who may come in.
-    pub access: Access,
-    /// Webhooks, where they are set up.
-    pub hooks: Option<HooksConfig>,
+    /// Where API and pages are, and for whom.
+    pub front: Front,
 }
 
 /// Why it ended.
@@ -44,14 +37,13 @@ pub enum ServeEnd {
 /// Runs until asked to end. A broker that is away is waited for meanwhile: pages show what was
 /// known and say so, writes are refused.
 pub async fn run(serve: Serve, asked: watch::Receiver<Shutdown>, out: &mut (dyn Write + Send)) -> Result<(), ServeEnd> {
-    let Serve { broker, broker_name, data, listen, access, hooks } = serve;
-    let listener = http::bind(listen, &access).await.map_err(ControlError::from)?;
+    let Serve { broker, broker_name, data, front } = serve;
+    let listener = front.bind().await.map_err(ControlError::from)?;
     let address = listener.local_addr()?;
     warn_if_in_the_clear(address);
-    let who = if access.is_closed() { "who has a token" } else { "everybody on this machine" };
+    let who = if front.access.is_closed() { "who has a token" } else { "everybody on this machine" };
     let shown = data.display().to_string();
-    let parts =
-        Parts { name: "serve", listener, access, hooks, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
+    let parts = Parts { name: "serve", listener, front, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
     let mut control = ControlPlane::start(parts)?;
     writeln!(out, "Stoker {}: http://{address}/", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  broker  {broker_name}")?;

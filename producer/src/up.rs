@@ -15,10 +15,9 @@ use stoker_worker::signals;
 use stoker_worker::supervisor::Shutdown;
 use tokio::sync::watch;
 
-use crate::console::{ConsoleSource, FolderConsoles, NoConsoles};
-use crate::control_plane::{ControlError, ControlPlane, Parts, warn_if_in_the_clear};
-use crate::hooks::HooksConfig;
-use crate::http::{self, Access, ServeError};
+use crate::console::{ConsoleSource, FolderConsoles, NoConsoles, last_words};
+use crate::control_plane::{ControlError, ControlPlane, Front, Parts, warn_if_in_the_clear};
+use crate::http::ServeError;
 use crate::readmodel::{Filter, ReadModel, ReadModelError};
 use crate::report::Report;
 use crate::submit::{self, Asker, Interrupted, PublishError, Submitter};
@@ -32,12 +31,8 @@ const CONSOLE_TAIL: usize = 16 * 1024;
 pub struct Up {
     /// The worker's settings.
     pub config: Config,
-    /// Where API and dashboard listen.
-    pub listen: SocketAddr,
-    /// Who may come in.
-    pub access: Access,
-    /// Webhooks, where they are set up.
-    pub hooks: Option<HooksConfig>,
+    /// Where API and pages are, and for whom.
+    pub front: Front,
     /// Image of the first VM; `None` to boot none.
     pub first_image: Option<ImageName>,
     /// End after the first VM's report, instead of staying up.
@@ -76,7 +71,7 @@ pub enum UpError {
 /// Runs until asked to end (or, with `once`, until the first VM's report).
 pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let asked = signals::shutdown()?;
-    let listener = http::bind(up.listen, &up.access).await?;
+    let listener = up.front.bind().await?;
     let host = Host::open(&up.config).await?;
     let broker = host.broker(&up.config).await.map_err(HostError::from)?;
     let consoles: Arc<dyn ConsoleSource> = match &host.rig().dirs {
@@ -88,8 +83,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let mut control = ControlPlane::start(Parts {
         name: "up",
         listener,
-        access: up.access.clone(),
-        hooks: up.hooks.clone(),
+        front: up.front.clone(),
         data: up.config.data.clone(),
         broker: broker.clone(),
         consoles: consoles.clone(),
@@ -185,7 +179,7 @@ async fn first_vm(
     writeln!(out, "\njob {id}: booting {image} …")?;
     out.flush()?;
     let state = until(model, id, |phase| phase == Phase::Ready || phase.is_closed()).await?;
-    let console = tail(consoles, &state).await;
+    let console = last_words(consoles, &state, CONSOLE_TAIL).await;
     let report = Report::of(&state, console.as_deref());
     writeln!(out, "\n{}", report.to_markdown())?;
     out.flush()?;
@@ -242,19 +236,4 @@ async fn until(model: &ReadModel, id: JobId, will_do: fn(Phase) -> bool) -> Resu
             return Err(UpError::Part("read model", "no more changes".to_owned()));
         }
     }
-}
-
-async fn tail(consoles: &dyn ConsoleSource, state: &JobState) -> Option<String> {
-    let vm = state.attempts.values().rev().find_map(|a| a.started.as_ref())?.value.vm;
-    let mut text = Vec::new();
-    let mut from = 0;
-    while let Some(chunk) = consoles.read(vm, from, CONSOLE_TAIL).await
-        && !chunk.bytes.is_empty()
-    {
-        text.extend_from_slice(&chunk.bytes);
-        let surplus = text.len().saturating_sub(CONSOLE_TAIL);
-        text.drain(..surplus);
-        from = chunk.next;
-    }
-    Some(String::from_utf8_lossy(&text).into_owned())
 }

@@ -49,6 +49,19 @@ pub fn config(data: &Path, change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
+/// Equipment of a simulated host.
+pub fn rig(world: &SimWorld) -> Rig {
+    Rig {
+        hypervisor: Arc::new(Simulated::new(world.clone())),
+        network: Arc::new(SimulatedNetwork::new(world.clone())),
+        prober: Arc::new(SimulatedProber::new(world.clone())),
+        images: Arc::new(ImageStore::Simulated),
+        dirs: None,
+        clock: Clock::system(),
+        stop_grace: Duration::from_millis(10),
+    }
+}
+
 impl Life {
     /// Begins a life on the log in `config.data`, with its broker in the process.
     ///
@@ -65,16 +78,7 @@ impl Life {
     /// When the broker cannot be opened.
     pub fn begin_on(config: &Config, world: &SimWorld, log: EventLog) -> Self {
         let clock = Clock::system();
-        let rig = Rig {
-            hypervisor: Arc::new(Simulated::new(world.clone())),
-            network: Arc::new(SimulatedNetwork::new(world.clone())),
-            prober: Arc::new(SimulatedProber::new(world.clone())),
-            images: Arc::new(ImageStore::Simulated),
-            dirs: None,
-            clock,
-            stop_grace: Duration::from_millis(10),
-        };
-        let host = Host::with_rig(config, rig, log.clone());
+        let host = Host::with_rig(config, rig(world), log.clone());
         let broker: Arc<dyn Broker> = Arc::new(host.embedded_broker().unwrap());
         let (shutdown, asked) = watch::channel(Shutdown::No);
         let running = tokio::spawn(host.run(broker.clone(), asked));

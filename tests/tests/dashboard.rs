@@ -196,8 +196,10 @@ async fn a_team_logs_in_and_does_what_its_roles_allow() {
     browser.click("form[action='/logout'] button").await;
     browser.is_at("/login").await;
 
+    // Going on before the answer is there would leave without the cookie.
     browser.write("#token", &server.tokens[0]).await;
     browser.click("form.login button").await;
+    browser.is_at("/").await;
     browser.go(&job).await;
     browser.press("Retry").await;
     browser.sees(&["Attempt 2"]).await;

@@ -17,6 +17,7 @@ use std::ffi::OsString;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub use command::front::FrontArgs;
 pub use command::serve::ServeArgs;
 pub use command::up::UpArgs;
 pub use error::CliError;

@@ -142,9 +142,11 @@ async fn act(api: &Api, form: &ManyForm, headers: &HeaderMap) -> Result<Response
     };
     let action: Action = action.parse()?;
     let chosen = if all { Chosen::Filter(form.filter()?) } else { Chosen::Ids(form.ids.clone()) };
-    let n = bulk::count(api, &chosen)?;
-    if all && form.confirmed.as_deref() != Some(n.to_string().as_str()) {
-        return Ok(confirm(api, form, action, n).into_response());
+    if all {
+        let n = bulk::count(api, &chosen)?;
+        if form.confirmed.as_deref() != Some(n.to_string().as_str()) {
+            return Ok(confirm(api, form, action, n).into_response());
+        }
     }
     let outcome = bulk::run(api, action, &chosen, &asker(headers)).await?;
     Ok(result(api, form, action, &outcome).into_response())

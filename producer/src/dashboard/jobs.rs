@@ -13,17 +13,6 @@ use super::parts;
 use crate::http::{Api, ListQuery, Params, Problem};
 use crate::readmodel::{Filter, Found, JobSummary};
 
-const PHASES: [Phase; 8] = [
-    Phase::Queued,
-    Phase::Booting,
-    Phase::Ready,
-    Phase::Failing,
-    Phase::Retrying,
-    Phase::Dead,
-    Phase::Cancelled,
-    Phase::Stopped,
-];
-
 /// `GET /jobs`
 pub async fn page(State(api): State<Api>, Params(mut query): Params<ListQuery>) -> Response {
     query.forget_empty();
@@ -97,7 +86,7 @@ fn filters(filter: &Filter) -> Markup {
         form.filters action="/jobs" {
             label { "state" select name="phase" {
                 option value="" { "any" }
-                @for phase in PHASES { option value=(phase) selected[filter.phase == Some(phase)] { (phase) } }
+                @for phase in Phase::ALL { option value=(phase) selected[filter.phase == Some(phase)] { (phase) } }
             } }
             label { "cause" select name="cause" {
                 option value="" { "any" }

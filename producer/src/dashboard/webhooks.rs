@@ -1,7 +1,5 @@
 //! Webhooks: who may send, what came in and what became of it, and what was told to others.
 
-use std::collections::BTreeMap;
-
 use axum::extract::{Form, Path, State};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
@@ -65,7 +63,7 @@ fn content(api: &Api, query: &WebhooksQuery) -> Result<Markup, Problem> {
     };
     Ok(html! {
         h1 { "Webhooks" }
-        (sources(&webhooks.hooks)?)
+        (sources(&webhooks.hooks))
         (deliveries(&webhooks.hooks, query)?)
         h2 { "Callbacks out" }
         @match &webhooks.callbacks {
@@ -75,15 +73,8 @@ fn content(api: &Api, query: &WebhooksQuery) -> Result<Markup, Problem> {
     })
 }
 
-fn sources(hooks: &Hooks) -> Result<Markup, Problem> {
-    let mut counts: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
-    for delivery in hooks.log().all() {
-        let delivery = delivery?;
-        *counts.entry((delivery.source, delivery.outcome.as_str())).or_default() += 1;
-    }
-    let count =
-        |source: &str, outcome: Outcome| counts.get(&(source.to_owned(), outcome.as_str())).copied().unwrap_or(0);
-    Ok(html! {
+fn sources(hooks: &Hooks) -> Markup {
+    html! {
         h2 { "Sources" }
         @if hooks.sources().is_empty() { p.dim { "The hooks file has no " code { "[[source]]" } "." } } @else {
             table {
@@ -93,11 +84,11 @@ fn sources(hooks: &Hooks) -> Result<Markup, Problem> {
                     td { a href={ "/webhooks?source=" (name) } { (name) } }
                     td.mono { "/hooks/" (name) }
                     td { (source.kind.as_str()) }
-                    @for outcome in OUTCOMES { td.num { (parts::number(count(name, outcome))) } }
+                    @for outcome in OUTCOMES { td.num { (parts::number(hooks.log().count(name, outcome))) } }
                 } } }
             }
         }
-    })
+    }
 }
 
 fn deliveries(hooks: &Hooks, query: &WebhooksQuery) -> Result<Markup, Problem> {

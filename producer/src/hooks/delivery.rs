@@ -14,7 +14,8 @@ const MAX_HEADER_BYTES: usize = 256;
 const SECRET_NAMES: [&str; 7] = ["auth", "cookie", "signature", "token", "secret", "key", "password"];
 
 /// What became of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(rename = "DeliveryOutcome")]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A job was enqueued.
@@ -40,7 +41,7 @@ impl Outcome {
 }
 
 /// One delivery and its fate.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Delivery {
     /// Its number here; higher is newer.
     pub n: u64,
@@ -76,6 +77,11 @@ impl Delivery {
     /// Genuine and not seen before. Others can be made by anybody in any number.
     pub fn is_original(&self) -> bool {
         self.id.is_some() && self.outcome != Outcome::Duplicate
+    }
+
+    /// What it is counted under.
+    pub fn kind(&self) -> (String, Outcome) {
+        (self.source.clone(), self.outcome)
     }
 
     /// Decided on: the same delivery again changes nothing. One that was refused may come again.

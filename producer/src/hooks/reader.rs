@@ -1,5 +1,6 @@
 //! Reads a table of settings field by field and remembers everything that is wrong with it.
 
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 /// One table in reading. What nobody asked for is an error in the end: it is a typing error.
@@ -30,24 +31,12 @@ impl Reader {
 
     /// A text.
     pub fn text(&mut self, field: &str) -> Option<String> {
-        match self.table.remove(field)? {
-            Value::String(text) => Some(text),
-            _ => {
-                self.wrong(field, "is not a text");
-                None
-            }
-        }
+        self.take(field, "is not a text")
     }
 
     /// A whole number.
     pub fn number(&mut self, field: &str) -> Option<i64> {
-        match self.table.remove(field)? {
-            Value::Integer(n) => Some(n),
-            _ => {
-                self.wrong(field, "is not a whole number");
-                None
-            }
-        }
+        self.take(field, "is not a whole number")
     }
 
     /// Texts; a single one may stand without brackets.
@@ -70,13 +59,16 @@ impl Reader {
 
     /// A table in it.
     pub fn table(&mut self, field: &str) -> Option<Table> {
-        match self.table.remove(field)? {
-            Value::Table(table) => Some(table),
-            _ => {
-                self.wrong(field, "is not a table");
-                None
-            }
+        self.take(field, "is not a table")
+    }
+
+    /// A value of a kind that TOML itself knows.
+    fn take<T: DeserializeOwned>(&mut self, field: &str, otherwise: &str) -> Option<T> {
+        let taken = self.table.remove(field)?.try_into().ok();
+        if taken.is_none() {
+            self.wrong(field, otherwise);
         }
+        taken
     }
 
     /// Tables in it (`[[field]]`).

@@ -1,12 +1,12 @@
 //! The log of deliveries: bounded, newest first. What anybody can cause (refused before it was
 //! known to be genuine, sent again) is kept apart, so that it never drives out what is genuine.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sled::{Db, Tree};
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Outcome};
 use crate::webhooks::StoreError;
 
 /// Genuine deliveries kept: months of a busy repository.
@@ -18,18 +18,28 @@ const MAX_KEPT_BYTES: usize = 64 * 1024;
 /// Deliveries in one answer.
 pub const MAX_PAGE: usize = 200;
 
-/// Rows by number, and how many there are.
+/// How many deliveries there are of each source and outcome.
+type Counts = BTreeMap<(String, Outcome), u64>;
+
+/// Rows by number, and how many there are: counted once, when they are opened.
 #[derive(Debug, Clone)]
 struct Bounded {
     rows: Tree,
-    count: Arc<AtomicU64>,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Bounded {
     fn open(db: &Db, name: &str) -> Result<Self, StoreError> {
-        let rows = db.open_tree(name)?;
-        let count = Arc::new(AtomicU64::new(rows.len() as u64));
-        Ok(Self { rows, count })
+        let rows = Self { rows: db.open_tree(name)?, counts: Arc::default() };
+        for delivery in rows.before(u64::MAX) {
+            rows.counts().entry(delivery?.kind()).and_modify(|n| *n += 1).or_insert(1);
+        }
+        Ok(rows)
+    }
+
+    /// Nothing panics while holding them.
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, n: u64) -> Result<Option<Delivery>, StoreError> {
@@ -40,19 +50,18 @@ impl Bounded {
     fn put(&self, delivery: &Delivery) -> Result<(), StoreError> {
         let row = serde_json::to_vec(delivery).map_err(StoreError::damaged)?;
         if self.rows.insert(delivery.n.to_be_bytes(), row)?.is_none() {
-            self.count.fetch_add(1, Ordering::Relaxed);
+            *self.counts().entry(delivery.kind()).or_default() += 1;
         }
         Ok(())
     }
 
     /// Removes the oldest beyond `max`.
     fn trim(&self, max: u64, mut removed: impl FnMut(Delivery) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        while self.count.load(Ordering::Relaxed) > max {
+        while self.counts().values().sum::<u64>() > max {
             let Some((_, row)) = self.rows.pop_min()? else { break };
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            if let Ok(delivery) = serde_json::from_slice(&row) {
-                removed(delivery)?;
-            }
+            let old: Delivery = serde_json::from_slice(&row).map_err(StoreError::damaged)?;
+            self.counts().entry(old.kind()).and_modify(|n| *n = n.saturating_sub(1));
+            removed(old)?;
         }
         Ok(())
     }
@@ -151,9 +160,10 @@ impl DeliveryLog {
         Ok(found)
     }
 
-    /// All that are kept.
-    pub fn all(&self) -> impl Iterator<Item = Result<Delivery, StoreError>> {
-        self.originals.before(u64::MAX).chain(self.others.before(u64::MAX))
+    /// How many are kept of a source, with this outcome.
+    pub fn count(&self, source: &str, outcome: Outcome) -> u64 {
+        let kind = (source.to_owned(), outcome);
+        [&self.originals, &self.others].into_iter().filter_map(|rows| rows.counts().get(&kind).copied()).sum()
     }
 }
 

@@ -69,7 +69,7 @@ pub struct Change {
 }
 
 /// Numbers for the overview.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Counts {
     /// Jobs by phase; every phase is there.
     pub phases: BTreeMap<Phase, u64>,
@@ -297,20 +297,10 @@ impl ReadModel {
 
     /// Numbers for the overview.
     pub fn counts(&self) -> Counts {
-        const PHASES: [Phase; 8] = [
-            Phase::Queued,
-            Phase::Booting,
-            Phase::Ready,
-            Phase::Failing,
-            Phase::Retrying,
-            Phase::Dead,
-            Phase::Cancelled,
-            Phase::Stopped,
-        ];
         let live = self.live();
         let counters = &live.meta.counters;
         Counts {
-            phases: PHASES.into_iter().map(|p| (p, counters.phase(p))).collect(),
+            phases: Phase::ALL.into_iter().map(|p| (p, counters.phase(p))).collect(),
             causes: counters.causes(&[Phase::Failing, Phase::Retrying, Phase::Dead]),
             undecodable: live.meta.undecodable,
         }

@@ -6,10 +6,12 @@
 
 mod codec;
 mod data;
+mod payload;
 mod samples;
 
 pub use codec::{DecodeError, SPEC_VERSION, TYPE_PREFIX};
-pub use data::*;
+pub use data::EventData;
+pub use payload::*;
 pub use samples::{sample, samples};
 
 use crate::id::{Epoch, HostName, JobId};

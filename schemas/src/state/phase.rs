@@ -33,6 +33,18 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Each once, in the order of a job's life.
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Booting,
+        Self::Ready,
+        Self::Failing,
+        Self::Retrying,
+        Self::Dead,
+        Self::Cancelled,
+        Self::Stopped,
+    ];
+
     /// Its name, as in data.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -72,6 +72,7 @@ async fn still_runs(vm: &Arc<dyn Vm>) -> bool {
 
 async fn nothing_left(subject: &dyn Subject, dir: &Path) {
     let gone = async {
+        // Looked for again and again: /proc tells nobody when a process that is not ours has ended.
         while subject.processes_in(dir) > 0 {
             tokio::time::sleep(LOOK).await;
         }
@@ -225,6 +226,7 @@ pub async fn cancelled_boot_leaves_nothing(subject: &dyn Subject) {
             stop(&booted.unwrap(), Duration::ZERO).await;
         }
         let gone = async {
+            // As in `nothing_left`: nobody tells of its end.
             while subject.processes_in(dir.path()) > 0 {
                 tokio::time::sleep(LOOK).await;
             }

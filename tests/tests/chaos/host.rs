@@ -4,17 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use stoker_schemas::{JobId, JobState, Time, event::Event, image::Driver};
+use stoker_tests::harness;
 use stoker_worker::{
-    attempt::Rig,
     broker::amqp::{AmqpBroker, AmqpConfig},
-    clock::Clock,
     config::{Config, Flags, RawConfig},
     host::{Host, HostError},
-    images::ImageStore,
     log::{EventLog, LogOptions},
     ports::broker::Broker,
     supervisor::Shutdown,
-    vm::simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber},
+    vm::simulated::SimWorld,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
@@ -28,20 +26,11 @@ pub struct SimHost {
 
 impl SimHost {
     pub async fn start(config: &Config, url: &str) -> Self {
-        let (world, clock) = (SimWorld::new(), Clock::system());
+        let world = SimWorld::new();
         let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
-        let rig = Rig {
-            hypervisor: Arc::new(Simulated::new(world.clone())),
-            network: Arc::new(SimulatedNetwork::new(world.clone())),
-            prober: Arc::new(SimulatedProber::new(world.clone())),
-            images: Arc::new(ImageStore::Simulated),
-            dirs: None,
-            clock,
-            stop_grace: Duration::from_millis(10),
-        };
         let amqp = AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
         let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
-        let host = Host::with_rig(&fed_by(config, url), rig, log.clone());
+        let host = Host::with_rig(&fed_by(config, url), harness::rig(&world), log.clone());
         let (shutdown, asked) = watch::channel(Shutdown::No);
         let running = tokio::spawn(host.run(broker.clone(), asked));
         Self { world, log, broker, shutdown, running }

@@ -226,6 +226,7 @@ impl OnUserNetwork {
                 {
                     break body;
                 }
+                // The guest has no way to tell us that its agent listens: that is what is tested.
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

@@ -5,6 +5,7 @@ pub mod control;
 pub mod dead;
 pub mod doctor;
 pub mod enqueue;
+pub mod front;
 pub mod hooks;
 pub mod hosts;
 pub mod list;

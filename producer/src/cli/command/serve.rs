@@ -1,10 +1,10 @@
 //! `stoker serve`: API and pages over a RabbitMQ.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::front::FrontArgs;
 use crate::cli::CliError;
 use crate::compose::{self, DEFAULT_SERVE_DATA};
 
@@ -22,15 +22,9 @@ pub struct ServeArgs {
     /// Folder for what was read
     #[arg(long, env = "STOKER_DATA", value_name = "DIR", default_value = DEFAULT_SERVE_DATA)]
     pub data: PathBuf,
-    /// Address of API and pages; beyond this machine only with --tokens
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
-    pub listen: SocketAddr,
-    /// Who may use API and pages (`stoker token new`); without it, everybody on this machine
-    #[arg(long, env = "STOKER_TOKENS", value_name = "FILE")]
-    pub tokens: Option<PathBuf>,
-    /// Webhooks in and callbacks out; without it, none
-    #[arg(long, env = "STOKER_HOOKS", value_name = "FILE")]
-    pub hooks: Option<PathBuf>,
+    /// API, pages and webhooks
+    #[command(flatten)]
+    pub front: FrontArgs,
 }
 
 pub async fn run(args: ServeArgs) -> Result<(), CliError> {

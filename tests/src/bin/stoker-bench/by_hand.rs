@@ -195,6 +195,7 @@ fn connect(socket: &Path) -> Fallible<UnixStream> {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
             Err(error) if begun.elapsed() > DEADLINE => return Err(error.into()),
+            // A VMM does not tell when its socket is there.
             Err(_) => std::thread::sleep(POLL_EVERY),
         }
     }
@@ -206,6 +207,7 @@ async fn until_healthy(agent: SocketAddr, clock: Instant) -> f64 {
         if let Ok(Ok(true)) = timeout(TRY_WITHIN, is_healthy(agent)).await {
             return millis(clock);
         }
+        // Polling is what is compared: a boot by hand has nothing better.
         sleep(POLL_EVERY).await;
     }
 }

@@ -1,0 +1,108 @@
+//! About a job as a whole.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::diagnosis::{Cause, Diagnosis};
+use crate::spec::JobSpec;
+use crate::time::Time;
+
+payload! {
+    /// Payload of `job.enqueued`.
+    struct JobEnqueued {
+        /// What to boot.
+        spec: JobSpec,
+        /// Who asked.
+        by: String,
+    }
+}
+payload! {
+    /// Payload of `job.retry-scheduled`. Carries the spec: whoever gets it can run it.
+    struct JobRetryScheduled {
+        /// Number of the attempt that follows.
+        attempt: u32,
+        /// Not before this time.
+        not_before: Time,
+        /// The wait in ms, as the broker is told it.
+        delay_ms: u64,
+        /// Cause of the failure before; absent when somebody asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
+        /// Who asked; absent for Stoker itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+        /// What to boot.
+        spec: JobSpec,
+        /// When the job was first enqueued.
+        enqueued_at: Time,
+        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
+        /// that heard of a cancellation before that does not cancel it again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_at: Option<Time>,
+    }
+}
+payload! {
+    /// Payload of `job.deferred`.
+    struct JobDeferred {
+        /// Number of the attempt that still waits.
+        attempt: u32,
+        /// The wait in ms, as the broker is told it.
+        delay_ms: u64,
+        /// Why no attempt was made.
+        reason: String,
+        /// What to boot.
+        spec: JobSpec,
+        /// When the job was first enqueued.
+        enqueued_at: Time,
+        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
+        /// that heard of a cancellation before that does not cancel it again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_at: Option<Time>,
+    }
+}
+payload! {
+    /// Payload of `job.dead`.
+    struct JobDead {
+        /// After this many attempts.
+        attempt: u32,
+        /// Why none follows.
+        reason: DeadReason,
+        /// The last failure.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        diagnosis: Option<Diagnosis>,
+        /// What was to be booted.
+        spec: JobSpec,
+    }
+}
+
+/// Why no attempt follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadReason {
+    /// As many attempts as the policy allows.
+    AttemptsExhausted,
+    /// Another attempt would fail the same way.
+    NotRetryable,
+    /// Its time-to-live passed before an attempt could start.
+    Expired,
+}
+
+payload! {
+    /// Payload of requests.
+    struct Request {
+        /// Who asked.
+        by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    }
+}
+payload! {
+    /// Payload of `job.cancelled`.
+    struct JobCancelled {
+        /// After this many attempts.
+        attempt: u32,
+        /// Who asked.
+        by: String,
+    }
+}
