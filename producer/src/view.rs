@@ -11,7 +11,7 @@ use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, HostName, JobId, JobSpec, JobState, Phase, Time, VmId};
 
 /// One job with everything known of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JobView {
     /// Which.
     pub id: JobId,
@@ -36,7 +36,7 @@ pub struct JobView {
 }
 
 /// One try.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttemptView {
     /// Its number.
     pub attempt: u32,
@@ -77,7 +77,8 @@ pub struct AttemptView {
 }
 
 /// How a try went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(rename = "AttemptOutcome")]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Not decided yet.
@@ -106,7 +107,7 @@ impl Outcome {
 }
 
 /// A stage with its place in time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct StageView {
     /// Which (`queued` stands before the first).
     pub name: String,
@@ -122,7 +123,7 @@ pub struct StageView {
 }
 
 /// A systemd unit on the console.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct UnitView {
     /// Its name as printed.
     pub name: String,
@@ -133,7 +134,7 @@ pub struct UnitView {
 }
 
 /// The answer that made it ready.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ProofView {
     /// Where the agent answered.
     pub agent: SocketAddr,
@@ -148,7 +149,7 @@ pub struct ProofView {
 }
 
 /// The end of a VM.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct GoneView {
     /// Why.
     pub why: GoneWhy,
@@ -159,7 +160,7 @@ pub struct GoneView {
 }
 
 /// A scheduled attempt.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NextView {
     /// Its number.
     pub attempt: u32,
@@ -172,7 +173,7 @@ pub struct NextView {
 }
 
 /// Why no attempt follows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DeadView {
     /// Why.
     pub reason: DeadReason,

@@ -8,39 +8,9 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use stoker_producer::http::{self, Access};
 use stoker_worker::ports::broker::BrokerStatus;
+use support::client::{Client, problem};
 use support::story::{Story, host_started};
 use support::{SOON, Server};
-
-struct Client<'a> {
-    server: &'a Server,
-    http: reqwest::Client,
-}
-
-impl<'a> Client<'a> {
-    fn of(server: &'a Server) -> Self {
-        Self { server, http: reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap() }
-    }
-
-    async fn get(&self, path: &str) -> Response {
-        self.http.get(self.server.url(path)).send().await.unwrap()
-    }
-
-    async fn post(&self, path: &str, body: &Value) -> Response {
-        self.http.post(self.server.url(path)).json(body).send().await.unwrap()
-    }
-
-    async fn json(&self, path: &str) -> Value {
-        self.get(path).await.json().await.unwrap()
-    }
-}
-
-async fn problem(response: Response, status: u16) -> Value {
-    assert_eq!(response.status().as_u16(), status);
-    assert_eq!(response.headers()["content-type"], "application/problem+json");
-    let problem: Value = response.json().await.unwrap();
-    assert_eq!(problem["status"], status);
-    problem
-}
 
 #[tokio::test]
 async fn a_job_is_taken_once_the_broker_has_confirmed_it() {

@@ -2,7 +2,7 @@
 # Installs Debian packages, and only those whose command is missing: a package that is
 # already there in another version must not be touched, nor block the rest.
 
-# group  what must exist (command, or absolute path)  package
+# group  what must exist (command, or absolute path; a pattern where it holds a version)  package
 DEPS_TABLE='
 run    ip                                     iproute2
 run    ps                                     procps
@@ -21,6 +21,8 @@ image  xz                                     xz-utils
 image  modinfo                                kmod
 broker /usr/lib/rabbitmq/bin/rabbitmq-server  rabbitmq-server
 test   python3                                python3
+test   /usr/lib/python3/dist-packages/pip     python3-pip
+test   /usr/lib/python3.*/ensurepip           python3-venv
 test   /usr/lib/python3/dist-packages/pika    python3-pika
 test   openssl                                openssl
 test   tcpdump                                tcpdump
@@ -64,7 +66,7 @@ missing_packages() {
 
 thing_exists() {
   case "$1" in
-    /*) [[ -e "$1" ]] ;;
+    /*) compgen -G "$1" >/dev/null ;;
     *) have "$1" ;;
   esac
 }

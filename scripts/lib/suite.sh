@@ -19,7 +19,7 @@ cmd_test() {
 
 # export_test_environment KIND: a folder, a broker and the variables of this run.
 export_test_environment() {
-  local firecracker
+  local firecracker schemathesis axe
   # Paths in it stay short, because unix sockets allow 107 bytes.
   TEST_DIR="$(mktemp -d "$(ensure_dir "$RUN_DIR")/$1-XXXXXX")"
   TEST_BROKER="$1-$$"
@@ -36,6 +36,10 @@ export_test_environment() {
   namespaces >"$TEST_DIR/netns-before"
   firecracker="$(cmd_firecracker)"
   [[ -z $firecracker ]] || export STOKER_TEST_FIRECRACKER="$firecracker"
+  schemathesis="$(cmd_schemathesis)"
+  [[ -z $schemathesis ]] || export STOKER_TEST_SCHEMATHESIS="$schemathesis"
+  axe="$(cmd_axe)"
+  [[ -z $axe ]] || export STOKER_TEST_AXE="$axe"
   # `up` and `broker` are used from inside tests too; the broker must not carry the run's mark.
   if (unset STOKER_TEST_RUN && cmd_broker start --name "$TEST_BROKER" >/dev/null); then
     local lines

@@ -42,7 +42,9 @@ fn errors(schema: &Value, instance: &Value) -> Vec<String> {
 fn the_published_files_are_current() {
     let folder = below("json");
     let bless = std::env::var_os(BLESS).is_some();
-    let mut expected: Vec<_> = published().into_iter().map(|(name, _)| name).collect();
+    // That of the HTTP API is made, and held current, by the crate that serves it.
+    let mut expected = vec!["openapi.json".to_owned()];
+    expected.extend(published().into_iter().map(|(name, _)| name));
     for (name, text) in published() {
         let path = folder.join(&name);
         if bless {

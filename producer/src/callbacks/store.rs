@@ -27,7 +27,7 @@ const BY_ID: u8 = b'i';
 const BY_JOB: u8 = b'j';
 
 /// How far a callback is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CallState {
     /// To be tried at `due`.
@@ -56,7 +56,7 @@ impl CallState {
 }
 
 /// What the last try came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LastTry {
     /// When.
     pub at: Time,

@@ -1,10 +1,8 @@
 //! The end of a guest's console: escapes taken out, lines numbered, good and bad ones marked.
 
 use maud::{Markup, html};
-use stoker_schemas::{JobId, JobState};
+use stoker_schemas::JobId;
 
-use super::job;
-use crate::http::{Api, console_tail};
 use crate::report::plain;
 use crate::view::AttemptView;
 
@@ -21,11 +19,6 @@ const BAD: [&str; 8] = [
     "Call Trace",
     "IP-Config: Complete",
 ];
-
-/// The end of the last attempt's console, where it is kept within reach.
-pub async fn tail(api: &Api, state: &JobState) -> Option<String> {
-    console_tail(api, job::last_vm(state)?).await
-}
 
 /// The part of the page about it.
 pub fn section(id: JobId, last: Option<&AttemptView>, text: &str) -> Markup {

@@ -7,7 +7,7 @@ use stoker_schemas::{JobId, JobState, Phase};
 
 use super::layout::{Frame, Page, Tab};
 use super::{attempt, console, parts};
-use crate::http::{Api, Problem};
+use crate::http::{Api, Problem, console_tail};
 use crate::readmodel::Stored;
 use crate::report::Report;
 use crate::view::{AttemptView, JobView};
@@ -21,7 +21,7 @@ pub async fn page(State(api): State<Api>, Path(id): Path<String>) -> Page {
         Ok(state) => state,
         Err(problem) => return Page::problem(&api, Tab::Jobs, &problem),
     };
-    let tail = console::tail(&api, &state).await;
+    let tail = console_tail(&api, &state).await;
     let body = content(&api, &state, tail.as_deref());
     let title = format!("Job {}", state.id);
     Page::of(&api, Frame { job: Some(state.id), ..Frame::new(&title, Tab::Jobs) }, body)
@@ -115,11 +115,6 @@ fn history(events: &[Stored]) -> Result<Markup, Problem> {
             } } }
         }
     })
-}
-
-/// The VM of the latest attempt, if it had one.
-pub fn last_vm(state: &JobState) -> Option<stoker_schemas::VmId> {
-    state.attempts.values().rev().find_map(|a| a.started.as_ref()).map(|started| started.value.vm)
 }
 
 /// A name for an attempt.

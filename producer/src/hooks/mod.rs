@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub use config::{ConfigErrors, HooksConfig, Source};
 pub use delivery::{Delivery, Outcome};
+pub(crate) use receive::Receipt;
 pub use receive::receive;
 pub use replay::replay;
 pub use store::DeliveryLog;

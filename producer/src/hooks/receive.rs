@@ -28,11 +28,15 @@ const SUBMIT_WITHIN: Duration = Duration::from_secs(4);
 const MAX_WHY: usize = 400;
 
 /// Our answer to a delivery that is taken.
-#[derive(Debug, Serialize)]
-struct Receipt {
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub struct Receipt {
+    /// Its number here.
     delivery: u64,
+    /// What became of it.
     outcome: Outcome,
+    /// Why, in a sentence.
     why: String,
+    /// The job that it made, now or the first time.
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<JobId>,
 }

@@ -96,7 +96,7 @@ pub struct Outcome {
 }
 
 /// A job that was left as it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Skipped {
     /// Which.
     pub id: String,

@@ -20,7 +20,7 @@ use super::{Api, Problem, SEEN_WITHIN};
 use crate::submit::{Asker, publish_event};
 
 /// What a wish may carry.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControlRequest {
     /// Why, in the asker's words.
@@ -28,15 +28,25 @@ pub struct ControlRequest {
     pub reason: String,
     /// The spec to use from now on (retry only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<JobSpec>")]
     pub spec: Option<Value>,
 }
 
 /// What became of a wish.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ControlAnswer {
     /// The job.
     pub id: JobId,
     /// Events that follow; none when the wish was granted before.
+    pub events: Vec<String>,
+}
+
+/// What became of a wish about a host.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct DrainAnswer {
+    /// The host.
+    pub host: String,
+    /// Events that follow.
     pub events: Vec<String>,
 }
 
@@ -79,7 +89,8 @@ pub async fn drain(
 ) -> Result<Response, Problem> {
     let asked: ControlRequest = body.typed()?;
     let event = request_drain(&api, &host, &asked.reason, &asker(&headers)).await?;
-    let answer = serde_json::json!({ "host": event.subject, "events": [event.data.kind()] });
+    let events = vec![event.data.kind().to_owned()];
+    let answer = DrainAnswer { host: event.subject, events };
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 

@@ -16,7 +16,7 @@ use super::{Api, Problem};
 use crate::readmodel::{Filter, JobSummary};
 
 /// Dead jobs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DeadPage {
     /// How many there are in all.
     pub total: u64,
@@ -29,7 +29,7 @@ pub struct DeadPage {
 }
 
 /// Which dead jobs to send round again: these, or all that match.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedriveRequest {
     /// These (whole ids or beginnings).
@@ -41,7 +41,7 @@ pub struct RedriveRequest {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RedriveAnswer {
     /// Sent round again.
     pub redriven: Vec<JobId>,

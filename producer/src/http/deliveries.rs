@@ -16,7 +16,7 @@ use crate::hooks::{self, Delivery, Hooks};
 const DEFAULT_PAGE: usize = 50;
 
 /// Which rows.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RowsQuery {
     /// Only this source (deliveries).
@@ -27,7 +27,7 @@ pub struct RowsQuery {
 }
 
 /// Deliveries, the newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct DeliveryPage {
     deliveries: Vec<Delivery>,
     /// `before` of the next page.
@@ -35,7 +35,7 @@ pub struct DeliveryPage {
 }
 
 /// A delivery with its body.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct WholeDelivery {
     #[serde(flatten)]
     delivery: Delivery,
@@ -44,14 +44,14 @@ pub struct WholeDelivery {
 }
 
 /// How often the asker believes that it was replayed.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayRequest {
     replays: Option<u32>,
 }
 
 /// Callbacks, the newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct CallPage {
     callbacks: Vec<CallView>,
     /// How many wait for their next try.
@@ -61,7 +61,7 @@ pub struct CallPage {
 }
 
 /// A callback, without what may be secret in its address.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct CallView {
     n: u64,
     id: String,

@@ -27,7 +27,7 @@ const MAX_LOG_PAGE: usize = 1_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Query of the live stream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {
     /// Number to begin with; without it, only what is new (or, for one job, all of it).
@@ -115,7 +115,7 @@ impl Follower {
 }
 
 /// Query of the log.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogQuery {
     #[serde(default)]

@@ -17,7 +17,7 @@ use crate::readmodel::{Counts, HostStatus, HostView, Undecodable};
 const MAX_UNDECODABLE: usize = 100;
 
 /// How the front is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Health {
     /// Whether jobs are taken.
     pub ok: bool,
@@ -32,7 +32,7 @@ pub struct Health {
 }
 
 /// How the broker is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "state", content = "reason", rename_all = "snake_case")]
 pub enum BrokerHealth {
     /// Usable.

@@ -19,7 +19,7 @@ use crate::webhooks::StoreError;
 const RETRY_AFTER_S: u32 = 2;
 
 /// One problem.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {
     /// Which kind, as a relative reference.
     #[serde(rename = "type")]
@@ -91,6 +91,12 @@ impl Problem {
     /// Nothing is there.
     pub fn not_found(detail: impl Into<String>, hint: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail, hint)
+    }
+
+    /// Not that part of it.
+    pub fn no_such_range(detail: impl Into<String>) -> Self {
+        let status = StatusCode::RANGE_NOT_SATISFIABLE;
+        Self::new(status, "no-such-range", "Range not satisfiable", detail, "ask for less, or without Range")
     }
 
     /// Not that method.

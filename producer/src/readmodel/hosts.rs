@@ -19,7 +19,7 @@ pub struct HostState {
 }
 
 /// Whether a host takes jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostStatus {
     /// Takes jobs.
@@ -45,7 +45,7 @@ impl HostStatus {
 }
 
 /// One host in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostView {
     /// Its name.
     pub name: String,

@@ -29,7 +29,7 @@ const KEPT_BYTES: usize = limits::MAX_TEXT_BYTES;
 const FORGOTTEN_AT_ONCE: usize = 16;
 
 /// A history entry (or one event of a batch) that is not an event we know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Undecodable {
     /// Its position in the history.
     pub offset: u64,

@@ -20,7 +20,7 @@ const MAX_SCAN: usize = 2_000;
 const SMALL_PHASE: u64 = 1_000;
 
 /// Which jobs. All that are given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
     /// In this phase.
@@ -95,7 +95,7 @@ fn contains(job: &JobSummary, text: &str) -> bool {
 }
 
 /// Some jobs, newest first.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Page {
     /// The jobs.
     pub jobs: Vec<JobSummary>,

@@ -11,7 +11,7 @@ use super::keys::Facet;
 use crate::view::ms_between;
 
 /// One job in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JobSummary {
     /// Which.
     pub id: JobId,

@@ -20,7 +20,7 @@ use crate::view::{AttemptView, JobView, Outcome, duration};
 pub const MAX_CONSOLE_LINES: usize = 40;
 
 /// A report.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Report {
     /// In one line.
     pub title: String,

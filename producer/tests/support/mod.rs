@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 pub mod broker;
+pub mod client;
 pub mod story;
 
 use std::collections::HashMap;
@@ -49,6 +50,11 @@ impl ConsoleSource for Consoles {
         let next = (start + bytes.len()) as u64;
         Some(ConsoleChunk { from: start as u64, bytes: bytes.into(), next })
     }
+
+    async fn tail(&self, vm: VmId, max: usize) -> Option<ConsoleChunk> {
+        let length = self.0.lock().unwrap().get(&vm)?.len();
+        self.read(vm, length.saturating_sub(max) as u64, max).await
+    }
 }
 
 /// The whole front in this process, on a port of its own.
@@ -58,6 +64,8 @@ pub struct Server {
     pub model: ReadModel,
     pub consoles: Arc<Consoles>,
     pub webhooks: Option<Webhooks>,
+    /// The router as it prints itself: it lists its paths in no other way.
+    pub routes: String,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -75,7 +83,16 @@ impl Server {
         Self::start_all(Access::Open, Some(hooks)).await
     }
 
+    /// With few live streams and little patience with those who do not read.
+    pub async fn start_narrow(streams: usize, patience: Duration) -> Self {
+        Self::start_as(Access::Open, None, |api| api.with_streams(streams, patience)).await
+    }
+
     async fn start_all(access: Access, hooks: Option<HooksConfig>) -> Self {
+        Self::start_as(access, hooks, |api| api).await
+    }
+
+    async fn start_as(access: Access, hooks: Option<HooksConfig>, change: impl FnOnce(Api) -> Api) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let broker = Arc::new(FakeBroker::default());
         let model = ReadModel::open(dir.path(), clock::system()).unwrap();
@@ -83,16 +100,17 @@ impl Server {
         let stop = CancellationToken::new();
         let submitter = Submitter::new(broker.clone(), "test", clock::system());
         let listener = http::bind("127.0.0.1:0".parse().unwrap(), &access).await.unwrap();
-        let mut api = Api::new(model.clone(), submitter, consoles.clone()).with_access(access);
+        let mut api = change(Api::new(model.clone(), submitter, consoles.clone()).with_access(access));
         let webhooks = hooks.map(|hooks| Webhooks::open(&dir.path().join("webhooks"), hooks).unwrap());
         if let Some(webhooks) = &webhooks {
             api = api.with_webhooks(webhooks.clone());
         }
         let address = listener.local_addr().unwrap();
+        let routes = format!("{:?}", http::router(api.clone()));
         let (follower, source, until) = (model.clone(), broker.clone(), stop.clone());
         tokio::spawn(async move { follower.follow(source, until).await });
         tokio::spawn(http::serve(listener, api, stop.clone()));
-        Self { address, broker, model, consoles, webhooks, stop, _dir: dir }
+        Self { address, broker, model, consoles, webhooks, routes, stop, _dir: dir }
     }
 
     pub fn url(&self, path: &str) -> String {

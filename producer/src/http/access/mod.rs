@@ -28,6 +28,7 @@ pub(crate) use cookie::{forget as forget_cookie, give as give_cookie};
 pub(crate) use cross_site::{is_own_path, refuse as refuse_cross_site};
 pub(crate) use form::FIELD as CSRF_FIELD;
 pub use role::Role;
+pub(super) use role::needed;
 pub use secret::{Fingerprint, NoRandomness, new_token};
 pub use session::LIFETIME as SESSION_LIFETIME;
 pub use tokens::{Token, TokenErrors, check_name};

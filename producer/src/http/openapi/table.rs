@@ -1,0 +1,202 @@
+//! Every route of the API, each with what it takes and answers. The router and the document are
+//! both made from this table, so that neither can have what the other has not.
+
+use stoker_worker::ports::broker::CONTENT_BATCH;
+
+use super::operation::{Endpoint, get, post};
+use super::shapes::{CloudEvent, SubmitRequest};
+use super::serve;
+use crate::hooks::{self, Receipt};
+use crate::http::control::{self, ControlAnswer, ControlRequest, DrainAnswer};
+use crate::http::dead::{self, DeadPage, RedriveAnswer, RedriveRequest};
+use crate::http::deliveries::{self, CallPage, DeliveryPage, ReplayRequest, RowsQuery, WholeDelivery};
+use crate::http::console::{self, ConsoleQuery};
+use crate::http::jobs::{self, ListQuery, ReportQuery, Submitted};
+use crate::http::live::{self, EventsQuery, LogQuery};
+use crate::http::ops::{self, Health};
+use crate::readmodel::{Counts, HostView, Page, Undecodable};
+use crate::report::Report;
+use crate::view::JobView;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const MARKDOWN: &str = "text/markdown; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4";
+const NDJSON: &str = "application/x-ndjson";
+const STREAM: &str = "text/event-stream";
+
+const BY: (&str, &str) =
+    ("Stoker-By", "Who asks, for the events; a server with tokens names the token instead. At most 128 bytes.");
+const TRACE: (&str, &str) = ("traceparent", "W3C trace context to go with the events; left out if it is malformed.");
+
+/// The routes behind [`admit`](crate::http::access::admit).
+pub fn endpoints() -> Vec<Endpoint> {
+    [jobs(), wishes(), dead_letters(), hosts(), events(), webhooks(), server()].into_iter().flatten().collect()
+}
+
+/// The one in front of it: a delivery proves itself with its signature.
+pub fn deliveries() -> Endpoint {
+    post("/hooks/{source}", "receiveDelivery", hooks::receive)
+        .about("Takes a webhook delivery")
+        .more("Its source's settings say how it is proven genuine and what becomes of it.")
+        .any_body()
+        .answers::<Receipt>(202, "A job was enqueued.")
+        .answers::<Receipt>(200, "Taken; no new job follows.")
+        .fails(&[401, 404, 408, 409, 413, 422, 500, 503])
+}
+
+fn jobs() -> Vec<Endpoint> {
+    vec![
+        get("/v1/jobs", "listJobs", jobs::list)
+            .about("Jobs, the newest first")
+            .query::<ListQuery>()
+            .answers::<Page>(200, "A page of jobs.")
+            .fails(&[400]),
+        post("/v1/jobs", "submitJobs", jobs::submit)
+            .about("Enqueues one job or several")
+            .more("Answers once the broker has confirmed them.")
+            .header("Idempotency-Key", "The same key and job again is the same job. Jobs of a list add their position.")
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .body::<SubmitRequest>()
+            .answers::<Submitted>(202, "Taken.")
+            .with("Location", "The job, where it is one.")
+            .fails(&[409, 422, 503]),
+        get("/v1/jobs/{id}", "getJob", jobs::show)
+            .about("One job, with all its attempts")
+            .answers::<JobView>(200, "The job.")
+            .fails(&[400, 404]),
+        get("/v1/jobs/{id}/events", "getJobEvents", jobs::events)
+            .about("All events of a job, in order")
+            .answers_as::<Vec<CloudEvent>>(200, "The events.", CONTENT_BATCH)
+            .fails(&[400, 404]),
+        get("/v1/jobs/{id}/console", "readConsole", console::console)
+            .about("A piece of a VM's console, as the guest wrote it")
+            .query::<ConsoleQuery>()
+            .header("Range", "One range of bytes, where the query names no part.")
+            .answers_as::<String>(200, "The bytes; with `follow`, as they come.", TEXT)
+            .with("Stoker-From", "Position of the first byte.")
+            .with("Stoker-Next", "Where to read on.")
+            .answers_as::<String>(206, "The range, or its beginning.", TEXT)
+            .with("Content-Range", "Which bytes, of how many.")
+            .fails(&[400, 404, 416, 503]),
+        get("/v1/jobs/{id}/report", "getReport", jobs::report)
+            .about("A job's verification report")
+            .query::<ReportQuery>()
+            .answers_as::<String>(200, "The report.", MARKDOWN)
+            .answers::<Report>(200, "The report.")
+            .fails(&[400, 404]),
+    ]
+}
+
+fn wishes() -> Vec<Endpoint> {
+    let wish = |endpoint: Endpoint| {
+        endpoint
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .optional_body::<ControlRequest>()
+            .answers::<ControlAnswer>(202, "It is asked for.")
+            .answers::<ControlAnswer>(200, "It was granted before; nothing follows.")
+            .fails(&[404, 409, 422, 503])
+    };
+    vec![
+        wish(post("/v1/jobs/{id}/retry", "retryJob", control::retry).about("Another attempt, now")),
+        wish(post("/v1/jobs/{id}/cancel", "cancelJob", control::cancel).about("No attempt any longer")),
+        wish(post("/v1/jobs/{id}/stop", "stopJob", control::stop).about("The VM of a ready job goes")),
+    ]
+}
+
+fn dead_letters() -> Vec<Endpoint> {
+    vec![
+        get("/v1/dead", "listDead", dead::list)
+            .about("Dead letters, the newest first, with their causes")
+            .query::<ListQuery>()
+            .answers::<DeadPage>(200, "A page of dead jobs.")
+            .fails(&[400]),
+        post("/v1/dead/redrive", "redriveDead", dead::redrive)
+            .about("Sends dead jobs round again")
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .body::<RedriveRequest>()
+            .answers::<RedriveAnswer>(200, "What became of each.")
+            .fails(&[503]),
+    ]
+}
+
+fn hosts() -> Vec<Endpoint> {
+    vec![
+        get("/v1/hosts", "listHosts", ops::hosts)
+            .about("Every host that was ever heard of")
+            .answers::<Vec<HostView>>(200, "The hosts."),
+        post("/v1/hosts/{host}/drain", "drainHost", control::drain)
+            .about("Asks a host to take no more jobs")
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .optional_body::<ControlRequest>()
+            .answers::<DrainAnswer>(202, "It is asked for.")
+            .fails(&[404, 503]),
+    ]
+}
+
+fn events() -> Vec<Endpoint> {
+    vec![
+        get("/v1/events", "followEvents", live::events)
+            .about("Events as they come")
+            .more("Server-sent events without end: `id` is the event's number, `data` the CloudEvent.")
+            .query::<EventsQuery>()
+            .header("Last-Event-ID", "Goes on after this number, as browsers do by themselves.")
+            .answers_as::<String>(200, "The stream.", STREAM)
+            .fails(&[400, 404, 503]),
+        get("/v1/log", "readLog", live::log)
+            .about("The event log, page by page")
+            .query::<LogQuery>()
+            .answers_as::<String>(200, "CloudEvents, one a line.", NDJSON)
+            .with("Stoker-Next", "`from` of the next page.")
+            .fails(&[400]),
+    ]
+}
+
+fn webhooks() -> Vec<Endpoint> {
+    vec![
+        get("/v1/hooks/deliveries", "listDeliveries", deliveries::list)
+            .about("Webhook deliveries, the newest first")
+            .query::<RowsQuery>()
+            .answers::<DeliveryPage>(200, "A page of deliveries.")
+            .fails(&[400, 404]),
+        get("/v1/hooks/deliveries/{n}", "getDelivery", deliveries::show)
+            .about("One delivery, with its body")
+            .answers::<WholeDelivery>(200, "The delivery.")
+            .fails(&[400, 404]),
+        post("/v1/hooks/deliveries/{n}/replay", "replayDelivery", deliveries::replay)
+            .about("Judges a delivery once more, by today's settings")
+            .optional_body::<ReplayRequest>()
+            .answers::<Receipt>(202, "A job was enqueued.")
+            .answers::<Receipt>(200, "Taken; no new job follows.")
+            .fails(&[404, 409, 422, 503]),
+        get("/v1/callbacks", "listCallbacks", deliveries::callbacks)
+            .about("Callbacks, the newest first")
+            .query::<RowsQuery>()
+            .answers::<CallPage>(200, "A page of callbacks.")
+            .fails(&[400, 404]),
+    ]
+}
+
+fn server() -> Vec<Endpoint> {
+    vec![
+        get("/health", "getHealth", ops::health)
+            .about("Whether jobs are taken")
+            .answers::<Health>(200, "They are.")
+            .answers::<Health>(503, "The broker takes nothing now."),
+        get("/metrics", "getMetrics", ops::metrics)
+            .about("Numbers for Prometheus")
+            .answers_as::<String>(200, "Its text format.", PROMETHEUS),
+        get("/v1/counts", "getCounts", ops::counts)
+            .about("Jobs by phase and cause")
+            .answers::<Counts>(200, "The numbers."),
+        get("/v1/undecodable", "listUndecodable", ops::undecodable)
+            .about("History entries that are not events we know")
+            .answers::<Vec<Undecodable>>(200, "The latest of them."),
+        get("/v1/openapi.json", "getOpenApi", serve)
+            .about("This document")
+            .answers::<serde_json::Map<String, serde_json::Value>>(200, "OpenAPI 3.1."),
+    ]
+}
