@@ -198,12 +198,11 @@ async fn remove_first(model: &ReadModel, submitter: &Submitter, id: JobId) -> Re
 fn find_first(model: &ReadModel, image: &ImageName, host: &HostName) -> Result<Option<JobId>, UpError> {
     let label = format!("{}={}", FIRST_VM_LABEL.0, FIRST_VM_LABEL.1);
     let filter = Filter {
-        phase: Some(Phase::Ready),
         image: Some(image.to_string()),
         // On a shared broker there may be other hosts' first VMs.
         host: Some(host.to_string()),
         label: Some(label),
-        ..Filter::default()
+        ..Filter::in_phase(Phase::Ready)
     };
     Ok(model.list(&filter, None, 1)?.jobs.first().map(|job| job.id))
 }

@@ -173,7 +173,7 @@ fn pages_are_whole_newest_first_and_filters_hold() {
     let mut events: Vec<_> = stories.iter().flat_map(|s| s.events.clone()).collect();
     events.extend(Story::conflict("dead").later(100).events);
     model.apply(&entries(&events)).unwrap();
-    let queued = Filter { phase: Some(Phase::Queued), ..Filter::default() };
+    let queued = Filter::in_phase(Phase::Queued);
     let (mut cursor, mut seen) = (None, Vec::new());
     loop {
         let page = model.list(&queued, cursor.as_deref(), 7).unwrap();

@@ -22,7 +22,7 @@ pub async fn page(State(api): State<Api>, Params(mut query): Params<ListQuery>) 
 }
 
 fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
-    let filter = Filter { phase: Some(Phase::Dead), ..query.filter()? };
+    let filter = Filter { phase: Some(Phase::Dead.into()), ..query.filter()? };
     let found = query.page(api, &filter)?;
     let causes = api.model().causes_of(Phase::Dead);
     let undecodable = api.model().undecodable(UNDECODABLE)?;

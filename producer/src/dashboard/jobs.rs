@@ -5,13 +5,16 @@ use std::fmt::Write as _;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use stoker_schemas::Phase;
+use stoker_schemas::{Phase, Time};
 use stoker_schemas::diagnosis::Cause;
 
 use super::layout::{Frame, Page, Tab};
 use super::parts;
 use crate::http::{Api, ListQuery, Params, Problem};
-use crate::readmodel::{Filter, Found, JobSummary};
+use crate::readmodel::{Filter, Found, JobSummary, Phases};
+
+/// Ranges of time to choose from: name and minutes.
+const RANGES: [(&str, i64); 3] = [("in the last hour", 60), ("24 hours", 24 * 60), ("7 days", 7 * 24 * 60)];
 
 /// `GET /jobs`
 pub async fn page(State(api): State<Api>, Params(mut query): Params<ListQuery>) -> Response {
@@ -35,6 +38,7 @@ fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
     Ok(html! {
         h1 { "Jobs" }
         (filters(&filter))
+        (ranges(&filter, api.now()))
         @if found.jobs.is_empty() {
             (empty(known, found.next.is_some()))
         } @else {
@@ -82,11 +86,17 @@ fn filters(filter: &Filter) -> Markup {
     let field = |name: &str, label: &str, value: Option<&String>| {
         html! { label { (label) input name=(name) value=[value] size="14"; } }
     };
+    // The address may ask for more than a list to choose one from can show.
+    let only = filter.phase.as_ref().and_then(Phases::only);
+    let several = filter.phase.as_ref().filter(|_| only.is_none());
+    let times = [("since", filter.since), ("until", filter.until)];
     html! {
         form.filters action="/jobs" {
+            @for (name, time) in times { @if let Some(time) = time { input type="hidden" name=(name) value=(time); } }
             label { "state" select name="phase" {
                 option value="" { "any" }
-                @for phase in Phase::ALL { option value=(phase) selected[filter.phase == Some(phase)] { (phase) } }
+                @if let Some(several) = several { option value=(several) selected { (several) } }
+                @for phase in Phase::ALL { option value=(phase) selected[only == Some(phase)] { (phase) } }
             } }
             label { "cause" select name="cause" {
                 option value="" { "any" }
@@ -103,16 +113,37 @@ fn filters(filter: &Filter) -> Markup {
     }
 }
 
+/// The usual ranges of time, as links: what a browser's own field for times sends is local time,
+/// and the server does not know whose.
+fn ranges(filter: &Filter, now: Time) -> Markup {
+    let begin = |minutes: i64| Time::from_unix_micros(now.unix_micros() - minutes * 60_000_000);
+    let asked = filter.since.is_some() || filter.until.is_some();
+    let all = Filter { since: None, until: None, ..filter.clone() };
+    html! {
+        p.dim { "Enqueued "
+            @for (name, minutes) in RANGES {
+                @let within = Filter { since: Some(begin(minutes)), ..all.clone() };
+                a href={ "/jobs?" (address(&within)) } { (name) } " · "
+            }
+            a href={ "/jobs?" (address(&all)) } aria-current=[(!asked).then_some("true")] { "at any time" }
+            @if let Some(since) = filter.since { " · now since " (parts::time(since)) }
+            @if let Some(until) = filter.until { " · now before " (parts::time(until)) }
+        }
+    }
+}
+
 /// A filter as the query of an address; ends in `&` unless it is empty.
 pub fn address(filter: &Filter) -> String {
     let fields = [
-        ("phase", filter.phase.map(|p| p.to_string())),
+        ("phase", filter.phase.as_ref().map(Phases::to_string)),
         ("cause", filter.cause.map(|c| c.to_string())),
         ("image", filter.image.clone()),
         ("pool", filter.pool.clone()),
         ("host", filter.host.clone()),
         ("label", filter.label.clone()),
         ("text", filter.text.clone()),
+        ("since", filter.since.map(|t| t.to_string())),
+        ("until", filter.until.map(|t| t.to_string())),
     ];
     let mut query = String::new();
     for (name, value) in fields.into_iter().filter_map(|(name, value)| Some((name, value?))) {
@@ -137,7 +168,7 @@ mod tests {
     #[test]
     fn an_address_says_what_is_filtered_and_nothing_more() {
         assert_eq!(address(&Filter::default()), "");
-        let filter = Filter { phase: Some(Phase::Dead), text: Some("a b&c=\u{e9}".to_owned()), ..Filter::default() };
+        let filter = Filter { phase: Some(Phase::Dead.into()), text: Some("a b&c=\u{e9}".to_owned()), ..Filter::default() };
         assert_eq!(address(&filter), "phase=dead&text=a%20b%26c%3D%C3%A9&");
     }
 }

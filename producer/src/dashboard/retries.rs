@@ -35,7 +35,7 @@ pub async fn page(State(api): State<Api>) -> Page {
 fn content(api: &Api) -> Result<Markup, Problem> {
     let total = api.model().counts().phases.get(&Phase::Retrying).copied().unwrap_or(0);
     let soonest = api.model().due_soonest(SHOWN)?;
-    let filter = Filter { phase: Some(Phase::Retrying), ..Filter::default() };
+    let filter = Filter::in_phase(Phase::Retrying);
     Ok(html! {
         h1 { "Retries" }
         @if soonest.is_empty() {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
@@ -14,7 +14,7 @@ use stoker_schemas::{JobId, JobState, VmId};
 use stoker_worker::console::MAX_SLICE_BYTES;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::extract::Params;
+use super::extract::{Params, Path};
 use super::{Api, Problem};
 use crate::console::{ConsoleChunk, last_words, vm_of};
 

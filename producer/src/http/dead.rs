@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::{JobId, Phase};
 
-use super::bulk::{self, Action, Chosen, Outcome, Skipped};
+use super::bulk::{self, Action, Chosen, MAX_JOBS, Outcome, Skipped};
 use super::extract::{Body, Params, asker};
-use super::jobs::ListQuery;
+use super::list::ListQuery;
 use super::{Api, Problem};
 use crate::readmodel::{Filter, JobSummary};
 
@@ -31,9 +31,14 @@ pub struct DeadPage {
 /// Which dead jobs to send round again: these, or all that match.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["ids"], "properties": { "ids": { "minItems": 1 }, "filter": { "type": "null" } } },
+    { "required": ["filter"], "properties": { "ids": { "maxItems": 0 }, "filter": { "type": "object" } } },
+]))]
 pub struct RedriveRequest {
     /// These (whole ids or beginnings).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_JOBS))]
     pub ids: Vec<String>,
     /// All that match; `{}` for all. Not together with ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,7 +58,7 @@ pub struct RedriveAnswer {
 
 /// `GET /v1/dead`
 pub async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> Result<Json<DeadPage>, Problem> {
-    let filter = Filter { phase: Some(Phase::Dead), ..query.filter()? };
+    let filter = Filter { phase: Some(Phase::Dead.into()), ..query.filter()? };
     let page = query.page(&api, &filter)?;
     let mut causes = BTreeMap::new();
     for cause in page.jobs.iter().filter_map(|j| j.cause) {
@@ -87,7 +92,7 @@ fn chosen(api: &Api, request: RedriveRequest, not_dead: &mut Vec<Skipped>) -> Re
             });
             Ok(Chosen::Ids(ids))
         }
-        (ids, Some(filter)) if ids.is_empty() => Ok(Chosen::Filter(Filter { phase: Some(Phase::Dead), ..filter })),
+        (ids, Some(filter)) if ids.is_empty() => Ok(Chosen::Filter(Filter { phase: Some(Phase::Dead.into()), ..filter })),
         _ => Err(Problem::bad_request("either ids or a filter says which", "{\"filter\": {}} for all")),
     }
 }

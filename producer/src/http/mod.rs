@@ -5,13 +5,16 @@
 
 pub mod access;
 pub(crate) mod bulk;
+mod console;
 pub(crate) mod control;
 mod dead;
 mod deliveries;
 mod extract;
 pub(crate) mod guard;
 mod jobs;
+mod list;
 mod live;
+pub mod openapi;
 mod ops;
 mod problem;
 
@@ -21,7 +24,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use stoker_schemas::{JobId, JobState, Time};
 use stoker_worker::ports::broker::BrokerStatus;
 use tokio::net::TcpListener;
@@ -30,17 +33,17 @@ pub use tokio_util::sync::CancellationToken;
 
 pub use access::Access;
 pub use bulk::Skipped;
+pub(crate) use console::console_tail;
 pub use control::{ControlAnswer, ControlRequest};
 pub use dead::{DeadPage, RedriveAnswer, RedriveRequest};
 pub(crate) use extract::{Params, asker};
-pub(crate) use jobs::{ListQuery, console_tail};
+pub(crate) use list::ListQuery;
 pub use jobs::{Submitted, SubmittedJob};
 pub use ops::{BrokerHealth, Health};
 pub use problem::Problem;
 
 use crate::console::ConsoleSource;
 use crate::dashboard;
-use crate::hooks;
 use crate::readmodel::{Found, ReadModel};
 use crate::submit::Submitter;
 use crate::webhooks::Webhooks;
@@ -51,10 +54,11 @@ pub const MAX_BODY_BYTES: usize = 8 << 20;
 pub const MAX_FORM_BYTES: usize = 1 << 20;
 /// Live streams at once; each holds a connection and a place in a buffer.
 const MAX_STREAMS: usize = 256;
+/// How long a client may take nothing of what is sent to it. Whoever is cut comes back to where he
+/// was (`Last-Event-ID`, `from`); whoever is not holds a place, and a stopping server, for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an answer waits for the rows to show what it did. The work is safe either way.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
-/// Longest piece of a console in one answer.
-const MAX_CONSOLE_CHUNK: usize = 64 << 10;
 
 /// What the API serves from.
 #[derive(Clone)]
@@ -63,6 +67,7 @@ pub struct Api {
     submitter: Submitter,
     consoles: Arc<dyn ConsoleSource>,
     streams: Arc<Semaphore>,
+    patience: Duration,
     access: Access,
     webhooks: Option<Webhooks>,
     /// Live streams end when this does; else they would hold a stopping server open.
@@ -99,6 +104,7 @@ impl Api {
             submitter,
             consoles,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            patience: PATIENCE,
             access: Access::Open,
             webhooks: None,
             stopping: CancellationToken::new(),
@@ -108,6 +114,11 @@ impl Api {
     /// The same, for those who may come in.
     pub fn with_access(self, access: Access) -> Self {
         Self { access, ..self }
+    }
+
+    /// The same, for so many live streams and with so much patience with those who do not read.
+    pub fn with_streams(self, streams: usize, patience: Duration) -> Self {
+        Self { streams: Arc::new(Semaphore::new(streams)), patience, ..self }
     }
 
     /// The same, with webhooks in and callbacks out.
@@ -178,34 +189,13 @@ impl Api {
 pub fn router(api: Api) -> Router {
     Router::new()
         .merge(dashboard::routes())
-        .route("/health", get(ops::health))
-        .route("/metrics", get(ops::metrics))
-        .route("/v1/jobs", get(jobs::list).post(jobs::submit))
-        .route("/v1/jobs/{id}", get(jobs::show))
-        .route("/v1/jobs/{id}/events", get(jobs::events))
-        .route("/v1/jobs/{id}/console", get(jobs::console))
-        .route("/v1/jobs/{id}/report", get(jobs::report))
-        .route("/v1/jobs/{id}/retry", post(control::retry))
-        .route("/v1/jobs/{id}/cancel", post(control::cancel))
-        .route("/v1/jobs/{id}/stop", post(control::stop))
-        .route("/v1/dead", get(dead::list))
-        .route("/v1/dead/redrive", post(dead::redrive))
-        .route("/v1/hosts", get(ops::hosts))
-        .route("/v1/hosts/{host}/drain", post(control::drain))
-        .route("/v1/counts", get(ops::counts))
-        .route("/v1/undecodable", get(ops::undecodable))
-        .route("/v1/hooks/deliveries", get(deliveries::list))
-        .route("/v1/hooks/deliveries/{n}", get(deliveries::show))
-        .route("/v1/hooks/deliveries/{n}/replay", post(deliveries::replay))
-        .route("/v1/callbacks", get(deliveries::callbacks))
-        .route("/v1/events", get(live::events))
-        .route("/v1/log", get(live::log))
+        .merge(openapi::routes())
         .fallback(dashboard::missing)
         .method_not_allowed_fallback(guard::wrong_method)
         .layer(from_fn_with_state(api.clone(), access::admit))
         // Past all that: a delivery comes from elsewhere, under whatever name it was sent to, and
         // proves itself with its signature.
-        .route("/hooks/{source}", post(hooks::receive))
+        .merge(openapi::free_routes())
         .with_state(api)
 }
 
@@ -224,6 +214,13 @@ pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) -> 
         stop.cancelled().await;
         stopping.cancel();
     };
+    let patience = u32::try_from(api.patience.as_millis()).unwrap_or(u32::MAX);
+    let listener = listener.tap_io(move |connection| {
+        // Bytes that the other end leaves unread count, too; without it, TCP waits without end.
+        if let Err(cause) = rustix::net::sockopt::set_tcp_user_timeout(&*connection, patience) {
+            tracing::warn!(%cause, "a connection has no limit of patience");
+        }
+    });
     let service = router(api).into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(stopped).await.map_err(ServeError::Serve)
 }

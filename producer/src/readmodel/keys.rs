@@ -36,6 +36,12 @@ pub const BY_DUE: &[u8] = b"r";
 /// Bytes of an index key behind its beginning: time and job.
 pub const INDEX_TAIL: usize = 24;
 
+/// What stands behind an index's beginning.
+pub type Tail = [u8; INDEX_TAIL];
+
+/// After every other: the oldest there could be.
+pub const LAST_TAIL: Tail = [u8::MAX; INDEX_TAIL];
+
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
@@ -130,6 +136,30 @@ pub fn index_tail(created: Time, job: JobId) -> Vec<u8> {
     joined(&[&(!micros).to_be_bytes(), job.0.as_bytes()])
 }
 
+/// The first tail of those before a time, that time not included.
+pub fn tail_before(until: Time) -> Tail {
+    let micros = u64::try_from(until.unix_micros()).unwrap_or(0).saturating_sub(1);
+    filled(!micros, 0)
+}
+
+/// The last tail of those at a time or later.
+pub fn tail_since(since: Time) -> Tail {
+    let micros = u64::try_from(since.unix_micros()).unwrap_or(0);
+    filled(!micros, u8::MAX)
+}
+
+fn filled(time: u64, job: u8) -> Tail {
+    let mut tail = [job; INDEX_TAIL];
+    let (head, _) = tail.split_at_mut(size_of::<u64>());
+    head.copy_from_slice(&time.to_be_bytes());
+    tail
+}
+
+/// The tail of an index key.
+pub fn tail_of(key: &[u8]) -> Option<Tail> {
+    key.last_chunk().copied()
+}
+
 /// A job that is due at a time.
 pub fn by_due(due: Time, job: JobId) -> Vec<u8> {
     let micros = u64::try_from(due.unix_micros()).unwrap_or(0);
@@ -173,6 +203,19 @@ mod tests {
         assert!(new < old);
         assert_eq!(old.len(), INDEX_TAIL);
         assert_eq!(job_of_index(&new), Some(id));
+    }
+
+    #[test]
+    fn a_time_bounds_the_tails_of_its_jobs() {
+        let id = |text: &str| text.parse().unwrap();
+        let ids = ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"];
+        let at = Time::from_unix_micros;
+        for id in ids.map(id) {
+            let tail = |micros: i64| index_tail(at(micros), id);
+            assert!(tail(7) <= tail_since(at(7)).to_vec() && tail(6) > tail_since(at(7)).to_vec());
+            assert!(tail(6) >= tail_before(at(7)).to_vec() && tail(7) < tail_before(at(7)).to_vec());
+            assert!(tail(-5) >= tail_before(at(-4)).to_vec(), "before 1970 is all the same");
+        }
     }
 
     #[test]

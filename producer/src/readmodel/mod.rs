@@ -2,6 +2,7 @@
 //! ask for. Its own sled folder, refilled from the history whenever it is missing.
 
 mod cache;
+mod filter;
 mod hosts;
 mod ingest;
 mod keys;
@@ -22,9 +23,10 @@ use stoker_worker::ports::broker::{Broker, HistoryEntry, Offset};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use filter::{Filter, Phases};
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
-pub use query::{DEFAULT_PAGE, Filter, Found, MAX_PAGE, Page};
+pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
 pub use series::{Histogram, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
@@ -241,8 +243,11 @@ impl ReadModel {
 
     /// A page of jobs, newest first.
     pub fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, ReadModelError> {
-        let in_phase = filter.phase.map_or(0, |phase| self.live().meta.counters.phase(phase));
-        query::list(&self.store, filter, in_phase, cursor, limit)
+        let in_phases = filter.phase.as_ref().map_or(0, |phases| {
+            let live = self.live();
+            phases.iter().map(|phase| live.meta.counters.phase(phase)).sum()
+        });
+        query::list(&self.store, filter, in_phases, cursor, limit)
     }
 
     /// The job that an id, or the beginning of one, names.

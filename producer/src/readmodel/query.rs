@@ -1,10 +1,16 @@
 //! Asking the read model: pages of jobs by filter, a job by the beginning of its id.
+//!
+//! Every index has the same tail, enqueue time (later first) and job. A page is a merge of the
+//! indexes that its filter needs, from the cursor (or the end of the time asked for) to the
+//! beginning of that time; a cursor is a tail, whatever index it was taken from.
+
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
-use stoker_schemas::diagnosis::Cause;
-use stoker_schemas::{JobId, Phase};
+use stoker_schemas::JobId;
 
-use super::keys::Facet;
+use super::filter::Filter;
+use super::keys::Tail;
 use super::store::Store;
 use super::summary::JobSummary;
 use super::{ReadModelError, keys};
@@ -16,83 +22,6 @@ pub const DEFAULT_PAGE: usize = 50;
 /// Rows looked at for one page: a filter that matches almost nothing answers with a short page and
 /// a cursor instead of holding the reader up. Some tens of milliseconds' worth.
 const MAX_SCAN: usize = 2_000;
-/// A phase with no more jobs than this is the quickest way in, whatever else is asked for.
-const SMALL_PHASE: u64 = 1_000;
-
-/// Which jobs. All that are given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Filter {
-    /// In this phase.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub phase: Option<Phase>,
-    /// Booting this image (`golden` matches `golden@7`).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-    /// In this pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
-    /// With this label: `key` or `key=value`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-    /// Whose last failure has this cause.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cause: Option<Cause>,
-    /// On this host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
-    /// With this text in id, image, host, labels, address, asker or problem.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-}
-
-impl Filter {
-    /// The shortest index that holds all that match.
-    fn index(&self, in_phase: u64) -> Vec<u8> {
-        let phase = self.phase.map(keys::by_phase);
-        if let Some(phase) = phase.clone().filter(|_| in_phase <= SMALL_PHASE) {
-            return phase;
-        }
-        let label = self.label.as_deref().map(|wanted| match wanted.split_once('=') {
-            Some((key, value)) => Facet::LabelValue(key, value),
-            None => Facet::Label(wanted),
-        });
-        let narrow = label
-            .or(self.cause.map(Facet::Cause))
-            .or(self.host.as_deref().map(Facet::Host))
-            .or(self.image.as_deref().map(Facet::Image));
-        let wide = self.pool.as_deref().map(Facet::Pool);
-        let facet = |facet: Option<Facet<'_>>| facet.map(keys::by_facet);
-        facet(narrow).or(phase).or_else(|| facet(wide)).unwrap_or_else(|| keys::BY_TIME.to_vec())
-    }
-
-    /// Whether a job is one of those asked for.
-    pub fn matches(&self, job: &JobSummary) -> bool {
-        let same = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);
-        let image = self.image.as_ref().is_none_or(|wanted| {
-            job.image == *wanted || job.image.split_once('@').is_some_and(|(name, _)| name == wanted)
-        });
-        let label = self.label.as_ref().is_none_or(|wanted| match wanted.split_once('=') {
-            Some((key, value)) => job.labels.get(key).is_some_and(|v| v == value),
-            None => job.labels.contains_key(wanted),
-        });
-        image
-            && label
-            && self.phase.is_none_or(|p| p == job.phase)
-            && self.cause.is_none_or(|c| job.cause == Some(c))
-            && same(&self.pool, &job.pool)
-            && self.host.as_ref().is_none_or(|h| job.host.as_ref() == Some(h))
-            && self.text.as_ref().is_none_or(|text| contains(job, &text.to_lowercase()))
-    }
-}
-
-fn contains(job: &JobSummary, text: &str) -> bool {
-    let labels = job.labels.iter().flat_map(|(k, v)| [k.as_str(), v.as_str()]);
-    let optional = [&job.host, &job.agent, &job.problem].into_iter().filter_map(|o| o.as_deref());
-    let fields = [&job.image, &job.by, &job.pool].map(String::as_str);
-    let mut all = fields.into_iter().chain(optional).chain(labels);
-    job.id.to_string().contains(text) || all.any(|field| field.to_lowercase().contains(text))
-}
 
 /// Some jobs, newest first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -117,33 +46,73 @@ pub enum Found {
 /// Ids shown when a beginning is not unique.
 const SHOWN_CANDIDATES: usize = 5;
 
-/// The jobs of a page. `in_phase` is how many jobs the filter's phase has, to choose the way by.
+/// The jobs of a page. `in_phases` is how many jobs the filter's phases have, to choose the way by.
 pub(super) fn list(
     store: &Store,
     filter: &Filter,
-    in_phase: u64,
+    in_phases: u64,
     cursor: Option<&str>,
     limit: usize,
 ) -> Result<Page, ReadModelError> {
     let limit = limit.clamp(1, MAX_PAGE);
     let after = cursor.map(|c| decode_cursor(c).ok_or(ReadModelError::Cursor)).transpose()?;
-    let prefix = filter.index(in_phase);
+    let newest = filter.until.map(keys::tail_before);
+    let from = match (after, newest) {
+        (Some(after), newest) if newest.is_none_or(|newest| after >= newest) => Bound::Excluded(after),
+        (_, Some(newest)) => Bound::Included(newest),
+        (_, None) => Bound::Unbounded,
+    };
+    let to = filter.since.map_or(keys::LAST_TAIL, keys::tail_since);
+    let runs = filter.indexes(in_phases).into_iter().map(|prefix| store.index(&prefix, from, to));
+    let mut tails = Merged::new(runs)?;
     let mut page = Page::default();
-    for (looked_at, key) in store.index(&prefix, after.as_deref()).enumerate() {
-        let key = key?;
-        let Some(id) = keys::job_of_index(&key) else { continue };
-        // Between index and row a batch may have moved the job on; the row is what counts.
-        if let Some(job) = store.summary(id)?.filter(|job| filter.matches(job)) {
+    let mut before = None;
+    for looked_at in 1.. {
+        let Some(tail) = tails.next()? else { break };
+        // A job that changed its phase meanwhile may stand in two indexes.
+        if before.replace(tail) != Some(tail)
+            && let Some(id) = keys::job_of_index(&tail)
+            // Between index and row a batch may have moved the job on; the row is what counts.
+            && let Some(job) = store.summary(id)?.filter(|job| filter.matches(job))
+        {
             page.jobs.push(job);
         }
-        if page.jobs.len() >= limit || looked_at + 1 >= MAX_SCAN {
-            let tail = &key[prefix.len()..];
-            let more = store.index(&prefix, Some(tail)).next().is_some();
-            page.next = more.then(|| encode_cursor(tail));
+        if page.jobs.len() >= limit || looked_at >= MAX_SCAN {
+            page.next = tails.next()?.map(|_| encode_cursor(&tail));
             break;
         }
     }
     Ok(page)
+}
+
+/// Ordered runs of tails, as one.
+struct Merged<I> {
+    /// Each with the tail that it goes on with.
+    runs: Vec<(Tail, I)>,
+}
+
+impl<I: Iterator<Item = Result<Tail, ReadModelError>>> Merged<I> {
+    fn new(all: impl Iterator<Item = I>) -> Result<Self, ReadModelError> {
+        let mut runs = Vec::new();
+        for mut run in all {
+            if let Some(first) = run.next().transpose()? {
+                runs.push((first, run));
+            }
+        }
+        Ok(Self { runs })
+    }
+
+    /// The least. As many runs as there are phases, at most: looking at each costs nothing.
+    fn next(&mut self) -> Result<Option<Tail>, ReadModelError> {
+        let Some(at) = (0..self.runs.len()).min_by_key(|&i| self.runs[i].0) else { return Ok(None) };
+        let (tail, run) = &mut self.runs[at];
+        let least = *tail;
+        match run.next().transpose()? {
+            Some(next) => *tail = next,
+            None => drop(self.runs.swap_remove(at)),
+        }
+        Ok(Some(least))
+    }
 }
 
 /// Finds a job by the beginning of its id.
@@ -166,8 +135,9 @@ fn encode_cursor(tail: &[u8]) -> String {
     })
 }
 
-fn decode_cursor(text: &str) -> Option<Vec<u8>> {
+fn decode_cursor(text: &str) -> Option<Tail> {
     let good = text.len() == keys::INDEX_TAIL * 2 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let byte = |i: usize| u8::from_str_radix(&text[i..i + 2], 16).ok();
-    if good { (0..text.len()).step_by(2).map(byte).collect() } else { None }
+    let bytes: Vec<u8> = if good { (0..text.len()).step_by(2).map(byte).collect() } else { None }?;
+    bytes.try_into().ok()
 }

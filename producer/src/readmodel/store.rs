@@ -1,6 +1,7 @@
 //! The read model's tree: typed reads, and one atomic write. Everything in it follows from the
 //! history, so nothing here needs to survive more than it does: a lost tail is read again.
 
+use std::ops::Bound;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -9,7 +10,7 @@ use stoker_schemas::{Event, JobId, Time};
 
 use super::ReadModelError;
 use super::hosts::HostState;
-use super::keys;
+use super::keys::{self, Tail};
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
@@ -149,14 +150,19 @@ impl Store {
         .collect()
     }
 
-    /// Keys of an index that come after `after`.
-    pub fn index(&self, prefix: &[u8], after: Option<&[u8]>) -> impl Iterator<Item = sled::Result<sled::IVec>> {
-        let start = [prefix, after.unwrap_or_default()].concat();
-        let skip = after.is_some().then(|| start.clone());
-        let prefix = prefix.to_vec();
-        let keys = self.tree.range(start..).keys();
-        keys.take_while(move |key| key.as_ref().map_or(true, |k| k.starts_with(&prefix)))
-            .filter(move |key| key.as_ref().map_or(true, |k| skip.as_deref() != Some(k.as_ref())))
+    /// Tails of an index from one to another, that included.
+    pub fn index(
+        &self,
+        prefix: &[u8],
+        from: Bound<Tail>,
+        to: Tail,
+    ) -> impl Iterator<Item = Result<Tail, ReadModelError>> + use<> {
+        let from = match from {
+            Bound::Unbounded => Bound::Included(prefix.to_vec()),
+            bound => bound.map(|tail| [prefix, &tail].concat()),
+        };
+        let keys = self.tree.range((from, Bound::Included([prefix, &to].concat()))).keys();
+        keys.map(|key| keys::tail_of(&key?).ok_or_else(|| corrupt("an index key is too short")))
     }
 
     /// Jobs whose ids lie in a range.

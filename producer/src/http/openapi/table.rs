@@ -7,11 +7,12 @@ use super::operation::{Endpoint, get, post};
 use super::shapes::{CloudEvent, SubmitRequest};
 use super::serve;
 use crate::hooks::{self, Receipt};
-use crate::http::control::{self, ControlAnswer, ControlRequest, DrainAnswer};
+use crate::http::control::{self, ControlAnswer, ControlRequest, DrainAnswer, Wish};
 use crate::http::dead::{self, DeadPage, RedriveAnswer, RedriveRequest};
 use crate::http::deliveries::{self, CallPage, DeliveryPage, ReplayRequest, RowsQuery, WholeDelivery};
 use crate::http::console::{self, ConsoleQuery};
-use crate::http::jobs::{self, ListQuery, ReportQuery, Submitted};
+use crate::http::jobs::{self, ReportQuery, Submitted};
+use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
 use crate::http::ops::{self, Health};
 use crate::readmodel::{Counts, HostView, Page, Undecodable};
@@ -46,7 +47,7 @@ pub fn deliveries() -> Endpoint {
 
 fn jobs() -> Vec<Endpoint> {
     vec![
-        get("/v1/jobs", "listJobs", jobs::list)
+        get("/v1/jobs", "listJobs", list::list)
             .about("Jobs, the newest first")
             .query::<ListQuery>()
             .answers::<Page>(200, "A page of jobs.")
@@ -93,15 +94,21 @@ fn wishes() -> Vec<Endpoint> {
         endpoint
             .header(BY.0, BY.1)
             .header(TRACE.0, TRACE.1)
-            .optional_body::<ControlRequest>()
             .answers::<ControlAnswer>(202, "It is asked for.")
             .answers::<ControlAnswer>(200, "It was granted before; nothing follows.")
-            .fails(&[404, 409, 422, 503])
+            .fails(&[404, 409, 503])
     };
     vec![
-        wish(post("/v1/jobs/{id}/retry", "retryJob", control::retry).about("Another attempt, now")),
-        wish(post("/v1/jobs/{id}/cancel", "cancelJob", control::cancel).about("No attempt any longer")),
-        wish(post("/v1/jobs/{id}/stop", "stopJob", control::stop).about("The VM of a ready job goes")),
+        wish(post("/v1/jobs/{id}/retry", "retryJob", control::retry))
+            .about("Another attempt, now")
+            .optional_body::<ControlRequest>()
+            .fails(&[422]),
+        wish(post("/v1/jobs/{id}/cancel", "cancelJob", control::cancel))
+            .about("No attempt any longer")
+            .optional_body::<Wish>(),
+        wish(post("/v1/jobs/{id}/stop", "stopJob", control::stop))
+            .about("The VM of a ready job goes")
+            .optional_body::<Wish>(),
     ]
 }
 
@@ -131,7 +138,7 @@ fn hosts() -> Vec<Endpoint> {
             .about("Asks a host to take no more jobs")
             .header(BY.0, BY.1)
             .header(TRACE.0, TRACE.1)
-            .optional_body::<ControlRequest>()
+            .optional_body::<Wish>()
             .answers::<DrainAnswer>(202, "It is asked for.")
             .fails(&[404, 503]),
     ]
