@@ -1,5 +1,6 @@
 //! Jobs while the RabbitMQ node is killed (-9): under load, again and again, what was confirmed is
-//! booted, once; and a node that lost its history by it stops no work.
+//! booted, once; a node that lost its history by it stops no work; and who enqueues over HTTP meanwhile
+//! gets a clear answer.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
@@ -9,6 +10,8 @@ mod host;
 mod lost_history;
 #[path = "chaos/node.rs"]
 mod node;
+#[path = "chaos/outages.rs"]
+mod outages;
 
 use std::{
     collections::BTreeSet,

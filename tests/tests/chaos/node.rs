@@ -37,6 +37,25 @@ impl Node {
         self.tell("kill9").await;
     }
 
+    /// Ends it in order.
+    pub async fn stop(&self) {
+        self.tell("stop").await;
+    }
+
+    /// It stays connected and does nothing (SIGSTOP).
+    pub async fn freeze(&self) {
+        self.tell("pause").await;
+    }
+
+    pub async fn thaw(&self) {
+        self.tell("resume").await;
+    }
+
+    /// Beyond this it takes nothing from who publishes; `1MiB` is less than it has when it does nothing.
+    pub async fn allow_memory(&self, limit: &str) {
+        self.tell_with("ctl", &["--", "set_vm_memory_high_watermark", "absolute", limit]).await;
+    }
+
     /// Waits until the node would find its streams again after a kill (if not, see
     /// `a_lost_history_stops_no_work`).
     pub async fn knows_its_streams(&self) {
