@@ -133,7 +133,8 @@ fn read_network(path: &str, value: &Value, errors: &mut Vec<FieldError>) -> Opti
     if value == "dhcp" {
         return Some(RawNetwork::Dhcp);
     }
-    if !value.is_object() {
+    // An object that says nothing must not quietly mean DHCP.
+    if value.as_object().is_none_or(|object| object.values().all(Value::is_null)) {
         errors.push(FieldError {
             field: path.to_owned(),
             message: format!("expected \"dhcp\" or {{\"static\": …}}, got {}", clip(&value.to_string(), 80)),

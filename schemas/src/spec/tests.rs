@@ -40,6 +40,14 @@ fn every_error_comes_at_once_and_names_its_field() {
 }
 
 #[test]
+fn a_network_that_says_nothing_is_not_dhcp() {
+    for network in [json!({}), json!({"static": null}), json!([])] {
+        let text = errors(json!({"image": "golden", "network": network}));
+        assert!(text.contains("network: expected \"dhcp\" or"), "{network}: {text}");
+    }
+}
+
+#[test]
 fn a_kernel_line_that_configures_the_network_is_refused_with_the_reason() {
     insta::assert_snapshot!(errors(json!({
         "image": "golden",
