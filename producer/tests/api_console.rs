@@ -96,7 +96,7 @@ async fn heard(answer: &mut Response, until: &str) -> String {
     let mut text = String::new();
     while !text.ends_with(until) {
         let chunk = tokio::time::timeout(SOON, answer.chunk()).await.unwrap().unwrap();
-        text.push_str(&String::from_utf8(chunk.expect("ended early").to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&chunk.expect("ended early")).unwrap());
     }
     text
 }

@@ -50,7 +50,10 @@ fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
             @if let Some(next) = &found.next {
                 p { a rel="next" href={ "/dead?" (jobs::address(&Filter { phase: None, ..filter.clone() })) "cursor=" (next) } { "Older" } }
             }
-            p { a href={ "/v1/dead?limit=500" } { "As JSON" } }
+            @let these = jobs::address(&Filter { phase: None, ..filter.clone() });
+            p { "Export " a href={ "/v1/dead?" (these) "format=ndjson" } { "NDJSON" }
+                " · " a href={ "/v1/dead?" (these) "format=csv" } { "CSV" }
+                " · " a href={ "/v1/dead?" (these) "limit=500" } { "As JSON" } }
         }
         @if !undecodable.is_empty() { (unread(&undecodable)) }
     })

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use stoker_schemas::{Phase, Time};
 use stoker_schemas::diagnosis::Cause;
+use stoker_schemas::{Phase, Time};
 
 use super::layout::{Frame, Page, Tab};
 use super::parts;
@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn an_address_says_what_is_filtered_and_nothing_more() {
         assert_eq!(address(&Filter::default()), "");
-        let filter = Filter { phase: Some(Phase::Dead.into()), text: Some("a b&c=\u{e9}".to_owned()), ..Filter::default() };
+        let filter =
+            Filter { phase: Some(Phase::Dead.into()), text: Some("a b&c=\u{e9}".to_owned()), ..Filter::default() };
         assert_eq!(address(&filter), "phase=dead&text=a%20b%26c%3D%C3%A9&");
     }
 }

@@ -27,6 +27,7 @@ pub use receive::receive;
 pub use replay::replay;
 pub use store::DeliveryLog;
 
+use crate::http::access::Deliveries;
 use crate::webhooks::StoreError;
 
 /// Deliveries in work at once. Each may hold a body, and anybody may send one.
@@ -41,6 +42,7 @@ pub struct Hooks {
     places: Arc<Semaphore>,
     locks: Vec<Mutex<()>>,
     hasher: RandomState,
+    limit: Deliveries,
 }
 
 impl Hooks {
@@ -52,6 +54,7 @@ impl Hooks {
             places: Arc::new(Semaphore::new(MAX_IN_WORK)),
             locks: (0..LOCKS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            limit: Deliveries::default(),
         })
     }
 

@@ -16,6 +16,7 @@ use super::delivery::harmless;
 use super::mapping::{Facts, Mapped, MappingError};
 use super::verify::{Verified, verify};
 use super::{Delivery, Hooks, Outcome, Source};
+use crate::http::access::{TooOften, peer_of};
 use crate::http::{Api, Problem};
 use crate::submit::{Asker, Prepared};
 
@@ -89,6 +90,10 @@ pub async fn receive(State(api): State<Api>, Path(name): Path<String>, request: 
         let detail = format!("no source {:?} is set up", clip(&name, 80));
         return Problem::not_found(detail, "name it in the hooks file").into_response();
     };
+    // Nor are those beyond the limit: it is there to keep the log from being flooded, too.
+    if let Err(TooOften(wait)) = hooks.limit.take(&name, peer_of(request.extensions())) {
+        return Problem::too_often("deliveries to this source, too many of them", wait).into_response();
+    }
     let Ok(_place) = hooks.places.clone().try_acquire_owned() else {
         return Problem::busy("as many deliveries are in work as this server takes at once").into_response();
     };

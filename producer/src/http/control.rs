@@ -2,7 +2,7 @@
 //! the job's state here; the host that owns the job decides again on its own.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -15,18 +15,27 @@ use stoker_schemas::retry::Jitter;
 use stoker_schemas::{Event, EventData, HostName, JobId, JobSpec, JobState};
 
 use super::bulk::Action;
-use super::extract::{Body, asker};
+use super::extract::{Body, Path, asker};
 use super::{Api, Problem, SEEN_WITHIN};
 use crate::submit::{Asker, publish_event};
 
 /// What a wish may carry.
 #[derive(Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// Why, in the asker's words.
+    #[serde(default)]
+    reason: String,
+}
+
+/// What a retry may carry, too.
+#[derive(Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ControlRequest {
     /// Why, in the asker's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// The spec to use from now on (retry only).
+    /// The spec to use from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<JobSpec>")]
     pub spec: Option<Value>,
@@ -52,24 +61,32 @@ pub struct DrainAnswer {
 
 /// `POST /v1/jobs/{id}/retry`
 pub async fn retry(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    act(&api, &id, Action::Retry, &headers, body).await
+    act(&api, &id.0, Action::Retry, &headers, body.typed()?).await
 }
 
 /// `POST /v1/jobs/{id}/cancel`
 pub async fn cancel(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    act(&api, &id, Action::Cancel, &headers, body).await
+    act(&api, &id.0, Action::Cancel, &headers, body.typed::<Wish>()?.into()).await
 }
 
 /// `POST /v1/jobs/{id}/stop`
 pub async fn stop(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    act(&api, &id, Action::Stop, &headers, body).await
+    act(&api, &id.0, Action::Stop, &headers, body.typed::<Wish>()?.into()).await
 }
 
-async fn act(api: &Api, id: &str, action: Action, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
-    let asked: ControlRequest = body.typed()?;
-    if asked.spec.is_some() && action != Action::Retry {
-        return Err(Problem::bad_request("spec is only taken by retry", "leave it out"));
+impl From<Wish> for ControlRequest {
+    fn from(Wish { reason }: Wish) -> Self {
+        Self { reason, spec: None }
     }
+}
+
+async fn act(
+    api: &Api,
+    id: &str,
+    action: Action,
+    headers: &HeaderMap,
+    asked: ControlRequest,
+) -> Result<Response, Problem> {
     let spec = asked.spec.as_ref().map(JobSpec::from_value).transpose()?;
     let asker = asker(headers);
     let state = api.state(id)?;
@@ -87,7 +104,7 @@ pub async fn drain(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let asked: ControlRequest = body.typed()?;
+    let asked: Wish = body.typed()?;
     let event = request_drain(&api, &host, &asked.reason, &asker(&headers)).await?;
     let events = vec![event.data.kind().to_owned()];
     let answer = DrainAnswer { host: event.subject, events };

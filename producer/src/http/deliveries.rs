@@ -1,12 +1,12 @@
 //! Webhooks over HTTP: what came in and what became of it, once more, and callbacks out.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use stoker_schemas::{JobId, Time};
 
-use super::extract::{Body, Params};
+use super::extract::{Body, Params, Path};
 use super::{Api, Problem};
 use crate::callbacks::store::LastTry;
 use crate::callbacks::{Call, CallState, Callbacks};
@@ -23,6 +23,7 @@ pub struct RowsQuery {
     source: Option<String>,
     /// Only numbers below this.
     before: Option<u64>,
+    /// At most so many rows; 50 without it, and never more than 200.
     limit: Option<usize>,
 }
 

@@ -39,18 +39,38 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         if !essence.eq_ignore_ascii_case("application/json") {
             return Err(Problem::media_type(essence));
         }
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Self).map_err(|e| Problem::bad_request(format!("the body is not JSON: {e}"), ""))
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Null) => Err(Problem::bad_request("the body is null", "send an object, or no body")),
+            Ok(value) => Ok(Self(value)),
+            Err(e) => Err(Problem::bad_request(format!("the body is not JSON: {e}"), "")),
+        }
     }
 }
 
 impl Body {
-    /// As a typed request; null stands for all defaults.
+    /// As a typed request; no body stands for all defaults.
     pub fn typed<T: DeserializeOwned + Default>(self) -> Result<T, Problem> {
         if self.0.is_null() {
             return Ok(T::default());
         }
+        // A list would be read as the fields in their order, which nobody means.
+        if !self.0.is_object() {
+            return Err(Problem::bad_request("the body is not an object", ""));
+        }
         serde_json::from_value(self.0).map_err(|e| Problem::bad_request(clip(&e.to_string(), 300), ""))
+    }
+}
+
+/// What stands in the path.
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        read.map(|axum::extract::Path(t)| Self(t))
+            .map_err(|e| Problem::bad_request(clip(&e.body_text(), 300), "see /v1/openapi.json for what stands there"))
     }
 }
 

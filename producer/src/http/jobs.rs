@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 use stoker_schemas::command::{Command, Context, Rejection};
 use stoker_schemas::decide::decide;
 use stoker_schemas::retry::Jitter;
-use stoker_schemas::{JobId, JobState};
+use stoker_schemas::{JobId, JobState, Phase};
 use stoker_worker::ports::broker::CONTENT_BATCH;
 
 use super::extract::{Body, Params, Path, asker};
+use super::wait::{SubmitQuery, Taken};
 use super::{Api, Problem, SEEN_WITHIN, console_tail};
 use crate::report::Report;
 use crate::submit::{Prepared, prepare};
-use crate::view::JobView;
+use crate::view::{AttemptView, JobView, NextView};
 
 /// Answer to a submission.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
@@ -37,7 +38,13 @@ pub struct SubmittedJob {
 }
 
 /// `POST /v1/jobs`
-pub async fn submit(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub async fn submit(
+    State(api): State<Api>,
+    Params(query): Params<SubmitQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let wait = query.wait(&api)?;
     let status = api.submitter.broker().status().borrow().clone();
     Problem::check_broker(&status)?;
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default());
@@ -56,7 +63,12 @@ pub async fn submit(State(api): State<Api>, headers: HeaderMap, body: Body) -> R
     api.submitter.submit_all(fresh, &asker(&headers)).await?;
     api.model.wait_for(&ids, SEEN_WITHIN).await;
     let location = jobs.first().filter(|_| jobs.len() == 1).map(|j| format!("/v1/jobs/{}", j.id));
-    let mut response = (StatusCode::ACCEPTED, Json(Submitted { jobs, from })).into_response();
+    let submitted = Submitted { jobs, from };
+    let (status, taken) = match wait {
+        Some(wait) => wait.answer(&api, &submitted).await.map(|(status, waited)| (status, Taken::Waited(waited)))?,
+        None => (StatusCode::ACCEPTED, Taken::AtOnce(submitted)),
+    };
+    let mut response = (status, Json(taken)).into_response();
     if let Some(Ok(value)) = location.map(|l| l.parse()) {
         response.headers_mut().insert(header::LOCATION, value);
     }
@@ -82,6 +94,25 @@ pub async fn show(State(api): State<Api>, Path(id): Path<String>) -> Result<Json
     Ok(Json(JobView::of(&api.state(&id)?)))
 }
 
+/// The tries of a job.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Attempts {
+    /// Which job.
+    pub id: JobId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Each with its host, VM, address, stages and what came of it; the first one first.
+    pub attempts: Vec<AttemptView>,
+    /// The attempt that is scheduled and has not started.
+    pub next: Option<NextView>,
+}
+
+/// `GET /v1/jobs/{id}/attempts`
+pub async fn attempts(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Attempts>, Problem> {
+    let JobView { id, phase, attempts, next, .. } = JobView::of(&api.state(&id)?);
+    Ok(Json(Attempts { id, phase, attempts, next }))
+}
+
 /// `GET /v1/jobs/{id}/events`
 pub async fn events(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Problem> {
     let events = api.model.stored_events(api.resolve(&id)?)?;
@@ -94,7 +125,17 @@ pub async fn events(State(api): State<Api>, Path(id): Path<String>) -> Result<Re
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReportQuery {
-    format: Option<String>,
+    /// Without it, what `Accept` asks for.
+    format: Option<Format>,
+}
+
+/// How a report is written.
+#[derive(Debug, Clone, Copy, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+enum Format {
+    Md,
+    Json,
 }
 
 /// `GET /v1/jobs/{id}/report`: Markdown, or JSON where that is asked for.
@@ -106,14 +147,13 @@ pub async fn report(
 ) -> Result<Response, Problem> {
     let report = report_of(&api, &api.state(&id)?).await;
     let accepts = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let format = query.format.as_deref().unwrap_or(if accepts.contains("application/json") { "json" } else { "md" });
-    match format {
-        "json" => Ok(Json(report).into_response()),
-        "md" => {
+    let accepted = if accepts.contains("application/json") { Format::Json } else { Format::Md };
+    match query.format.unwrap_or(accepted) {
+        Format::Json => Ok(Json(report).into_response()),
+        Format::Md => {
             let kind = [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")];
             Ok((kind, Bytes::from(report.to_markdown())).into_response())
         }
-        _ => Err(Problem::bad_request("format is md or json", "")),
     }
 }
 

@@ -3,21 +3,24 @@
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::Uri;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use stoker_schemas::Time;
+use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::limits::clip;
 
 use super::extract::Params;
 use super::{Api, Problem};
-use crate::readmodel::{DEFAULT_PAGE, Filter, Page};
+use crate::readmodel::{DEFAULT_PAGE, Filter, Page, Phases};
 
 /// Query of lists. Flat: a query string has no nesting. Text, so that a form may send what nobody
 /// filled in, and so that a mistake is told with its field's name.
-#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     /// In this phase, or in one of several with commas between; `state` is the same.
     #[serde(alias = "state")]
+    #[schemars(schema_with = "phases")]
     phase: Option<String>,
     /// Booting this image (`golden` finds `golden@7`).
     image: Option<String>,
@@ -26,19 +29,37 @@ pub struct ListQuery {
     /// With this label: `key` or `key=value`.
     label: Option<String>,
     /// Whose last failure has this cause.
+    #[schemars(schema_with = "causes")]
     cause: Option<String>,
     /// On this host.
     host: Option<String>,
     /// With this text in id, image, host, labels, address, asker or problem.
     text: Option<String>,
     /// Enqueued at this time or later, RFC 3339.
+    #[schemars(schema_with = "time_or_nothing")]
     since: Option<String>,
     /// Enqueued before this time, RFC 3339.
+    #[schemars(schema_with = "time_or_nothing")]
     until: Option<String>,
     /// Where the page before ended.
+    #[schemars(regex(pattern = "^[0-9a-f]{48}$"))]
     cursor: Option<String>,
     /// Jobs on the page, at most 500.
     limit: Option<usize>,
+}
+
+/// A form sends nothing for any.
+fn phases(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "anyOf": [Phases::json_schema(generator), { "const": "" }] })
+}
+
+fn time_or_nothing(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "anyOf": [Time::json_schema(generator), { "const": "" }] })
+}
+
+fn causes(_: &mut SchemaGenerator) -> Schema {
+    let names: Vec<_> = std::iter::once("").chain(Cause::ALL.iter().map(|cause| cause.as_str())).collect();
+    json_schema!({ "type": "string", "enum": names })
 }
 
 impl ListQuery {
@@ -83,7 +104,8 @@ impl ListQuery {
         let phase = self.phase.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose();
         let cause = self.cause.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose();
         let filter = Filter {
-            phase: phase.map_err(|e: String| Problem::bad_request(format!("phase: {e}"), "as in phase=failing,dead"))?,
+            phase: phase
+                .map_err(|e: String| Problem::bad_request(format!("phase: {e}"), "as in phase=failing,dead"))?,
             image: self.image.clone(),
             pool: self.pool.clone(),
             label: self.label.clone(),

@@ -11,10 +11,10 @@ use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response, Sse as SseResponse};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
-use stoker_schemas::JobId;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 
+use super::event_filter::{EventFilter, Wanted, kinds_schema};
 use super::extract::Params;
 use super::{Api, Problem};
 use crate::readmodel::{Change, ReadModel, ReadModelError, Stored};
@@ -32,8 +32,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub struct EventsQuery {
     /// Number to begin with; without it, only what is new (or, for one job, all of it).
     from: Option<u64>,
-    /// Only of this job.
+    /// Only about this job.
     job: Option<String>,
+    /// Only of these kinds, with commas between: `attempt.ready,attempt.failed`.
+    #[schemars(schema_with = "kinds_schema")]
+    kind: Option<String>,
+    /// Only told by this host, or about it.
+    host: Option<String>,
+    /// Only about jobs with this label: `key` or `key=value`.
+    label: Option<String>,
+    /// Only about jobs of this pool.
+    pool: Option<String>,
 }
 
 /// `GET /v1/events`
@@ -43,9 +52,16 @@ pub async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let permit = api.take_stream()?;
-    let job = query.job.as_deref().map(|id| api.resolve(id)).transpose()?;
+    let wanted = Wanted {
+        job: query.job.as_deref(),
+        kind: query.kind.as_deref(),
+        host: query.host.as_deref(),
+        label: query.label.as_deref(),
+        pool: query.pool.as_deref(),
+    };
+    let filter = EventFilter::of(&api, &wanted)?;
     let resumed = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse::<u64>().ok()).map(|n| n + 1);
-    let follower = Follower::new(&api, resumed.or(query.from), job, permit)?;
+    let follower = Follower::new(&api, resumed.or(query.from), filter, permit)?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(SseResponse::new(follower.stream()).keep_alive(keep_alive).into_response())
 }
@@ -54,7 +70,7 @@ struct Follower {
     model: ReadModel,
     news: broadcast::Receiver<Change>,
     stopping: CancellationToken,
-    job: Option<JobId>,
+    filter: EventFilter,
     ready: VecDeque<Stored>,
     next: u64,
     /// Held as long as the stream lives.
@@ -65,7 +81,7 @@ impl Follower {
     fn new(
         api: &Api,
         from: Option<u64>,
-        job: Option<JobId>,
+        filter: EventFilter,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, ReadModelError> {
         // First listen, then look: nothing comes between.
@@ -73,13 +89,17 @@ impl Follower {
         let head = api.model.next_seq();
         let mut ready = VecDeque::new();
         let mut next = from.unwrap_or(head);
-        if let Some(id) = job {
+        if let Some(id) = filter.job {
             let from = from.unwrap_or(0);
-            ready.extend(api.model.stored_events(id)?.into_iter().filter(|e| (from..head).contains(&e.seq)));
+            for event in api.model.stored_events(id)? {
+                if (from..head).contains(&event.seq) && filter.holds(&api.model, &event)? {
+                    ready.push_back(event);
+                }
+            }
             next = head;
         }
         let (model, stopping) = (api.model.clone(), api.stopping.clone());
-        Ok(Self { model, news, stopping, job, ready, next, _permit: permit })
+        Ok(Self { model, news, stopping, filter, ready, next, _permit: permit })
     }
 
     fn stream(self) -> impl Stream<Item = Result<Sse, Infallible>> {
@@ -97,11 +117,13 @@ impl Follower {
             if let Some(stored) = self.ready.pop_front() {
                 return Some(stored);
             }
-            let read = self.model.arrived(self.next, READ_AHEAD);
-            let read = read.inspect_err(|cause| tracing::error!(%cause, "live stream ends")).ok()?;
-            if let Some(last) = read.last() {
-                self.next = last.seq + 1;
-                self.ready.extend(read.into_iter().filter(|e| self.job.is_none() || e.job == self.job));
+            let read = self.read_on().inspect_err(|cause| tracing::error!(%cause, "live stream ends")).ok()?;
+            if read {
+                // Of a long past, little may match: others get their turn, and pings theirs.
+                tokio::task::yield_now().await;
+                if self.stopping.is_cancelled() {
+                    return None;
+                }
                 continue;
             }
             tokio::select! {
@@ -112,28 +134,66 @@ impl Follower {
             }
         }
     }
+
+    /// Takes the next piece of what has arrived; `false` when there is none. As much as a client
+    /// that does not read can make us hold.
+    fn read_on(&mut self) -> Result<bool, ReadModelError> {
+        let read = self.model.arrived(self.next, READ_AHEAD)?;
+        let Some(last) = read.last() else { return Ok(false) };
+        self.next = last.seq + 1;
+        for event in read {
+            if self.filter.holds(&self.model, &event)? {
+                self.ready.push_back(event);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// Query of the log.
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogQuery {
+    /// Number to begin with; without it, 0.
     #[serde(default)]
     from: u64,
     /// Instead of `from`: this many from the end.
     last: Option<u64>,
+    /// At most so many; 1000 without it, and never more.
     limit: Option<usize>,
+    /// Only about this job.
+    job: Option<String>,
+    /// Only of these kinds, with commas between: `attempt.ready,attempt.failed`.
+    #[schemars(schema_with = "kinds_schema")]
+    kind: Option<String>,
+    /// Only told by this host, or about it.
+    host: Option<String>,
+    /// Only about jobs with this label: `key` or `key=value`.
+    label: Option<String>,
+    /// Only about jobs of this pool.
+    pool: Option<String>,
 }
 
-/// `GET /v1/log`: CloudEvents, one a line; `stoker-next` says where to read on.
+/// `GET /v1/log`: CloudEvents, one a line; `stoker-next` says where to read on. A filter leaves events
+/// of the page out; it does not make the page look further.
 pub async fn log(State(api): State<Api>, Params(query): Params<LogQuery>) -> Result<Response, Problem> {
+    let wanted = Wanted {
+        job: query.job.as_deref(),
+        kind: query.kind.as_deref(),
+        host: query.host.as_deref(),
+        label: query.label.as_deref(),
+        pool: query.pool.as_deref(),
+    };
+    let filter = EventFilter::of(&api, &wanted)?;
     let from = query.last.map_or(query.from, |n| api.model.next_seq().saturating_sub(n));
     let events = api.model.arrived(from, query.limit.unwrap_or(MAX_LOG_PAGE).clamp(1, MAX_LOG_PAGE))?;
     let next = events.last().map_or(from, |e| e.seq + 1);
     let mut body = Vec::new();
     for event in events {
-        body.extend_from_slice(&event.json);
-        body.push(b'\n');
+        if filter.holds(&api.model, &event)? {
+            body.extend_from_slice(&event.json);
+            body.push(b'\n');
+        }
     }
     let headers =
         [(header::CONTENT_TYPE.as_str(), "application/x-ndjson".to_owned()), ("stoker-next", next.to_string())];

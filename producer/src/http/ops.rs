@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use stoker_schemas::Time;
-use stoker_worker::ports::broker::{BrokerStatus, Offset};
+use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus, Offset};
 
 use super::{Api, Problem};
 use crate::readmodel::{Counts, HostStatus, HostView, Undecodable};
@@ -25,6 +25,9 @@ pub struct Health {
     pub version: String,
     /// The broker.
     pub broker: BrokerHealth,
+    /// The broker's history, which pages are made from.
+    #[serde(default)]
+    pub history: HistoryHealth,
     /// Next entry of the history to be read.
     pub next_offset: Option<u64>,
     /// When the history last said something, since the process began.
@@ -41,6 +44,24 @@ pub enum BrokerHealth {
     Blocked(String),
     /// Not connected.
     Down(String),
+}
+
+/// How the history is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
+pub enum HistoryHealth {
+    /// It takes what is published.
+    #[default]
+    Available,
+    /// It does not: work goes on, and what is shown lags.
+    Away(String),
+}
+
+/// Told when requests may be sent here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Ready {
+    /// Always.
+    pub ready: bool,
 }
 
 /// `GET /v1/hosts`
@@ -65,15 +86,33 @@ pub async fn health(State(api): State<Api>) -> Response {
         BrokerStatus::Blocked(why) => BrokerHealth::Blocked(why),
         BrokerStatus::Down(why) => BrokerHealth::Down(why),
     };
+    let history = match api.submitter.broker().history_status().borrow().clone() {
+        HistoryStatus::Available => HistoryHealth::Available,
+        HistoryStatus::Away(why) => HistoryHealth::Away(why),
+    };
     let ok = broker == BrokerHealth::Connected;
     let next_offset = match api.model.next_offset() {
         Offset::First => None,
         Offset::At(n) => Some(n),
     };
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let health = Health { ok, version, broker, next_offset, heard_at: api.model.heard_at() };
+    let health = Health { ok, version, broker, history, next_offset, heard_at: api.model.heard_at() };
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
+}
+
+/// `GET /ready`: rows are current and jobs are taken. Nothing is asked of the broker here: what it
+/// last was is known, so that the answer comes at once, however it is.
+pub async fn ready(State(api): State<Api>) -> Result<Json<Ready>, Problem> {
+    if let Some(why) = api.broker_trouble() {
+        let hint = "check the broker's address and that it runs; what is shown may be old, nothing is taken";
+        return Err(Problem::not_ready(format!("the broker takes nothing: {why}"), hint));
+    }
+    if !api.model.is_caught_up() {
+        let detail = format!("the history is being read: {} events so far", api.model.next_seq());
+        return Err(Problem::not_ready(detail, "wait; what is shown is old until then"));
+    }
+    Ok(Json(Ready { ready: true }))
 }
 
 /// `GET /metrics`, as Prometheus reads it.

@@ -174,6 +174,14 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", "Not possible now", detail, hint)
     }
 
+    /// Not yet, or not any more: for whoever decides where requests go.
+    pub fn not_ready(detail: impl Into<String>, hint: &str) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let mut problem = Self::new(status, "not-ready", "Not ready", detail, hint);
+        problem.retry_after_s = Some(RETRY_AFTER_S);
+        problem
+    }
+
     fn unavailable(detail: impl Into<String>) -> Self {
         let hint = "nothing was accepted beyond what is listed as confirmed; try again, with an Idempotency-Key";
         let title = "Broker unavailable";

@@ -1,10 +1,12 @@
 //! Which jobs are meant: all that is given must hold.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::limits::clip;
 use stoker_schemas::{Phase, Time};
@@ -16,9 +18,8 @@ use super::summary::JobSummary;
 const SMALL_PHASES: u64 = 1_000;
 
 /// Some phases, at least one. As text: their names with commas between.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
 pub struct Phases(BTreeSet<Phase>);
 
 impl Phases {
@@ -57,6 +58,19 @@ impl FromStr for Phases {
     }
 }
 
+impl JsonSchema for Phases {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Phases".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = Phase::ALL.map(Phase::as_str).join("|");
+        json_schema!({ "type": "string", "pattern": format!("^({names})(,({names}))*$") })
+    }
+}
+
 impl TryFrom<String> for Phases {
     type Error = String;
 
@@ -78,8 +92,14 @@ impl fmt::Display for Phases {
     }
 }
 
+/// In an event a cause that nobody knows is read as an unknown one; who asks for it made a mistake.
+fn known_cause<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Cause>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
 /// Which jobs. All that are given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
     /// In this phase, or one of these (`dead`, `failing,retrying`).
@@ -95,7 +115,7 @@ pub struct Filter {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Whose last failure has this cause.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "known_cause", skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
     /// On this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]

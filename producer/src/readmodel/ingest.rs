@@ -56,6 +56,8 @@ pub(super) struct Written {
     pub changes: Vec<Change>,
     /// A job got a VM too many.
     pub crowded: bool,
+    /// The latest time that an event of it tells.
+    pub latest: Option<Time>,
 }
 
 /// A batch in the making.
@@ -70,6 +72,7 @@ pub(super) struct Ingest<'a> {
     changes: Vec<Change>,
     minutes: BTreeMap<u64, Minute>,
     crowded: bool,
+    latest: Option<Time>,
 }
 
 impl<'a> Ingest<'a> {
@@ -85,6 +88,7 @@ impl<'a> Ingest<'a> {
             changes: Vec::new(),
             minutes: BTreeMap::new(),
             crowded: false,
+            latest: None,
         }
     }
 
@@ -116,6 +120,7 @@ impl<'a> Ingest<'a> {
     }
 
     fn event(&mut self, entry: &HistoryEntry, index: u32, event: Event, json: Vec<u8>) -> Result<(), ReadModelError> {
+        self.latest = self.latest.max(Some(event.time));
         let key = keys::event(&event);
         let known = match self.events.get(&key) {
             Some(known) => Some(known.clone()),
@@ -209,7 +214,7 @@ impl<'a> Ingest<'a> {
         self.trim_undecodable()?;
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
-        Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded })
+        Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded, latest: self.latest })
     }
 
     fn settle(&mut self, id: JobId, touched: Touched) -> Result<(), ReadModelError> {

@@ -2,6 +2,7 @@
 //! ask for. Its own sled folder, refilled from the history whenever it is missing.
 
 mod cache;
+mod caught_up;
 mod filter;
 mod hosts;
 mod ingest;
@@ -27,7 +28,7 @@ pub use filter::{Filter, Phases};
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
 pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
-pub use series::{Histogram, Minute, begin_of};
+pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
 
@@ -95,6 +96,8 @@ pub struct ReadModel {
     live: Arc<Mutex<Live>>,
     changes: broadcast::Sender<Change>,
     crowded: watch::Sender<()>,
+    caught_up: watch::Sender<bool>,
+    opened_at: Time,
     clock: Clock,
 }
 
@@ -104,7 +107,8 @@ impl ReadModel {
         let (store, meta) = Store::open(dir)?;
         let live = Live { meta, cache: Cache::default(), heard_at: None };
         let (changes, crowded) = (broadcast::channel(CHANGES_KEPT).0, watch::channel(()).0);
-        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes, crowded, clock })
+        let (caught_up, opened_at) = (watch::channel(false).0, clock());
+        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes, crowded, caught_up, opened_at, clock })
     }
 
     /// Nothing panics while holding it, and a half-done change is never kept in it.
@@ -135,6 +139,10 @@ impl ReadModel {
                 let received = tokio::select! {
                     () = stop.cancelled() => 0,
                     n = reader.recv_many(&mut entries, MAX_ENTRIES_PER_BATCH) => n,
+                    () = caught_up::quiet(broker.as_ref()), if !self.is_caught_up() => {
+                        self.caught_up.send_replace(true);
+                        continue;
+                    }
                 };
                 if received == 0 {
                     return self.store.flush();
@@ -154,17 +162,17 @@ impl ReadModel {
 
     /// Adds history entries: all of them or, on error, none.
     pub fn apply(&self, entries: &[HistoryEntry]) -> Result<(), ReadModelError> {
-        let (changes, crowded) = {
+        let (changes, crowded, latest) = {
             let mut live = self.live();
             let now = (self.clock)();
             let meta = live.meta.clone();
             let mut ingest = Ingest::new(&self.store, &mut live.cache, meta);
             let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
             match done {
-                Ok(Written { meta, changes, crowded }) => {
+                Ok(Written { meta, changes, crowded, latest }) => {
                     live.meta = meta;
                     live.heard_at = Some(now);
-                    (changes, crowded)
+                    (changes, crowded, latest)
                 }
                 Err(e) => {
                     // States in the cache may be ahead of the rows now.
@@ -180,6 +188,9 @@ impl ReadModel {
         if crowded {
             self.crowded.send_replace(());
         }
+        if latest.is_some_and(|latest| latest >= self.opened_at) && !self.is_caught_up() {
+            self.caught_up.send_replace(true);
+        }
         Ok(())
     }
 
@@ -192,6 +203,16 @@ impl ReadModel {
     /// begin anew. What is known stays; what is told again changes nothing.
     pub fn rewind(&self) {
         self.live().meta.next_offset = None;
+    }
+
+    /// Whether the history was read to its end once, since this process began.
+    pub fn is_caught_up(&self) -> bool {
+        *self.caught_up.borrow()
+    }
+
+    /// The same, as it changes.
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.caught_up.subscribe()
     }
 
     /// Tells of everything new from now on.
@@ -333,7 +354,7 @@ impl ReadModel {
     /// What happened in the last minutes, one entry each, the oldest first.
     pub fn series(&self, minutes: u64) -> Result<Vec<(u64, Minute)>, ReadModelError> {
         let now = series::minute_of((self.clock)());
-        let first = now.saturating_sub(minutes.clamp(1, series::KEPT_MINUTES) - 1);
+        let first = now.saturating_sub(minutes.clamp(1, KEPT_MINUTES) - 1);
         let mut known: BTreeMap<_, _> = self.store.minutes(first, now)?.into_iter().collect();
         Ok((first..=now).map(|minute| (minute, known.remove(&minute).unwrap_or_default())).collect())
     }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_schemas::{PoolName, spec::Priority};
 use stoker_worker::ports::broker::{
-    Broker, BrokerError, BrokerStatus, HistoryEntry, HistoryReader, Offset, Outgoing, Parked, Source, Subscription,
+    Broker, BrokerError, BrokerStatus, HistoryEntry, HistoryReader, HistoryStatus, Offset, Outgoing, Parked, Source,
+    Subscription,
 };
 use tokio::sync::{mpsc, watch};
 
 pub struct FakeBroker {
     history: watch::Sender<Vec<HistoryEntry>>,
     pub status: watch::Sender<BrokerStatus>,
+    pub history_status: watch::Sender<HistoryStatus>,
     /// Publishes that still succeed; then each fails as if its confirm never came.
     pub confirms: Mutex<Option<usize>>,
 }
@@ -22,6 +24,7 @@ impl Default for FakeBroker {
         Self {
             history: watch::channel(Vec::new()).0,
             status: watch::channel(BrokerStatus::Connected).0,
+            history_status: watch::channel(HistoryStatus::Available).0,
             confirms: Mutex::new(None),
         }
     }
@@ -97,6 +100,10 @@ impl Broker for FakeBroker {
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.status.subscribe()
+    }
+
+    fn history_status(&self) -> watch::Receiver<HistoryStatus> {
+        self.history_status.subscribe()
     }
 
     async fn depth(&self, _: &PoolName, _: Priority) -> Result<u64, BrokerError> {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::cli::CliError;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
-use crate::http::{BrokerHealth, Health};
+use crate::http::{BrokerHealth, Health, HistoryHealth};
 use crate::readmodel::{HostStatus, HostView, Undecodable};
 
 /// What came of a check.
@@ -31,7 +31,8 @@ pub async fn run(settings: &Settings, printer: &mut Printer) -> Result<(), CliEr
     let health: Health = settings.client.get_any(&["health"]).await?;
     let hosts: Vec<HostView> = settings.client.get(&["v1", "hosts"], &[]).await?;
     let undecodable: Vec<Undecodable> = settings.client.get(&["v1", "undecodable"], &[]).await?;
-    let checks = [version(&health), broker(&health.broker), hosts_up(&hosts), decodable(&undecodable)];
+    let checks =
+        [version(&health), broker(&health.broker), stream(&health.history), hosts_up(&hosts), decodable(&undecodable)];
     if printer.json() {
         printer.value(&checks)?;
     } else {
@@ -71,6 +72,16 @@ fn broker(broker: &BrokerHealth) -> Check {
         BrokerHealth::Down(why) => (Status::Fail, format!("down: {why}"), "check its address and that it runs"),
     };
     Check { status, check: "broker", found, hint }
+}
+
+fn stream(history: &HistoryHealth) -> Check {
+    let (status, found, hint) = match history {
+        HistoryHealth::Available => (Status::Ok, "takes events".to_owned(), ""),
+        HistoryHealth::Away(why) => {
+            (Status::Warn, format!("away: {why}"), "work goes on, pages lag; the server's log says how to repair it")
+        }
+    };
+    Check { status, check: "history stream", found, hint }
 }
 
 fn hosts_up(hosts: &[HostView]) -> Check {

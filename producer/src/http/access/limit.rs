@@ -34,6 +34,7 @@ pub enum Kind {
 enum Key {
     Token(String),
     Peer(IpAddr),
+    Sender(String, IpAddr),
 }
 
 /// Seconds until it may be tried again.
@@ -102,6 +103,25 @@ impl Limits {
     /// otherwise could be written by anybody.
     pub fn peer(&self, kind: Kind, address: IpAddr) -> Result<(), TooOften> {
         self.of(kind).take(&Key::Peer(network_of(address)))
+    }
+}
+
+/// Counts deliveries to webhook sources, which everybody may send. By source and by who sends: what
+/// a forger uses up is not taken from the sender that a source is for, unless they share a proxy.
+pub struct Deliveries(Limit);
+
+impl Default for Deliveries {
+    fn default() -> Self {
+        // A push to many repositories at once sends some hundred.
+        Self(Limit::new(Quota::per_second(times(20)).allow_burst(times(300))))
+    }
+}
+
+impl Deliveries {
+    /// Counts a delivery. A source's name is one of those set up, so there is no end of keys only by
+    /// address, and those are forgotten.
+    pub fn take(&self, source: &str, peer: IpAddr) -> Result<(), TooOften> {
+        self.0.take(&Key::Sender(source.to_owned(), network_of(peer)))
     }
 }
 

@@ -34,7 +34,8 @@ pub use session::LIFETIME as SESSION_LIFETIME;
 pub use tokens::{Token, TokenErrors, check_name};
 
 use super::Problem;
-use limit::{Kind, Limits, TooOften};
+pub(crate) use limit::{Deliveries, TooOften};
+use limit::{Kind, Limits};
 use session::Sessions;
 use watched::Watched;
 

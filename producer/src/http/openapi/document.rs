@@ -3,6 +3,7 @@
 
 use axum::http::{Method, StatusCode};
 use schemars::generate::SchemaSettings;
+use schemars::transform::transform_subschemas;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
@@ -24,8 +25,22 @@ pub struct Writer {
     problems: Map<String, Value>,
 }
 
+/// Names of the formats of whole numbers, and the largest of each.
+const LARGEST: [(&str, u64); 3] = [("uint32", u32::MAX as u64), ("uint", u64::MAX), ("uint64", u64::MAX)];
+
+/// A number that does not fit is refused, so the document says what fits.
+fn bounded(schema: &mut Schema) {
+    let format = schema.get("format").and_then(Value::as_str);
+    let largest = LARGEST.iter().find(|(name, _)| format == Some(name)).map(|(_, largest)| *largest);
+    if let (Some(largest), None) = (largest, schema.get("maximum")) {
+        schema.insert("maximum".to_owned(), largest.into());
+    }
+    transform_subschemas(&mut bounded, schema);
+}
+
 fn generator(settings: SchemaSettings) -> SchemaGenerator {
     settings
+        .with_transform(bounded)
         .with(|settings| {
             settings.definitions_path = SCHEMAS.into();
             settings.meta_schema = None;
@@ -127,11 +142,11 @@ impl Writer {
     fn parameters(&mut self, endpoint: &Endpoint) -> Vec<Value> {
         let mut parameters = path_parameters(endpoint.path);
         if let Some(query) = endpoint.query {
-            parameters.extend(query_parameters(&query(&mut self.requests)));
+            let mut query = query(&mut self.requests);
+            bounded(&mut query);
+            parameters.extend(query_parameters(&query));
         }
-        let header = |(name, meaning): &(&str, &str)| {
-            json!({ "name": name, "in": "header", "description": meaning, "schema": { "type": "string" } })
-        };
+        let header = |(name, meaning): &(&str, &str)| json!({ "name": name, "in": "header", "description": meaning, "schema": { "type": "string" } });
         parameters.extend(endpoint.headers.iter().map(header));
         parameters
     }
@@ -216,11 +231,8 @@ fn path_parameter(name: &str) -> Value {
             "A job's id, or the beginning of one as long as no other job's begins so.",
             json!({ "type": "string", "pattern": "^[0-9a-fA-F][0-9a-fA-F-]{0,35}$" }),
         ),
-        "n" => ("Its number.", json!({ "type": "integer", "minimum": 0, "maximum": i64::MAX })),
-        _ => (
-            "Its name.",
-            json!({ "type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$" }),
-        ),
+        "n" => ("Its number.", json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX })),
+        _ => ("Its name.", json!({ "type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$" })),
     };
     json!({ "name": name, "in": "path", "required": true, "description": description, "schema": schema })
 }
@@ -232,8 +244,11 @@ fn query_parameters(query: &Schema) -> Vec<Value> {
         let mut schema = schema.clone();
         let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
         // A query leaves out what is not there; it cannot say null.
-        schema = without_null(schema);
-        json!({ "name": name, "in": "query", "description": description.unwrap_or_default(), "schema": schema })
+        let mut parameter = json!({ "name": name, "in": "query", "schema": without_null(schema) });
+        if let Some(description) = description {
+            parameter["description"] = description;
+        }
+        parameter
     };
     properties.into_iter().flatten().map(parameter).collect()
 }

@@ -49,3 +49,14 @@ pub struct CloudEvent {
     /// What happened.
     data: Map<String, Value>,
 }
+
+/// What comes down a live stream, as a reader of server-sent events sees it.
+#[derive(Serialize, JsonSchema)]
+pub struct StreamedEvent {
+    /// The event's number: where to go on after it.
+    #[schemars(regex(pattern = "^[0-9]+$"))]
+    id: String,
+    /// The CloudEvent, as JSON.
+    #[schemars(extend("contentMediaType" = "application/json"), extend("contentSchema" = { "$ref": "#/components/schemas/CloudEvent" }))]
+    data: String,
+}

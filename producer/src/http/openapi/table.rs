@@ -4,17 +4,20 @@
 use stoker_worker::ports::broker::CONTENT_BATCH;
 
 use super::operation::{Endpoint, get, post};
-use super::shapes::{CloudEvent, SubmitRequest};
 use super::serve;
+use super::shapes::{CloudEvent, StreamedEvent, SubmitRequest};
 use crate::hooks::{self, Receipt};
-use crate::http::control::{self, ControlAnswer, ControlRequest, DrainAnswer, Wish};
-use crate::http::dead::{self, DeadPage, RedriveAnswer, RedriveRequest};
-use crate::http::deliveries::{self, CallPage, DeliveryPage, ReplayRequest, RowsQuery, WholeDelivery};
 use crate::http::console::{self, ConsoleQuery};
-use crate::http::jobs::{self, ReportQuery, Submitted};
+use crate::http::control::{self, ControlAnswer, ControlRequest, DrainAnswer, Wish};
+use crate::http::dead::{self, DeadPage, DeadQuery, RedriveAnswer, RedriveRequest};
+use crate::http::deliveries::{self, CallPage, DeliveryPage, ReplayRequest, RowsQuery, WholeDelivery};
+use crate::http::export::DeadRow;
+use crate::http::jobs::{self, Attempts, ReportQuery};
 use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
-use crate::http::ops::{self, Health};
+use crate::http::ops::{self, Health, Ready};
+use crate::http::stats::{self, Stats, StatsQuery};
+use crate::http::wait::{SubmitQuery, Taken, Waited};
 use crate::readmodel::{Counts, HostView, Page, Undecodable};
 use crate::report::Report;
 use crate::view::JobView;
@@ -23,6 +26,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4";
 const NDJSON: &str = "application/x-ndjson";
+const CSV: &str = "text/csv; charset=utf-8; header=present";
 const STREAM: &str = "text/event-stream";
 
 const BY: (&str, &str) =
@@ -42,7 +46,7 @@ pub fn deliveries() -> Endpoint {
         .any_body()
         .answers::<Receipt>(202, "A job was enqueued.")
         .answers::<Receipt>(200, "Taken; no new job follows.")
-        .fails(&[401, 404, 408, 409, 413, 422, 500, 503])
+        .fails(&[401, 404, 408, 409, 413, 422, 429, 500, 503])
 }
 
 fn jobs() -> Vec<Endpoint> {
@@ -58,13 +62,19 @@ fn jobs() -> Vec<Endpoint> {
             .header("Idempotency-Key", "The same key and job again is the same job. Jobs of a list add their position.")
             .header(BY.0, BY.1)
             .header(TRACE.0, TRACE.1)
+            .query::<SubmitQuery>()
             .body::<SubmitRequest>()
-            .answers::<Submitted>(202, "Taken.")
+            .answers::<Taken>(202, "Taken; with `wait`, some are still on their way.")
             .with("Location", "The job, where it is one.")
+            .answers::<Waited>(200, "With `wait`: each is ready, dead, cancelled or stopped.")
             .fails(&[409, 422, 503]),
         get("/v1/jobs/{id}", "getJob", jobs::show)
             .about("One job, with all its attempts")
             .answers::<JobView>(200, "The job.")
+            .fails(&[400, 404]),
+        get("/v1/jobs/{id}/attempts", "getJobAttempts", jobs::attempts)
+            .about("The tries of a job: where each ran, how long its stages took, why it failed")
+            .answers::<Attempts>(200, "The tries.")
             .fails(&[400, 404]),
         get("/v1/jobs/{id}/events", "getJobEvents", jobs::events)
             .about("All events of a job, in order")
@@ -116,8 +126,12 @@ fn dead_letters() -> Vec<Endpoint> {
     vec![
         get("/v1/dead", "listDead", dead::list)
             .about("Dead letters, the newest first, with their causes")
-            .query::<ListQuery>()
-            .answers::<DeadPage>(200, "A page of dead jobs.")
+            .more("As a page in JSON, or all that match as a file: NDJSON with their specs, or CSV.")
+            .query::<DeadQuery>()
+            .answers::<DeadPage>(200, "A page of dead jobs, or all of them.")
+            .answers_as::<DeadRow>(200, "A page of dead jobs, or all of them.", NDJSON)
+            .answers_as::<String>(200, "A page of dead jobs, or all of them.", CSV)
+            .with("Content-Disposition", "Of a file: its name.")
             .fails(&[400]),
         post("/v1/dead/redrive", "redriveDead", dead::redrive)
             .about("Sends dead jobs round again")
@@ -151,14 +165,14 @@ fn events() -> Vec<Endpoint> {
             .more("Server-sent events without end: `id` is the event's number, `data` the CloudEvent.")
             .query::<EventsQuery>()
             .header("Last-Event-ID", "Goes on after this number, as browsers do by themselves.")
-            .answers_as::<String>(200, "The stream.", STREAM)
+            .answers_as::<StreamedEvent>(200, "The stream, event by event.", STREAM)
             .fails(&[400, 404, 503]),
         get("/v1/log", "readLog", live::log)
             .about("The event log, page by page")
             .query::<LogQuery>()
             .answers_as::<String>(200, "CloudEvents, one a line.", NDJSON)
             .with("Stoker-Next", "`from` of the next page.")
-            .fails(&[400]),
+            .fails(&[400, 404]),
     ]
 }
 
@@ -193,9 +207,21 @@ fn server() -> Vec<Endpoint> {
             .about("Whether jobs are taken")
             .answers::<Health>(200, "They are.")
             .answers::<Health>(503, "The broker takes nothing now."),
-        get("/metrics", "getMetrics", ops::metrics)
-            .about("Numbers for Prometheus")
-            .answers_as::<String>(200, "Its text format.", PROMETHEUS),
+        get("/ready", "getReady", ops::ready)
+            .about("Whether requests may be sent here")
+            .more("The history was read to its end once, and the broker is connected.")
+            .answers::<Ready>(200, "They may.")
+            .fails(&[503]),
+        get("/v1/stats", "getStats", stats::stats)
+            .about("What happened minute by minute, and how it stands")
+            .query::<StatsQuery>()
+            .answers::<Stats>(200, "The numbers.")
+            .fails(&[400]),
+        get("/metrics", "getMetrics", ops::metrics).about("Numbers for Prometheus").answers_as::<String>(
+            200,
+            "Its text format.",
+            PROMETHEUS,
+        ),
         get("/v1/counts", "getCounts", ops::counts)
             .about("Jobs by phase and cause")
             .answers::<Counts>(200, "The numbers."),
