@@ -86,7 +86,8 @@ async fn routes_and_operations_are_the_same() {
     let routes = routes_of(&server.routes);
     let documented: BTreeSet<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
     assert!(documented.is_subset(&routes), "the list of routes was not understood: {routes:?}");
-    let is_api = |path: &&String| ["/v1", "/hooks", "/health", "/ready", "/metrics"].iter().any(|top| path.starts_with(top));
+    let is_api =
+        |path: &&String| ["/v1", "/hooks", "/health", "/ready", "/metrics"].iter().any(|top| path.starts_with(top));
     let api: BTreeSet<_> = routes.iter().filter(is_api).cloned().collect();
     assert_eq!(api, documented, "a route that is not in the table of operations");
 }

@@ -5,90 +5,12 @@
 #[path = "dashboard/browser.rs"]
 mod browser;
 
-use std::{path::Path, process::Stdio};
-
 use browser::Browser;
-use serde_json::{Value, json};
-use stoker_tests::{setting, within};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-};
+use serde_json::json;
+use stoker_tests::front::{Front, PANICS};
 
-/// A guest that panics soon, and before its agent would answer.
-const PANICS: &str = "sim.panic-ms=30 sim.healthy-ms=60000";
-
-/// `stoker up` with simulated VMs.
-struct Server {
-    base: String,
-    /// Secrets of the tokens `ops` and `guest`; none where everybody on this machine may come in.
-    tokens: Vec<String>,
-    _process: Child,
-    _data: tempfile::TempDir,
-}
-
-impl Server {
-    async fn start(test: &str) -> Option<Self> {
-        Self::start_for(test, &[]).await
-    }
-
-    /// For holders of tokens with these names and roles only.
-    async fn start_for(test: &str, team: &[(&str, &str)]) -> Option<Self> {
-        let program = Path::new(&setting(test, "STOKER_TEST_BIN_DIR")?).join("stoker");
-        let data = tempfile::tempdir().unwrap();
-        let (mut entries, mut tokens) = (Vec::new(), Vec::new());
-        for (name, role) in team {
-            let made =
-                Command::new(&program).args(["token", "new", "--name", name, "--role", role]).output().await.unwrap();
-            let said = String::from_utf8(made.stderr).unwrap();
-            tokens.push(said.split_whitespace().find(|word| word.starts_with("stk_")).unwrap().to_owned());
-            entries.extend(made.stdout);
-        }
-        let mut command = Command::new(&program);
-        if !team.is_empty() {
-            let file = data.path().join("tokens.toml");
-            std::fs::write(&file, entries).unwrap();
-            command.env("STOKER_TOKENS", file);
-        }
-        command.args(["up", "--driver", "simulated", "--no-vm", "--listen", "127.0.0.1:0", "--host", "h-01", "--data"]);
-        command.arg(data.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut process = command.spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let base = within("the dashboard's address", async {
-            loop {
-                let line = lines.next_line().await.unwrap().expect("stoker up ended");
-                if let Some((_, rest)) = line.split_once("http://") {
-                    break format!("http://{}", rest.split('/').next().unwrap());
-                }
-            }
-        })
-        .await;
-        // What else it says is read, or it would stop at a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Some(Self { base, tokens, _process: process, _data: data })
-    }
-
-    /// Enqueues a job; its id.
-    async fn enqueue(&self, kernel_args: &str, attempts: u32, label: &str) -> String {
-        let retry = json!({"max_attempts": attempts, "base_ms": 200, "cap_ms": 60_000});
-        self.enqueue_with(kernel_args, &retry, label).await
-    }
-
-    async fn enqueue_with(&self, kernel_args: &str, retry: &Value, label: &str) -> String {
-        let job = json!({"image": "simulated", "kernel_args": kernel_args, "labels": {"team": label}, "retry": retry});
-        let mut request = reqwest::Client::new().post(format!("{}/v1/jobs", self.base)).json(&job);
-        if let Some(token) = self.tokens.first() {
-            request = request.bearer_auth(token);
-        }
-        let answer = request.send().await.unwrap();
-        assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
-        let answer: Value = answer.json().await.unwrap();
-        answer["jobs"][0]["id"].as_str().unwrap().to_owned()
-    }
-}
-
-async fn open(test: &str) -> Option<(Server, Browser)> {
-    let server = Server::start(test).await?;
+async fn open(test: &str) -> Option<(Front, Browser)> {
+    let server = Front::start(test).await?;
     let browser = Browser::open(test, &server.base).await?;
     Some((server, browser))
 }
@@ -173,7 +95,7 @@ async fn keys_lead_through_the_pages() {
 #[tokio::test]
 async fn a_team_logs_in_and_does_what_its_roles_allow() {
     let test = "a_team_logs_in_and_does_what_its_roles_allow";
-    let Some(server) = Server::start_for(test, &[("ops", "operate"), ("guest", "read")]).await else { return };
+    let Some(server) = Front::start_as(test, &[("ops", "operate"), ("guest", "read")], None).await else { return };
     let Some(browser) = Browser::open(test, &server.base).await else { return };
     let id = server.enqueue(PANICS, 1, "web").await;
     let job = format!("/jobs/{id}");
