@@ -9,7 +9,8 @@ use std::path::Path;
 
 use reqwest::Method;
 use serde_json::Value;
-use stoker_producer::http::openapi;
+use stoker_producer::http::access::{Fingerprint, new_token};
+use stoker_producer::http::{Access, openapi};
 use support::{SOON, Server};
 
 /// Set, it rewrites the checked-in file instead of comparing it.
@@ -76,7 +77,7 @@ async fn routes_and_operations_are_the_same() {
     let client = reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap();
     let document = openapi::document();
     for (path, operations) in document["paths"].as_object().unwrap() {
-        let asked = path.replace("{n}", "1").replace('{', "").replace('}', "");
+        let asked = path.replace("{n}", "1").replace(['{', '}'], "");
         for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
             let answer = client.request(method.clone(), server.url(&asked)).send().await.unwrap();
             let is_documented = operations.get(method.as_str().to_lowercase()).is_some();
@@ -90,6 +91,28 @@ async fn routes_and_operations_are_the_same() {
         |path: &&String| ["/v1", "/hooks", "/health", "/ready", "/metrics"].iter().any(|top| path.starts_with(top));
     let api: BTreeSet<_> = routes.iter().filter(is_api).cloned().collect();
     assert_eq!(api, documented, "a route that is not in the table of operations");
+}
+
+/// What the document says of tokens is so: without one, the operations that need one say 401, and
+/// no other does.
+#[tokio::test]
+async fn operations_that_need_a_token_ask_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = dir.path().join("tokens.toml");
+    let known = Fingerprint::of(&new_token().unwrap());
+    std::fs::write(&tokens, format!("[[token]]\nname = \"ada\"\nrole = \"read\"\nsha256 = \"{known}\"\n")).unwrap();
+    let server = Server::start_with(Access::from_file(&tokens).unwrap()).await;
+    let client = reqwest::Client::builder().no_proxy().timeout(SOON).build().unwrap();
+    let document = openapi::document();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let asked = path.replace("{n}", "1").replace(['{', '}'], "");
+            let answer = client.request(method.clone(), server.url(&asked)).send().await.unwrap();
+            let is_free = operation["security"] == serde_json::json!([]);
+            assert_eq!(answer.status() != 401, is_free, "{method} {path}: {}", answer.status());
+        }
+    }
 }
 
 /// A router lists its paths only when it is printed.

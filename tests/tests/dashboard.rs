@@ -2,9 +2,12 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+#[path = "dashboard/axe.rs"]
+mod axe;
 #[path = "dashboard/browser.rs"]
 mod browser;
 
+use axe::Axe;
 use browser::Browser;
 use serde_json::json;
 use stoker_tests::front::{Front, PANICS};
@@ -133,8 +136,13 @@ async fn a_team_logs_in_and_does_what_its_roles_allow() {
 }
 
 #[tokio::test]
-async fn every_page_fits_light_dark_and_phone() {
-    let Some((server, browser)) = open("every_page_fits_light_dark_and_phone").await else { return };
+async fn every_page_fits_and_keeps_nobody_out_light_dark_and_phone() {
+    let test = "every_page_fits_and_keeps_nobody_out_light_dark_and_phone";
+    let Some((server, browser)) = open(test).await else { return };
+    let axe = Axe::open(test);
+    if let Some(axe) = &axe {
+        println!("axe-core {}", axe.version(&browser.page).await);
+    }
     let ready = server.enqueue("sim.healthy-ms=200", 1, "web").await;
     let dead = server.enqueue(PANICS, 2, "a-rather-long-label-value").await;
     let patient = json!({"max_attempts": 5, "base_ms": 3_600_000, "cap_ms": 3_600_000});
@@ -143,6 +151,7 @@ async fn every_page_fits_light_dark_and_phone() {
     browser.sees(&["READY in"]).await;
     browser.go(&format!("/jobs/{dead}")).await;
     browser.sees(&["DEAD after 2 attempts"]).await;
+    let mut found = Vec::new();
     for (name, path) in [
         ("overview", "/".to_owned()),
         ("jobs", "/jobs".to_owned()),
@@ -156,7 +165,32 @@ async fn every_page_fits_light_dark_and_phone() {
         ("log", "/log".to_owned()),
         ("missing", "/nowhere".to_owned()),
     ] {
-        browser.shoot(name, &path).await;
+        found.extend(browser.shoot(name, &path, axe.as_ref()).await);
     }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn the_login_page_fits_and_keeps_nobody_out() {
+    let test = "the_login_page_fits_and_keeps_nobody_out";
+    let Some(front) = Front::start_as(test, &[("ops", "operate")], None).await else { return };
+    let Some(browser) = Browser::open(test, &front.base).await else { return };
+    assert_eq!(browser.shoot("login", "/login", Axe::open(test).as_ref()).await, Vec::<String>::new());
+    browser.close().await;
+}
+
+/// The viewer is somebody else's program: it runs under a policy of its own, which must be enough.
+#[tokio::test]
+async fn the_api_can_be_read_and_tried() {
+    let Some((_front, browser)) = open("the_api_can_be_read_and_tried").await else { return };
+    browser.go("/").await;
+    browser.click("a[href='/docs']").await;
+    browser.sees(&["Stoker", "OAS 3.1", "/v1/jobs/{id}/retry", "Enqueues one job or several", "/metrics"]).await;
+    browser.click("#operations-Server-getHealth button").await;
+    browser.click("#operations-Server-getHealth .try-out__btn").await;
+    browser.click("#operations-Server-getHealth .execute").await;
+    browser.sees(&["\"state\": \"connected\""]).await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
     browser.close().await;
 }

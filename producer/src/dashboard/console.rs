@@ -27,7 +27,7 @@ pub fn section(id: JobId, last: Option<&AttemptView>, text: &str) -> Markup {
     html! {
         h2 #console { "Console" @if let Some(a) = last { " of attempt " (a.attempt) } }
         @if lines.is_empty() { p.dim { "Nothing was printed." } } @else {
-            pre.console data-follow tabindex="0" aria-label="Console" { @for (i, line) in lines.iter().enumerate().skip(first) {
+            pre.console data-follow tabindex="0" role="group" aria-label="Console" { @for (i, line) in lines.iter().enumerate().skip(first) {
                 (row(i + 1, line))
             } }
             @if first > 0 { p { a href={ "/v1/jobs/" (id) "/console" } { "All of it" } } }

@@ -66,8 +66,8 @@ fn unread(entries: &[Undecodable]) -> Markup {
         @for entry in entries {
             details data-key={ "x" (entry.offset) } {
                 summary { code { (entry.routing_key) } " at " (entry.offset) ": " (entry.reason) }
-                pre.json { (entry.body) }
-                pre.json { (hex(entry.body.as_bytes())) }
+                pre.json tabindex="0" role="group" aria-label="As text" { (entry.body) }
+                pre.json tabindex="0" role="group" aria-label="As bytes" { (hex(entry.body.as_bytes())) }
             }
         }
     }

@@ -91,7 +91,7 @@ fn spec(job: &JobView) -> Markup {
     html! {
         details #spec { summary { "Spec" }
             button type="button" data-copy="spec-text" { "Copy" }
-            pre.json #spec-text { (text) }
+            pre.json #spec-text tabindex="0" role="group" aria-label="Spec" { (text) }
         }
     }
 }
@@ -109,7 +109,7 @@ fn history(events: &[Stored]) -> Result<Markup, Problem> {
                     td.num { a href={ "#e" (stored.seq) } { (stored.seq) } }
                     td.fit { (parts::time(event.time)) }
                     td { details { summary { (event.data.kind()) }
-                        pre.json { (String::from_utf8_lossy(&stored.json)) } } }
+                        pre.json tabindex="0" role="group" aria-label="Event" { (String::from_utf8_lossy(&stored.json)) } } }
                     td.wide { (event.source) }
                 }
             } } }

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use stoker_schemas::{JobId, Phase};
 
-use super::assets::{CSS_PATH, JS_PATH};
+use super::assets::{CSS_PATH, ICON_PATH, JS_PATH};
 use super::parts;
 use crate::http::access::Caller;
 use crate::http::{Api, Problem};
@@ -131,6 +131,7 @@ impl<'a> Frame<'a> {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     title { (self.title) " · Stoker" }
+                    link rel="icon" href=(ICON_PATH);
                     link rel="stylesheet" href=(CSS_PATH);
                     script src=(JS_PATH) defer {}
                 }
@@ -147,6 +148,7 @@ impl<'a> Frame<'a> {
                     }
                     main #main tabindex="-1" { (body) }
                     p.foot #asof { (as_of(api)) }
+                    p.foot { a href="/docs" { "HTTP API" } " · " kbd { "?" } " lists the keys" }
                     (signed_in())
                     (keys())
                 }

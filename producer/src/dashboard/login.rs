@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{DOCTYPE, Markup, html};
 use serde::Deserialize;
 
-use super::assets::CSS_PATH;
+use super::assets::{CSS_PATH, ICON_PATH};
 use super::layout::secured;
 use crate::http::access::{self, Denied};
 use crate::http::{Access, Api, Problem};
@@ -127,6 +127,7 @@ fn bare(title: &str, body: &Markup, go_on: Option<&str>) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 @if let Some(path) = go_on { meta http-equiv="refresh" content={ "0; url=" (path) }; }
                 title { (title) " · Stoker" }
+                link rel="icon" href=(ICON_PATH);
                 link rel="stylesheet" href=(CSS_PATH);
             }
             body { main #main { (body) } }

@@ -8,6 +8,7 @@ mod assets;
 mod attempt;
 mod console;
 mod dead;
+mod docs;
 mod hosts;
 mod job;
 mod jobs;
@@ -50,6 +51,7 @@ pub fn routes() -> Router<Api> {
         .route("/assets/{name}", get(assets::file))
         .route("/login", get(login::page).post(login::log_in))
         .route("/logout", post(login::log_out))
+        .merge(docs::routes())
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
 }
 

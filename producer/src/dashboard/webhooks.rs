@@ -136,7 +136,7 @@ fn body_of(row: &Delivery, body: &[u8]) -> Markup {
     let text = String::from_utf8_lossy(&body[..body.len().min(BODY_SHOWN)]);
     html! {
         details { summary { (parts::number(row.bytes)) " bytes" }
-            pre.json { (text) @if body.len() > BODY_SHOWN { "…" } }
+            pre.json tabindex="0" role="group" aria-label="Body" { (text) @if body.len() > BODY_SHOWN { "…" } }
             a href={ "/v1/hooks/deliveries/" (row.n) } { "with headers, as JSON" }
         }
     }

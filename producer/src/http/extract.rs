@@ -17,6 +17,9 @@ pub(super) const BODY_WITHIN: Duration = Duration::from_secs(15);
 /// Longest name kept of who asks.
 const MAX_ASKER_BYTES: usize = 128;
 
+/// Up to here a double says exactly which whole number is meant.
+const MAX_EXACT: f64 = (1_u64 << 53) as f64;
+
 /// A JSON body; null when it is empty.
 pub struct Body(pub Value);
 
@@ -41,9 +44,22 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         }
         match serde_json::from_slice(&bytes) {
             Ok(Value::Null) => Err(Problem::bad_request("the body is null", "send an object, or no body")),
-            Ok(value) => Ok(Self(value)),
+            Ok(value) => Ok(Self(plain_numbers(value))),
             Err(e) => Err(Problem::bad_request(format!("the body is not JSON: {e}"), "")),
         }
+    }
+}
+
+/// JSON has one kind of number: to many writers, and to JSON Schema, `2.0` is the whole number 2.
+fn plain_numbers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(f) if number.is_f64() && f.fract() == 0.0 && f.abs() <= MAX_EXACT => Value::from(f as i64),
+            _ => Value::Number(number),
+        },
+        Value::Array(list) => list.into_iter().map(plain_numbers).collect(),
+        Value::Object(object) => object.into_iter().map(|(name, value)| (name, plain_numbers(value))).collect(),
+        other => other,
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::axe::{self, Axe};
+
 /// Longest wait for something to show.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks: a page changes when its server says so, and the browser does not tell us.
@@ -42,6 +44,20 @@ impl WebDriverCompatibleCommand for Cdp {
     }
 }
 
+/// What pages wrote to the console, and what the browser itself had to complain about.
+#[derive(Debug)]
+struct Log;
+
+impl WebDriverCompatibleCommand for Log {
+    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/se/log", session.unwrap_or_default()))
+    }
+
+    fn method_and_body(&self, _: &url::Url) -> (Method, Option<String>) {
+        (Method::POST, Some(json!({ "type": "browser" }).to_string()))
+    }
+}
+
 impl Browser {
     /// `None`, with a line that says why, where there is no browser.
     pub async fn open(test: &str, base: &str) -> Option<Self> {
@@ -66,7 +82,8 @@ impl Browser {
             "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                      format!("--user-data-dir={}", profile.path().display())],
         });
-        let capabilities = [("goog:chromeOptions".to_owned(), options)].into_iter().collect();
+        let capabilities = [("goog:chromeOptions", options), ("goog:loggingPrefs", json!({"browser": "ALL"}))];
+        let capabilities = capabilities.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let connected = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
             .capabilities(capabilities)
             .connect(&format!("http://127.0.0.1:{port}"))
@@ -141,8 +158,18 @@ impl Browser {
         self.page.find(Locator::Css("body")).await.unwrap().send_keys(keys).await.unwrap();
     }
 
+    /// What the browser complained about since it was asked last: errors, and what a page's policy
+    /// kept it from doing.
+    pub async fn complaints(&self) -> Vec<String> {
+        let log = self.page.issue_cmd(Log).await.unwrap();
+        let bad = log.as_array().unwrap().iter().filter(|entry| entry["level"] != "INFO" && entry["level"] != "DEBUG");
+        bad.map(|entry| entry["message"].to_string()).collect()
+    }
+
     /// Pictures of a page: light, dark, and on a phone, where nothing may be wider than the screen.
-    pub async fn shoot(&self, name: &str, path: &str) {
+    /// Each is looked at by axe, too, where it is there: what it found.
+    pub async fn shoot(&self, name: &str, path: &str, axe: Option<&Axe>) -> Vec<String> {
+        let mut found = Vec::new();
         for (look, dark, width, height) in
             [("light", false, 1280, 900), ("dark", true, 1280, 900), ("phone", false, 390, 844)]
         {
@@ -156,8 +183,15 @@ impl Browser {
             std::fs::write(self.shots.join(format!("{name}-{look}.png")), picture).unwrap();
             let wide = self.page.execute("return document.documentElement.scrollWidth", Vec::new()).await.unwrap();
             assert!(wide.as_u64().unwrap() <= width, "{path} is {wide} wide on a screen of {width}");
+            if look == "light" {
+                axe::weigh(&self.page, name).await;
+            }
+            if let Some(axe) = axe {
+                found.extend(axe.judge(&self.page, &format!("{name}, {look}")).await);
+            }
         }
         self.cdp("Emulation.clearDeviceMetricsOverride", json!({})).await.unwrap();
+        found
     }
 
     async fn cdp(&self, command: &'static str, parameters: Value) -> Result<Value, CmdError> {
