@@ -166,6 +166,9 @@ pub struct NextView {
     pub attempt: u32,
     /// Not before.
     pub not_before: Time,
+    /// Who wanted it to wait so long; none for the retry policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snoozed_by: Option<String>,
     /// The failure it follows; none when somebody asked.
     pub cause: Option<Cause>,
     /// Who asked.
@@ -194,7 +197,8 @@ impl JobView {
         let enqueued_at = state.enqueued_at();
         let next = state.retries.get(&last).filter(|_| phase == Phase::Retrying).map(|r| NextView {
             attempt: last,
-            not_before: r.value.not_before,
+            not_before: state.due(last).unwrap_or(r.value.not_before),
+            snoozed_by: state.snooze(last).map(|snooze| snooze.value.by.clone()),
             cause: r.value.cause,
             by: r.value.by.clone(),
         });
@@ -288,10 +292,7 @@ fn stages(state: &JobState, epoch: Epoch, a: &Attempt, start: Time) -> Vec<Stage
         new
     });
     // The first attempt waited since it was enqueued, a later one since it was due.
-    let since = match state.retries.get(&epoch.attempt) {
-        Some(retry) => Some(retry.value.not_before),
-        None => state.enqueued_at(),
-    };
+    let since = state.due(epoch.attempt).or_else(|| state.enqueued_at());
     let mut views = Vec::with_capacity(marks.len() + 1);
     if let Some(since) = since {
         let took_ms = ms_between(since, start);

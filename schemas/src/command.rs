@@ -6,6 +6,7 @@ use crate::diagnosis::Diagnosis;
 use crate::event::{AttemptReady, AttemptSuperseded, GoneWhy, Request, StageMark};
 use crate::id::{Epoch, HostName, VmId};
 use crate::image::Driver;
+use crate::limits::MAX_SNOOZE_S;
 use crate::retry::Jitter;
 use crate::spec::JobSpec;
 use crate::state::{Duplicate, Phase};
@@ -109,6 +110,13 @@ pub enum Command {
     },
     /// Stop the running VM.
     Stop(Request),
+    /// Let the attempt that waits wait longer.
+    Snooze {
+        /// Until then.
+        until: Time,
+        /// Who asks, and why.
+        request: Request,
+    },
     /// Another attempt, now.
     Retry {
         /// Who asks.
@@ -189,6 +197,12 @@ pub enum Rejection {
         /// What it would have to be.
         needs: &'static str,
     },
+    /// The attempt is due later than the wish.
+    #[error("the attempt is due at {0} anyway; snooze it beyond that, or retry to have it now")]
+    DueLater(Time),
+    /// Nobody will remember it by then.
+    #[error("an attempt can be snoozed for {} days at most; cancel the job, or snooze it again later", MAX_SNOOZE_S / 86_400)]
+    SnoozedTooLong,
     /// A cancellation came first.
     #[error("the job is being cancelled")]
     CancelPending,

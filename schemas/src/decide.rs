@@ -4,9 +4,11 @@ use crate::command::{Begin, Command, Context, Rejection};
 use crate::diagnosis::Diagnosis;
 use crate::event::{
     AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData,
-    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, Request, VmGone,
+    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request,
+    VmGone,
 };
 use crate::id::Epoch;
+use crate::limits::MAX_SNOOZE_S;
 use crate::retry::{self, Verdict};
 use crate::spec::JobSpec;
 use crate::state::{Attempt, JobState, Phase};
@@ -50,6 +52,7 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
         Command::Cancel(request) => cancel(state, request),
         Command::SettleCancel { attempt } => settle_cancel(state, attempt),
         Command::Stop(request) => stop(state, request),
+        Command::Snooze { until, request } => snooze(state, until, request, context.now),
         Command::Retry { by, spec } => retry_by_hand(state, by, spec, context),
     }
 }
@@ -228,6 +231,22 @@ fn stop(state: &JobState, request: Request) -> Result<Vec<Fact>, Rejection> {
     }
     let already = state.attempts.keys().any(|epoch| state.pending_stop(*epoch).is_some());
     Ok(if already { Vec::new() } else { vec![(JOB_LEVEL, EventData::StopRequested(request))] })
+}
+
+fn snooze(state: &JobState, until: Time, request: Request, now: Time) -> Result<Vec<Fact>, Rejection> {
+    let phase = state.phase();
+    let (Phase::Retrying, Some(due)) = (phase, state.due(state.last_attempt())) else {
+        return Err(Rejection::WrongPhase { command: "snooze", phase, needs: "retrying" });
+    };
+    if until <= due.max(now) {
+        return Err(Rejection::DueLater(due));
+    }
+    if until.since(now).as_secs() > MAX_SNOOZE_S {
+        return Err(Rejection::SnoozedTooLong);
+    }
+    let Request { by, reason } = request;
+    let snoozed = JobSnoozeRequested { attempt: state.last_attempt(), until, by, reason };
+    Ok(vec![(JOB_LEVEL, EventData::SnoozeRequested(snoozed))])
 }
 
 fn retry_by_hand(

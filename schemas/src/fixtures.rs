@@ -80,6 +80,10 @@ pub fn retry() -> Command {
     Command::Retry { by: "eve".to_owned(), spec: None }
 }
 
+pub fn snooze(until: u64) -> Command {
+    Command::Snooze { until: at(until), request: request("bob") }
+}
+
 pub fn begin_on(name: &str, epoch: Epoch) -> Command {
     let host = host(name);
     let vm = VmId::derive(job(), epoch, &host);

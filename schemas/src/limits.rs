@@ -35,6 +35,8 @@ pub const MAX_RETRY_DELAY_MS: u64 = 24 * 3_600_000;
 pub const MAX_DEADLINE_MS: u64 = 3_600_000;
 /// The longest time-to-live in the queue, s (30 days).
 pub const MAX_TTL_S: u64 = 30 * 86_400;
+/// The longest that an attempt can be snoozed, s (30 days).
+pub const MAX_SNOOZE_S: u64 = 30 * 86_400;
 /// Free text kept from outside (reasons, console lines as evidence), bytes.
 pub const MAX_TEXT_BYTES: usize = 1_024;
 /// Evidence lines of one diagnosis.

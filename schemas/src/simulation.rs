@@ -58,7 +58,10 @@ impl World {
                 EventData::JobEnqueued(_) => Some(1),
                 EventData::JobRetryScheduled(e) => Some(e.attempt),
                 EventData::JobDeferred(e) => Some(e.attempt),
-                EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::AttemptSuperseded(_) => {
+                EventData::CancelRequested(_)
+                | EventData::StopRequested(_)
+                | EventData::SnoozeRequested(_)
+                | EventData::AttemptSuperseded(_) => {
                     self.hosts.iter_mut().for_each(|h| h.history.state.apply(&event));
                     None
                 }
@@ -177,6 +180,7 @@ impl World {
             14 => self.ask(cancel()),
             15 => self.ask(retry()),
             16 => self.ask(Command::Stop(request("bob"))),
+            18 => self.ask(snooze(3_600)),
             17 => self.hosts[host].vm_died |= choice.is_multiple_of(4),
             _ => {}
         }

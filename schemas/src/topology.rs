@@ -132,8 +132,10 @@ fn is_command(data: &EventData) -> bool {
         data,
         EventData::CancelRequested(_)
             | EventData::StopRequested(_)
+            | EventData::SnoozeRequested(_)
             | EventData::AttemptSuperseded(_)
             | EventData::HostDrainRequested(_)
+            | EventData::PoolConfigured(_)
     )
 }
 
@@ -170,7 +172,10 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
         }
         told if is_retold(event) => (told.kind().to_owned(), None),
         EventData::JobDead(e) => (format!("job.dead.{}", e.spec.pool), None),
-        EventData::CancelRequested(_) | EventData::StopRequested(_) => (COMMAND_ALL.to_owned(), None),
+        EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::SnoozeRequested(_) => {
+            (COMMAND_ALL.to_owned(), None)
+        }
+        EventData::PoolConfigured(e) => (e.host.as_ref().map_or(COMMAND_ALL.to_owned(), |h| host_command(h.as_str())), None),
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
         EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_producer::submit;
-use stoker_schemas::event::{Event, EventData, JOB_LEVEL, JobEnqueued, Request};
+use stoker_schemas::event::{Event, EventData, JOB_LEVEL, JobEnqueued, PoolConfigured, Request};
 use stoker_schemas::{JobId, JobSpec, JobState, Phase, Time};
 use stoker_worker::attempt::Rig;
 use stoker_worker::clock::Clock;
@@ -126,6 +126,22 @@ impl Life {
     /// When the broker refuses.
     pub async fn publish(&self, id: JobId, data: EventData) {
         let event = Event::about_job(id, JOB_LEVEL, "/producers/test", self.clock.now(), data);
+        submit::publish_event(self.broker.as_ref(), &event).await.unwrap();
+    }
+
+    /// Tells hosts what holds for a pool.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn configure_pool(&self, pool: &str, rule: PoolConfigured) {
+        let event = Event {
+            source: "/producers/test".to_owned(),
+            subject: pool.to_owned(),
+            time: self.clock.now(),
+            epoch: JOB_LEVEL,
+            traceparent: None,
+            data: EventData::PoolConfigured(rule),
+        };
         submit::publish_event(self.broker.as_ref(), &event).await.unwrap();
     }
 

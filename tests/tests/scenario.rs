@@ -2,6 +2,9 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+#[path = "scenario/waiting.rs"]
+mod waiting;
+
 use std::time::Duration;
 
 use serde_json::json;

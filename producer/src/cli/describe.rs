@@ -47,6 +47,9 @@ pub fn lines(event: &Event) -> Vec<Line> {
         EventData::JobDead(e) => one(format!("dead: {}", dead_reason(e.reason))),
         EventData::CancelRequested(e) => one(format!("cancel requested by {}{}", e.by, reason(&e.reason))),
         EventData::StopRequested(e) => one(format!("stop requested by {}{}", e.by, reason(&e.reason))),
+        EventData::SnoozeRequested(e) => {
+            one(format!("attempt {} is not to start before {}, said {}{}", e.attempt, e.until, e.by, reason(&e.reason)))
+        }
         EventData::JobCancelled(e) => one(format!("cancelled by {}", e.by)),
         EventData::AttemptAdopted(e) => one(format!("VM taken over by a restarted worker, process {}", e.pid)),
         EventData::AttemptSuperseded(e) => {
@@ -57,6 +60,11 @@ pub fn lines(event: &Event) -> Vec<Line> {
         EventData::HostStarted(e) => one(format!("host started: {} slots, {}", e.slots, e.hypervisor)),
         EventData::HostDrainRequested(e) => one(format!("drain requested by {}{}", e.by, reason(&e.reason))),
         EventData::HostDraining(e) => one(format!("draining: {} booting, {} running", e.booting, e.running)),
+        EventData::PoolConfigured(e) => {
+            let state = if e.paused { "paused" } else { "takes jobs" };
+            let limit = e.max_per_host.map(|n| format!(", at most {n} VMs on each host")).unwrap_or_default();
+            one(format!("pool {state}{limit}, said {}{}", e.by, reason(&e.reason)))
+        }
         EventData::HostStopped(e) => one(format!("host stopped, {} VMs keep running", e.running)),
     }
 }

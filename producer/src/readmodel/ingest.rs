@@ -145,7 +145,8 @@ impl<'a> Ingest<'a> {
         self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
         match event.job() {
             Some(job) => self.touch(job, event, replaced),
-            None => self.host(&event)?,
+            None if event.data.is_about_host() => self.host(&event)?,
+            None => {}
         }
         Ok(())
     }

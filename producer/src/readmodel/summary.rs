@@ -65,7 +65,7 @@ impl JobSummary {
         };
         let dead = state.dead.values().next_back().and_then(|d| d.value.diagnosis.as_ref());
         let diagnosis = failed.map(|f| &f.value.diagnosis).or(dead.filter(|_| phase == Phase::Dead));
-        let due = state.retries.get(&state.last_attempt()).filter(|_| phase == Phase::Retrying);
+        let due = state.due(state.last_attempt()).filter(|_| phase == Phase::Retrying);
         Self {
             id: state.id,
             phase,
@@ -83,7 +83,7 @@ impl JobSummary {
             boot_ms: started.zip(ready).map(|(s, r)| ms_between(s.at, r.at)),
             cause: diagnosis.map(|d| d.cause),
             problem: diagnosis.map(|d| d.summary.clone()),
-            not_before: due.map(|r| r.value.not_before),
+            not_before: due,
             events,
         }
     }

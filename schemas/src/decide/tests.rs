@@ -68,6 +68,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("settle cancel", Command::SettleCancel { attempt: 1 }),
         ("stop", Command::Stop(request("bob"))),
         ("retry", retry()),
+        ("snooze", snooze(3_600)),
     ]
 }
 
@@ -178,6 +179,21 @@ fn a_host_with_a_stale_wish_to_cancel_lets_a_job_through_that_was_asked_for_sinc
     let deferred = deferring.tell(Command::Defer { attempt: 2, delay_ms, reason, spec, enqueued_at }).unwrap();
     third.state.apply(&deferred[0]);
     third.tell(begin_on("h-3", e(2))).unwrap();
+}
+
+#[test]
+fn a_snooze_puts_off_the_attempt_that_waits_and_no_other() {
+    let mut history =
+        given([enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed)]);
+    let due = history.state.due(2).unwrap();
+    assert_eq!(history.when(snooze(0)), Err(Rejection::DueLater(due)));
+    assert_eq!(history.when(snooze(crate::limits::MAX_SNOOZE_S + 3_600)), Err(Rejection::SnoozedTooLong));
+    history.tell(snooze(3_600)).unwrap();
+    assert_eq!(history.state.due(2), Some(at(3_600)));
+    assert_eq!(history.when(snooze(1_800)), Err(Rejection::DueLater(at(3_600))));
+    assert_eq!(history.state.phase(), Phase::Retrying);
+    history.tell(retry()).unwrap();
+    assert!(history.state.due(3).unwrap() < at(3_600), "an attempt asked for by hand does not wait");
 }
 
 #[test]

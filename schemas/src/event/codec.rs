@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Event, EventData};
-use crate::id::{Epoch, HostName, JobId};
+use crate::id::{Epoch, HostName, JobId, PoolName};
 use crate::limits::{MAX_EVENT_BYTES, clip};
 use crate::time::Time;
 
@@ -138,6 +138,9 @@ fn subject(given: &str, data: &EventData) -> Result<String, DecodeError> {
     let wrong = |message: String| DecodeError::Attribute { field: "subject", message };
     if data.is_about_host() {
         return given.parse::<HostName>().map(|h| h.to_string()).map_err(|e| wrong(e.to_string()));
+    }
+    if matches!(data, EventData::PoolConfigured(_)) {
+        return given.parse::<PoolName>().map(|pool| pool.to_string()).map_err(|e| wrong(e.to_string()));
     }
     let not_uuid = |_| wrong(format!("{:?} is not the job's UUID", clip(given, 80)));
     given.parse::<JobId>().map(|id| id.to_string()).map_err(not_uuid)

@@ -56,6 +56,8 @@ events! {
     JobDead(JobDead) = "job.dead" v 1;
     /// Somebody wants the job not to run.
     CancelRequested(Request) = "job.cancel-requested" v 1;
+    /// Somebody wants the next attempt to wait longer.
+    SnoozeRequested(JobSnoozeRequested) = "job.snooze-requested" v 1;
     /// It does not run and will not.
     JobCancelled(JobCancelled) = "job.cancelled" v 1;
     /// Somebody wants the running VM stopped.
@@ -82,6 +84,8 @@ events! {
     HostDraining(HostDraining) = "host.draining" v 1;
     /// A worker ended in order.
     HostStopped(HostStopped) = "host.stopped" v 1;
+    /// Somebody paused a pool, resumed it, or limited it.
+    PoolConfigured(PoolConfigured) = "pool.configured" v 1;
 }
 
 impl EventData {
@@ -91,6 +95,8 @@ impl EventData {
             // These may happen more than once in an epoch: the time tells them apart.
             Self::CancelRequested(_)
             | Self::StopRequested(_)
+            | Self::SnoozeRequested(_)
+            | Self::PoolConfigured(_)
             | Self::JobDeferred(_)
             | Self::AttemptAdopted(_)
             | Self::AttemptProgressed(_)
@@ -116,6 +122,11 @@ impl EventData {
                 | Self::AttemptSuperseded(_)
                 | Self::VmGone(_)
         )
+    }
+
+    /// About a job, whose id is the subject.
+    pub fn is_about_job(&self) -> bool {
+        !self.is_about_host() && !matches!(self, Self::PoolConfigured(_))
     }
 
     /// About a host, not a job.

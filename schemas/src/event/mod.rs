@@ -70,9 +70,9 @@ impl Event {
         }
     }
 
-    /// The job this is about; `None` for events about hosts.
+    /// The job this is about; `None` for events about hosts and pools.
     pub fn job(&self) -> Option<JobId> {
-        if self.data.is_about_host() { None } else { self.subject.parse().ok() }
+        if self.data.is_about_job() { self.subject.parse().ok() } else { None }
     }
 }
 

@@ -22,9 +22,13 @@ pub fn sample(kind: &str) -> Option<Event> {
     let job: JobId = "018f6f0e-0a52-7c0e-9d1c-7a4b3b0d5e11".parse().ok()?;
     let first = Epoch::first(1);
     let (epoch, data) = payload(kind, &host, job, first)?;
-    let by_producer = matches!(kind, "job.enqueued" | "attempt.superseded") || kind.ends_with("-requested");
+    let by_producer = matches!(kind, "job.enqueued" | "attempt.superseded" | "pool.configured") || kind.ends_with("-requested");
     let source = if by_producer { "/producers/ci".to_owned() } else { format!("{HOST_SOURCE}{host}") };
-    let subject = if data.is_about_host() { host.to_string() } else { job.to_string() };
+    let subject = match &data {
+        EventData::PoolConfigured(_) => "default".to_owned(),
+        data if data.is_about_host() => host.to_string(),
+        _ => job.to_string(),
+    };
     let traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
     Some(Event { source, subject, time: moment(0), epoch, traceparent, data })
 }
@@ -34,7 +38,14 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
     let spec = JobSpec::from_value(&json!({"image": "golden@7", "labels": {"team": "web"}})).ok()?;
     let request = || Request { by: "ada".to_owned(), reason: "not needed any more".to_owned() };
     Some(match kind {
-        "host.started" | "host.drain-requested" | "host.draining" | "host.stopped" => (JOB_LEVEL, of_host(kind)?),
+        "host.started" | "host.drain-requested" | "host.draining" | "host.stopped" | "pool.configured" => {
+            (JOB_LEVEL, of_host(kind)?)
+        }
+        "job.snooze-requested" => {
+            let Request { by, reason } = request();
+            let snoozed = JobSnoozeRequested { attempt: 2, until: moment(3_600), by, reason };
+            (JOB_LEVEL, EventData::SnoozeRequested(snoozed))
+        }
         "attempt.superseded" => {
             let kept = Some(VmId::derive(job, Epoch { attempt: 1, delivery: 1 }, host));
             (first, EventData::AttemptSuperseded(AttemptSuperseded { host: host.clone(), vm, kept }))
@@ -115,6 +126,13 @@ fn of_host(kind: &str) -> Option<EventData> {
             EventData::HostDrainRequested(Request { by: "ada".to_owned(), reason: "kernel update".to_owned() })
         }
         "host.draining" => EventData::HostDraining(HostDraining { booting: 1, running: 3 }),
+        "pool.configured" => EventData::PoolConfigured(PoolConfigured {
+            paused: true,
+            max_per_host: Some(8),
+            host: None,
+            by: "ada".to_owned(),
+            reason: "the base image is being replaced".to_owned(),
+        }),
         "host.stopped" => EventData::HostStopped(HostStopped { running: 3 }),
         _ => return None,
     })

@@ -56,7 +56,9 @@ pub(super) fn key_pattern(kind: &str) -> String {
         "job.enqueued" => "job.enqueued.{pool}.{lane}".to_owned(),
         "job.retry-scheduled" | "job.deferred" => format!("{kind}.{{pool}}.{{lane}}.{{tier}}"),
         "job.dead" => "job.dead.{pool}".to_owned(),
-        "job.cancel-requested" | "job.stop-requested" => "command.all".to_owned(),
+        "job.cancel-requested" | "job.stop-requested" | "job.snooze-requested" | "pool.configured" => {
+            "command.all".to_owned()
+        }
         "attempt.superseded" | "host.drain-requested" => "command.host.{host}".to_owned(),
         other => other.to_owned(),
     }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::{
     AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead,
-    JobDeferred, JobEnqueued, JobRetryScheduled, Request, StageMark, VmGone,
+    JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request, StageMark, VmGone,
 };
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
@@ -55,6 +55,8 @@ pub struct JobState {
     pub cancel_requested: Option<At<Request>>,
     /// The latest wish to stop.
     pub stop_requested: Option<At<Request>>,
+    /// The latest wish that an attempt waits longer.
+    pub snooze_requested: Option<At<JobSnoozeRequested>>,
     /// When somebody last asked for an attempt by hand: wishes to cancel before that are overtaken.
     pub asked_at: Option<Time>,
 }
@@ -146,6 +148,7 @@ impl JobState {
             cancelled: BTreeMap::new(),
             cancel_requested: None,
             stop_requested: None,
+            snooze_requested: None,
             asked_at: None,
         }
     }
@@ -187,6 +190,7 @@ impl JobState {
             EventData::JobCancelled(e) => first_by(&mut self.cancelled, e.attempt, at, e.clone()),
             EventData::CancelRequested(e) => latest(&mut self.cancel_requested, at, e.clone()),
             EventData::StopRequested(e) => latest(&mut self.stop_requested, at, e.clone()),
+            EventData::SnoozeRequested(e) => latest(&mut self.snooze_requested, at, e.clone()),
             EventData::AttemptStarted(e) => {
                 self.asked_at = self.asked_at.max(e.asked_at);
                 self.add_to_try(epoch, at, data, Some(e.host.clone()));
@@ -201,7 +205,8 @@ impl JobState {
             EventData::HostStarted(_)
             | EventData::HostDrainRequested(_)
             | EventData::HostDraining(_)
-            | EventData::HostStopped(_) => {}
+            | EventData::HostStopped(_)
+            | EventData::PoolConfigured(_) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{At, Attempt, JobState};
-use crate::event::{GoneWhy, Request};
+use crate::event::{GoneWhy, JobSnoozeRequested, Request};
 use crate::id::Epoch;
 use crate::spec::JobSpec;
 use crate::time::Time;
@@ -131,6 +131,17 @@ impl JobState {
         let request = self.cancel_requested.as_ref()?;
         let overtaken = self.asked_at.is_some_and(|asked| asked >= request.at);
         (!overtaken && !self.phase().is_closed()).then_some(request)
+    }
+
+    /// A wish that this attempt waits longer.
+    pub fn snooze(&self, attempt: u32) -> Option<&At<JobSnoozeRequested>> {
+        self.snooze_requested.as_ref().filter(|snooze| snooze.value.attempt == attempt)
+    }
+
+    /// When a scheduled attempt may start.
+    pub fn due(&self, attempt: u32) -> Option<Time> {
+        let not_before = self.retries.get(&attempt)?.value.not_before;
+        Some(self.snooze(attempt).map_or(not_before, |snooze| snooze.value.until.max(not_before)))
     }
 
     /// A wish to stop this try, made after it started.

@@ -13,7 +13,7 @@ fn command(history: &History, host: &str, choice: u8) -> Command {
     let running = history.state.attempts.iter().find(|(_, a)| a.has_vm()).map(|(epoch, _)| *epoch);
     let epoch = running.unwrap_or_else(|| e(history.state.last_attempt().max(1)));
     let attempt = epoch.attempt;
-    match choice % 18 {
+    match choice % 19 {
         0 => enqueue(),
         1..=3 => begin_on(host, epoch),
         4 => begin_on(host, Epoch { delivery: epoch.delivery + 1, ..epoch }),
@@ -27,6 +27,7 @@ fn command(history: &History, host: &str, choice: u8) -> Command {
         13 => Command::SettleCancel { attempt },
         14 => retry(),
         15 => Command::Stop(request("bob")),
+        17 => snooze(u64::from(choice) * 60),
         16 => Command::Defer { attempt, delay_ms: 5, reason: String::new(), spec: spec(), enqueued_at: at(0) },
         _ => Command::Expire { spec: spec(), attempt },
     }

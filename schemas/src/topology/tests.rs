@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::diagnosis::Cause;
-use crate::event::{AttemptSuperseded, GoneWhy, HOST_SOURCE, JOB_LEVEL};
+use crate::event::{AttemptSuperseded, GoneWhy, HOST_SOURCE, JOB_LEVEL, JobSnoozeRequested, PoolConfigured};
 use crate::fixtures::*;
 
 /// Topic matching as AMQP has it: `*` is one word, `#` is none or more.
@@ -113,9 +113,16 @@ fn commands_reach_hosts_and_are_not_repeated_by_them() {
     let only = |name: &str| one(Names::default().host_queue(&host(name)));
     let vm = crate::VmId::derive(job(), e(1), &host("h-1"));
     let superseded = AttemptSuperseded { host: host("h-1"), vm, kept: None };
+    let (by, reason) = ("bob".to_owned(), String::new());
+    let snoozed = JobSnoozeRequested { attempt: 2, until: at(9), by: by.clone(), reason: reason.clone() };
+    let snoozed = EventData::SnoozeRequested(snoozed);
+    let paused = PoolConfigured { paused: true, max_per_host: None, host: None, by, reason };
     for (subject, data, queues) in [
         (job().to_string(), EventData::CancelRequested(request("bob")), all.clone()),
-        (job().to_string(), EventData::StopRequested(request("bob")), all),
+        (job().to_string(), EventData::StopRequested(request("bob")), all.clone()),
+        (job().to_string(), snoozed, all.clone()),
+        ("default".to_owned(), EventData::PoolConfigured(paused.clone()), all),
+        ("default".to_owned(), EventData::PoolConfigured(PoolConfigured { host: Some(host("h-1")), ..paused }), only("h-1")),
         (job().to_string(), EventData::AttemptSuperseded(superseded), only("h-1")),
         ("h-1".to_owned(), EventData::HostDrainRequested(request("bob")), only("h-1")),
         ("all".to_owned(), EventData::HostDrainRequested(request("bob")), only("all")),

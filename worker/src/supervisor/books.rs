@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::spec::Priority;
-use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, Time};
+use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, PoolName, Time};
 use tokio::time::Instant;
 
 use super::Supervisor;
@@ -24,6 +24,7 @@ pub(super) struct Job {
 /// The try that is on this host.
 pub(super) struct Live {
     pub(super) epoch: Epoch,
+    pub(super) pool: PoolName,
     pub(super) running: Option<Running>,
     pub(super) need: Capacity,
     pub(super) address: Option<Ipv4Addr>,
@@ -69,7 +70,8 @@ impl Supervisor {
     pub(super) fn update_credit(&self) {
         let room = self.books.free().slots + self.booting();
         let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
-        for sender in &self.credits {
+        for (pool, sender) in &self.credits {
+            let credit = if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
         }
     }

@@ -1,6 +1,6 @@
 //! Commands to this host: facts that others wrote (somebody wants a job cancelled, a VM stopped,
-//! the host drained). They are kept even for jobs not seen yet: a cancelled job may still be in
-//! the queue, and whichever host gets it must know.
+//! the host drained, a pool paused). They are kept even for jobs not seen yet: a cancelled job may
+//! still be in the queue, and whichever host gets it must know.
 
 use stoker_schemas::JobState;
 use stoker_schemas::event::{Event, EventData};
@@ -24,7 +24,10 @@ impl Supervisor {
     fn obey(&mut self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
         match (&event.data, event.job()) {
             (
-                EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::AttemptSuperseded(_),
+                EventData::CancelRequested(_)
+                | EventData::StopRequested(_)
+                | EventData::SnoozeRequested(_)
+                | EventData::AttemptSuperseded(_),
                 Some(id),
             ) => {
                 if let Some(job) = self.jobs.get_mut(&id) {
@@ -34,7 +37,7 @@ impl Supervisor {
                     turn.touch(id);
                     return if changed { self.keep(event, turn) } else { Ok(()) };
                 }
-                if !matches!(event.data, EventData::CancelRequested(_)) {
+                if !matches!(event.data, EventData::CancelRequested(_) | EventData::SnoozeRequested(_)) {
                     return Ok(()); // It runs elsewhere, or nowhere.
                 }
                 let known = self.load(id)?;
@@ -46,6 +49,7 @@ impl Supervisor {
                     self.keep(event, turn)
                 }
             }
+            (EventData::PoolConfigured(rule), _) => self.configure_pool(event, rule, turn),
             (EventData::HostDrainRequested(request), _) => {
                 tracing::info!(by = request.by, "asked to drain");
                 self.drain(turn);
@@ -59,7 +63,7 @@ impl Supervisor {
     }
 
     /// Writes somebody else's fact down, unless the log it came from is ours.
-    fn keep(&self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
+    pub(super) fn keep(&self, event: &Event, turn: &mut Turn) -> Result<(), SupervisorError> {
         if self.settings.shares_log { Ok(()) } else { self.write(turn, event, IndexChange::Keep) }
     }
 }

@@ -3,6 +3,7 @@
 use stoker_schemas::command::{Begin, Command, Context};
 use stoker_schemas::decide::decide;
 use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::{JobId, JobState, VmId};
 use tokio::time::Instant;
@@ -85,6 +86,13 @@ impl Supervisor {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, claim, turn);
         }
+        if let Some(snooze) = state.snooze(claim.attempt).filter(|snooze| snooze.value.until > now) {
+            let wait = snooze.value.until.since(now).as_millis().max(1);
+            let reason = format!("snoozed until {} by {}", snooze.value.until, snooze.value.by);
+            // Longer than a delay queue holds it: it comes again in between.
+            let delay_ms = u64::try_from(wait).unwrap_or(u64::MAX).min(MAX_RETRY_DELAY_MS);
+            return self.defer(state, claim, delay_ms, reason, turn);
+        }
         if !claim.spec.fits_labels(&self.settings.labels) {
             let reason = format!("host {} lacks the labels that the job requires", self.settings.host);
             return self.defer(state, claim, MISFIT_DEFER_MS, reason, turn);
@@ -109,9 +117,17 @@ impl Supervisor {
     }
 
     fn admit(&mut self, state: JobState, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
-        if self.draining {
+        if self.draining || self.pools.is_paused(&claim.spec.pool) {
             tokio::spawn(claim.ack.requeue());
             return Ok(());
+        }
+        if self.pool_room(&claim.spec.pool) == Some(0) {
+            if claim.since.elapsed() < self.settings.hold {
+                self.wait(claim);
+                return Ok(());
+            }
+            let reason = format!("host {} has as many VMs of pool {} as it may", self.settings.host, claim.spec.pool);
+            return self.defer(state, claim, DEFER_MS, reason, turn);
         }
         let need = Capacity::of(&claim.spec);
         match self.books.take(need) {
@@ -148,6 +164,7 @@ impl Supervisor {
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
         let epoch = state.epoch_for(claim.attempt, claim.delivery);
+        let pool = claim.spec.pool.clone();
         let begin = Begin {
             epoch,
             host: self.settings.host.clone(),
@@ -166,7 +183,7 @@ impl Supervisor {
             turn.settle_after.push(claim.ack);
             return Ok(());
         }
-        let live = Live { epoch, running: None, need, address, is_up: false, lost: None };
+        let live = Live { epoch, pool, running: None, need, address, is_up: false, lost: None };
         self.jobs.insert(claim.job, Job { state, live, ack: Some(claim.ack) });
         turn.touch(claim.job);
         Ok(())

@@ -18,6 +18,7 @@ mod admission;
 mod books;
 mod commands;
 mod deliveries;
+mod pools;
 mod reports;
 mod restore;
 mod turn;
@@ -33,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use addresses::AddressPool;
+use pools::Pools;
 use admission::Admission;
 pub use admission::Capacity;
 use books::{Claim, Job};
@@ -136,7 +138,9 @@ pub struct Supervisor {
     /// Deliveries to acknowledge once the outbox has passed a position.
     unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
     published: u64,
-    credits: Vec<watch::Sender<u32>>,
+    /// By pool; each has two, one for a lane.
+    credits: Vec<(PoolName, watch::Sender<u32>)>,
+    pools: Pools,
     /// Held because dropping it would end the subscription to commands.
     command_credit: Option<watch::Sender<u32>>,
     reports: mpsc::Sender<Tagged>,
@@ -167,6 +171,7 @@ impl Supervisor {
             unconfirmed: BTreeMap::new(),
             published: 0,
             credits: Vec::new(),
+            pools: Pools::default(),
             command_credit: None,
             reports,
             reports_in,

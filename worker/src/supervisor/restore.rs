@@ -18,6 +18,7 @@ use crate::ports::broker::{Delivery, Source};
 impl Supervisor {
     /// Finds what the log says is on this host. Starts nothing yet.
     pub(super) fn restore(&mut self) -> Result<(), SupervisorError> {
+        self.restore_pools()?;
         let open: Vec<_> = self.log.open_streams(Some(tags::ACTIVE)).collect::<Result<_, _>>()?;
         for stream in open {
             let id = JobId(stream.stream);
@@ -28,7 +29,8 @@ impl Supervisor {
             if let Some(address) = address {
                 self.addresses.claim(address);
             }
-            let live = Live { epoch, running: None, need, address, is_up, lost: None };
+            let pool = state.spec().map(|spec| spec.pool.clone()).unwrap_or_default();
+            let live = Live { epoch, pool, running: None, need, address, is_up, lost: None };
             self.jobs.insert(id, Job { state, live, ack: None });
         }
         Ok(())
@@ -86,7 +88,7 @@ impl Supervisor {
         for pool in self.settings.pools.clone() {
             for lane in [Priority::High, Priority::Normal] {
                 let subscription = self.broker.subscribe(Source::Jobs(pool.clone(), lane)).await?;
-                self.credits.push(subscription.credit);
+                self.credits.push((pool.clone(), subscription.credit));
                 sources.push(inputs(subscription.deliveries, Input::Job));
             }
         }

@@ -98,6 +98,20 @@ payload! {
     }
 }
 payload! {
+    /// Payload of `job.snooze-requested`: the next attempt is to wait longer.
+    struct JobSnoozeRequested {
+        /// Number of the attempt that waits.
+        attempt: u32,
+        /// Not before this time.
+        until: Time,
+        /// Who asked.
+        by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    }
+}
+payload! {
     /// Payload of `job.cancelled`.
     struct JobCancelled {
         /// After this many attempts.

@@ -11,7 +11,9 @@ macro_rules! payload {
 mod attempt;
 mod host;
 mod job;
+mod pool;
 
 pub use attempt::*;
 pub use host::*;
 pub use job::*;
+pub use pool::*;

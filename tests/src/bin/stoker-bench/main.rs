@@ -2,12 +2,15 @@
 //!
 //! Every figure stands beside its target; nothing here is remembered from another run. Boots are
 //! compared with the same VM started by hand, in turns (`boot`, `by_hand`); the log with the same
-//! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`).
+//! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`);
+//! API and pages answer over a million jobs (`front`, `crowd`).
 
 mod boot;
 mod by_hand;
+mod crowd;
 mod figure;
 mod flow;
+mod front;
 mod host;
 mod journal;
 mod log;
@@ -54,13 +57,14 @@ struct Arguments {
 }
 
 /// The benchmarks, by the figures they give.
-const GROUPS: [&str; 7] = [
+const GROUPS: [&str; 8] = [
     "boot-overhead-firecracker",
     "boot-overhead-qemu",
     "queue-to-start-embedded",
     "queue-to-start-rabbitmq",
     "log",
     "throughput",
+    "front",
     "memory",
 ];
 
@@ -117,6 +121,7 @@ async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
         },
         "log" => tokio::task::spawn_blocking(move || log::figures(quick)).await?,
         "throughput" => flow::throughput(quick).await,
+        "front" => front::figures(quick).await,
         _ => memory::figures(quick).await,
     }
 }

@@ -8,15 +8,17 @@ use stoker_schemas::event::{Event, TYPE_PREFIX};
 use super::{Inner, PAGE};
 
 /// Kinds that somebody waits for; all others are history only and are not even decoded.
-const ROUTED: [&str; 8] = [
+const ROUTED: [&str; 10] = [
     "job.enqueued",
     "job.retry-scheduled",
     "job.deferred",
     "job.dead",
     "job.cancel-requested",
     "job.stop-requested",
+    "job.snooze-requested",
     "attempt.superseded",
     "host.drain-requested",
+    "pool.configured",
 ];
 
 #[derive(Deserialize)]
@@ -71,5 +73,22 @@ fn route(inner: &Inner, payload: &[u8], position: u64) {
     match Event::decode(payload, inner.clock.now()) {
         Ok(event) => inner.route(&event, position),
         Err(error) => tracing::error!(position, %error, "event in the log cannot be read, not routed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stoker_schemas::event::samples;
+    use stoker_schemas::topology::is_history_only;
+
+    use super::*;
+
+    /// Somebody waits for what is not history only; a kind that is forgotten here reaches nobody.
+    #[test]
+    fn whatever_is_not_history_only_is_routed() {
+        for event in samples() {
+            let kind = event.data.kind();
+            assert_eq!(ROUTED.contains(&kind), !is_history_only(&event), "{kind}");
+        }
     }
 }

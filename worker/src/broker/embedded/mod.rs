@@ -105,8 +105,10 @@ impl Inner {
             EventData::JobDead(_) => self.queues.push(&Source::Dead, item),
             EventData::CancelRequested(_)
             | EventData::StopRequested(_)
+            | EventData::SnoozeRequested(_)
             | EventData::AttemptSuperseded(_)
-            | EventData::HostDrainRequested(_) => {
+            | EventData::HostDrainRequested(_)
+            | EventData::PoolConfigured(_) => {
                 self.queues.push(&Source::HostCommands, item);
             }
             _ => {}

@@ -1,0 +1,284 @@
+//! API and pages over a million jobs, while events keep arriving; and how soon a restarted control
+//! plane has everything again.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+use stoker_producer::clock;
+use stoker_producer::control_plane::Front;
+use stoker_producer::http::Access;
+use stoker_producer::readmodel::{MAX_ENTRIES_PER_BATCH, ReadModel};
+use stoker_producer::serve::{self, Serve};
+use stoker_worker::ports::broker::{Broker, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, Outgoing};
+use stoker_worker::supervisor::Shutdown;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::crowd::{self, Crowd, EVENTS_PER_JOB};
+use crate::figure::{Figure, Samples, Target};
+use crate::rabbit::{self, Rabbit};
+use crate::{DEADLINE, Fallible};
+
+/// Time between two jobs that are there already: a million of them are a day.
+const APART: Duration = Duration::from_millis(80);
+/// Events that arrive a second.
+const ARRIVALS: u64 = 2_000;
+/// Messages a second that bring them, as hosts send them: many events in one.
+const MESSAGES: u64 = 40;
+/// Where hosts send what only readers of the history want.
+const BATCH_KEY: &str = "history.batch";
+/// Between two looks at a server that is not ready yet: a small part of what is measured.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What is asked for, by the figure it counts for.
+const QUESTIONS: [(&str, &[&str]); 4] = [
+    ("list", &["/v1/jobs?limit=50", "/jobs", "/v1/jobs?limit=500", "/"]),
+    (
+        "filter",
+        &[
+            "/v1/jobs?phase=dead&limit=50",
+            "/jobs?phase=dead&cause=kernel_panic",
+            "/v1/jobs?image=golden&limit=50",
+            "/v1/jobs?label=team%3Dteam-7&limit=50",
+            "/v1/jobs?label=build%3Db17&limit=50",
+            "/jobs?host=h-07&phase=ready",
+        ],
+    ),
+    ("search", &["/v1/jobs?text=b4242&limit=50", "/jobs?text=team-13", "/jobs?text=ID", "/v1/jobs?text=nowhere"]),
+    ("job", &["/v1/jobs/ID", "/jobs/ID", "/v1/jobs/ID/events", "/v1/jobs/ID/report"]),
+];
+
+pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
+    let Some(rabbit) = Rabbit::from_environment() else {
+        return Ok(vec![Figure::skipped("front", &format!("{} is not set", rabbit::URL))]);
+    };
+    let host = "bench".parse()?;
+    let broker: Arc<dyn Broker> = Arc::new(rabbit.connect(None).await?);
+    let measured = measure(&rabbit, &broker, quick).await;
+    broker.close().await;
+    rabbit.clean(&host).await?;
+    measured
+}
+
+async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fallible<Vec<Figure>> {
+    let (jobs, rounds) = if quick { (50_000, 20) } else { (1_000_000, 100) };
+    let data = tempfile::Builder::new().prefix("st-bench-").tempdir()?;
+    let rows = data.path().join("control");
+    let filling = tokio::task::spawn_blocking(move || fill(&rows, jobs)).await??;
+    let mut server = Server::start(rabbit, data.path()).await?;
+    server.ready().await?;
+    let arrivals = Arrivals::start(broker);
+    let mut figures = Vec::new();
+    let about = format!("{jobs} jobs, {ARRIVALS} events/s arriving; filled at {filling:.0} events/s");
+    for (name, paths) in QUESTIONS {
+        let times = ask(&server, paths, rounds).await?;
+        let detail =
+            format!("{} answers, ms: {}, largest {:.1}; {about}", times.len(), times.summary(), times.quantile(1.0));
+        let p99 = times.quantile(0.99);
+        figures.push(Figure::measured(format!("front-{name}-p99"), "ms", Target::AtMost(50.0), p99, detail));
+    }
+    server.end().await?;
+    let begun = Instant::now();
+    server = Server::start(rabbit, data.path()).await?;
+    server.ready().await?;
+    let took = begun.elapsed().as_secs_f64();
+    let detail = format!("from start to ready, with what arrived meanwhile; {about}");
+    figures.push(Figure::measured("front-restart", "s", Target::AtMost(2.0), took, detail));
+    let told = arrivals.end().await?;
+    let missing = server.misses(jobs + told).await?;
+    let detail = format!("of {told} jobs that arrived before, during and after the restart");
+    figures.push(Figure::measured("front-missed", "jobs", Target::AtMost(0.0), missing, detail));
+    server.end().await?;
+    Ok(figures)
+}
+
+/// Fills a read model; events a second.
+fn fill(rows: &Path, jobs: u64) -> Fallible<f64> {
+    let model = ReadModel::open(rows, clock::system())?;
+    let (now, mut crowd) = (clock::system()(), Crowd::default());
+    let (mut entries, mut offset) = (Vec::with_capacity(MAX_ENTRIES_PER_BATCH + 8), 0);
+    let begun = Instant::now();
+    for n in 0..jobs {
+        let ended = crowd::before(now, APART * u32::try_from(jobs - n)?);
+        for event in crowd.tell(ended)? {
+            let body = Bytes::from(event.encode()?);
+            let routing_key = event.data.kind().to_owned();
+            entries.push(HistoryEntry { offset, content_type: CONTENT_EVENT.to_owned(), routing_key, body });
+            offset += 1;
+        }
+        if entries.len() >= MAX_ENTRIES_PER_BATCH {
+            model.apply(&entries)?;
+            entries.clear();
+        }
+    }
+    model.apply(&entries)?;
+    Ok(offset as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Milliseconds of each answer, whole.
+async fn ask(server: &Server, paths: &[&str], rounds: usize) -> Fallible<Samples> {
+    let ids = server.some_ids().await?;
+    let mut times = Vec::with_capacity(paths.len() * rounds);
+    for round in 0..rounds {
+        for path in paths {
+            let path = path.replace("ID", &ids[round % ids.len()]);
+            let begun = Instant::now();
+            let answer = server.http.get(format!("{}{path}", server.base)).send().await?.error_for_status()?;
+            answer.bytes().await?;
+            times.push(begun.elapsed().as_secs_f64() * 1_000.0);
+        }
+    }
+    Ok(times.into_iter().collect())
+}
+
+/// New jobs, told all the time.
+struct Arrivals {
+    stop: watch::Sender<bool>,
+    telling: JoinHandle<Fallible<u64>>,
+}
+
+impl Arrivals {
+    fn start(broker: &Arc<dyn Broker>) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let telling = tokio::spawn(tell(broker.clone(), stopped));
+        Self { stop, telling }
+    }
+
+    /// How many jobs were told.
+    async fn end(self) -> Fallible<u64> {
+        self.stop.send_replace(true);
+        timeout(DEADLINE, self.telling).await??
+    }
+}
+
+async fn tell(broker: Arc<dyn Broker>, stopped: watch::Receiver<bool>) -> Fallible<u64> {
+    let (now, mut crowd) = (clock::system(), Crowd::default());
+    let jobs = (ARRIVALS / MESSAGES).div_ceil(EVENTS_PER_JOB);
+    let mut clock = interval(Duration::from_secs(1) / u32::try_from(MESSAGES)?);
+    // Late is made up for: the rate is what was promised.
+    clock.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut told = 0;
+    while !*stopped.borrow() {
+        clock.tick().await;
+        let (mut body, mut id) = (vec![b'['], String::new());
+        for _ in 0..jobs {
+            for event in crowd.tell(now())? {
+                if body.len() > 1 {
+                    body.push(b',');
+                }
+                id = event.id();
+                body.extend(event.encode()?);
+            }
+        }
+        body.push(b']');
+        let routing_key = BATCH_KEY.to_owned();
+        let body = Bytes::from(body);
+        broker
+            .publish(Outgoing { routing_key, message_id: id, content_type: CONTENT_BATCH, delay: None, body })
+            .await?;
+        told += jobs;
+    }
+    Ok(told)
+}
+
+/// `stoker serve`, in this process.
+struct Server {
+    base: String,
+    http: Client,
+    ask: watch::Sender<Shutdown>,
+    running: JoinHandle<Result<(), serve::ServeEnd>>,
+}
+
+impl Server {
+    async fn start(rabbit: &Rabbit, data: &Path) -> Fallible<Self> {
+        let listen = "127.0.0.1:0".parse()?;
+        let serve = Serve {
+            broker: Arc::new(rabbit.connect(None).await?),
+            broker_name: "the run's node".to_owned(),
+            data: data.to_owned(),
+            front: Front { listen, access: Access::Open, hooks: None },
+        };
+        let (ask, asked) = watch::channel(Shutdown::No);
+        let (out, address) = oneshot::channel();
+        let running = tokio::spawn(async move { serve::run(serve, asked, &mut Greeting::new(out)).await });
+        let base = timeout(DEADLINE, address).await??;
+        let http = Client::builder().no_proxy().timeout(DEADLINE).build()?;
+        Ok(Self { base, http, ask, running })
+    }
+
+    /// Waits until it says that it has caught up.
+    async fn ready(&self) -> Fallible<()> {
+        let ready = async {
+            while self.http.get(format!("{}/ready", self.base)).send().await?.status() != StatusCode::OK {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        timeout(DEADLINE, ready).await?
+    }
+
+    /// Jobs that it does not have of so many, at the latest when nothing has come for long.
+    async fn misses(&self, jobs: u64) -> Fallible<f64> {
+        let begun = Instant::now();
+        loop {
+            let counts: Value = self.http.get(format!("{}/v1/counts", self.base)).send().await?.json().await?;
+            let phases = counts["phases"].as_object().ok_or("no phases in /v1/counts")?;
+            let known: u64 = phases.values().filter_map(Value::as_u64).sum();
+            if known == jobs || begun.elapsed() > Duration::from_secs(10) {
+                return Ok(jobs as f64 - known as f64);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn some_ids(&self) -> Fallible<Vec<String>> {
+        let mut ids = Vec::new();
+        for phase in ["ready", "dead", "queued"] {
+            let page: Value =
+                self.http.get(format!("{}/v1/jobs?phase={phase}&limit=50", self.base)).send().await?.json().await?;
+            let jobs = page["jobs"].as_array().ok_or("no jobs in /v1/jobs")?;
+            ids.extend(jobs.iter().filter_map(|job| job["id"].as_str()).map(str::to_owned));
+        }
+        Ok(ids)
+    }
+
+    async fn end(self) -> Fallible<()> {
+        self.ask.send_replace(Shutdown::Drain);
+        Ok(timeout(DEADLINE, self.running).await???)
+    }
+}
+
+/// Takes the address out of what a server says first.
+struct Greeting {
+    said: String,
+    told: Option<oneshot::Sender<String>>,
+}
+
+impl Greeting {
+    const fn new(told: oneshot::Sender<String>) -> Self {
+        Self { said: String::new(), told: Some(told) }
+    }
+}
+
+impl Write for Greeting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.said.push_str(&String::from_utf8_lossy(bytes));
+        if let Some((_, rest)) = self.said.split_once("http://")
+            && let Some((address, _)) = rest.split_once('/')
+            && let Some(told) = self.told.take()
+        {
+            let _ = told.send(format!("http://{address}"));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! Jobs that wait because somebody wants it so: a snoozed attempt, a pool that is paused or limited.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stoker_schemas::event::{EventData, JobSnoozeRequested, PoolConfigured};
+use stoker_schemas::{JobId, Phase};
+use stoker_tests::harness::{Life, config};
+use stoker_worker::vm::simulated::SimWorld;
+
+use super::{begin, job};
+
+fn rule(paused: bool, max_per_host: Option<u32>) -> PoolConfigured {
+    PoolConfigured { paused, max_per_host, host: None, by: "ada".to_owned(), reason: String::new() }
+}
+
+fn in_pool(pool: &str) -> Value {
+    let mut spec = job("sim.healthy-ms=5");
+    spec["pool"] = json!(pool);
+    spec
+}
+
+fn pools(config: &mut stoker_worker::config::Config) {
+    config.pools = ["default", "batch"].map(|name| name.parse().unwrap()).into();
+    config.hold = Duration::from_millis(20);
+}
+
+/// Commands are obeyed in order: once a later one was, this one was, too.
+async fn configure(life: &Life, rule: PoolConfigured) {
+    life.configure_pool("batch", rule).await;
+    let fence = life.enqueue(in_pool("default")).await;
+    life.reaches(fence, Phase::Ready).await;
+    life.cancel(fence).await;
+    life.reaches(fence, Phase::Cancelled).await;
+}
+
+/// A job that fails and then waits for so long.
+fn patient(wait_ms: u64) -> Value {
+    json!({
+        "image": "sim", "kernel_args": "sim.agent=refused", "readiness": {"deadline_ms": 100},
+        "retry": {"max_attempts": 2, "base_ms": wait_ms, "cap_ms": wait_ms, "jitter_percent": 0}
+    })
+}
+
+async fn snooze(life: &Life, id: JobId, by: Duration) {
+    let due = life.state(id).due(2).unwrap();
+    let (by_whom, reason) = ("ada".to_owned(), String::new());
+    let snoozed = JobSnoozeRequested { attempt: 2, until: due.plus(by), by: by_whom, reason };
+    life.publish(id, EventData::SnoozeRequested(snoozed)).await;
+}
+
+#[tokio::test]
+async fn a_snoozed_attempt_waits_until_then_and_starts() {
+    let (_dir, _world, life) = begin(|_| {});
+    let id = life.enqueue(patient(400)).await;
+    life.reaches(id, Phase::Retrying).await;
+    snooze(&life, id, Duration::from_millis(300)).await;
+    let state = life.until(id, "the second attempt", |state| state.attempts.len() == 2).await;
+    let until = state.due(2).unwrap();
+    let started = state.attempts.values().next_back().unwrap().started.as_ref().unwrap().at;
+    assert!(started >= until, "started at {started}, snoozed until {until}");
+    let deferred = state.deferred.as_ref().unwrap();
+    assert!(deferred.value.reason.contains("by ada"), "{}", deferred.value.reason);
+    life.reaches(id, Phase::Dead).await;
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_snooze_outlives_the_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let (world, config) = (SimWorld::new(), config(dir.path(), |_| {}));
+    let life = Life::begin(&config, &world);
+    let id = life.enqueue(patient(100)).await;
+    life.reaches(id, Phase::Retrying).await;
+    snooze(&life, id, Duration::from_secs(3_600)).await;
+    life.until(id, "put back", |state| state.deferred.is_some()).await;
+    let log = life.crash().await;
+    let life = Life::begin_on(&config, &world, log);
+    let other = life.enqueue(job("sim.healthy-ms=5")).await;
+    life.reaches(other, Phase::Ready).await;
+    assert_eq!(life.state(id).phase(), Phase::Retrying);
+    life.cancel(id).await;
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_paused_pool_starts_nothing_until_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (world, config) = (SimWorld::new(), config(dir.path(), pools));
+    let life = Life::begin(&config, &world);
+    let before = life.enqueue(in_pool("batch")).await;
+    life.reaches(before, Phase::Ready).await;
+    configure(&life, rule(true, None)).await;
+    let paused = life.enqueue(in_pool("batch")).await;
+    let other = life.enqueue(in_pool("default")).await;
+    life.reaches(other, Phase::Ready).await;
+    assert_eq!(life.state(paused).phase(), Phase::Queued);
+    assert_eq!(life.state(before).phase(), Phase::Ready, "what is up stays");
+
+    // A restart does not resume it.
+    let life = Life::begin_on(&config, &world, life.crash().await);
+    let other = life.enqueue(in_pool("default")).await;
+    life.reaches(other, Phase::Ready).await;
+    assert_eq!(life.state(paused).phase(), Phase::Queued);
+    configure(&life, rule(false, None)).await;
+    life.reaches(paused, Phase::Ready).await;
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_limited_pool_has_no_more_vms_than_it_may() {
+    let (_dir, world, life) = begin(pools);
+    configure(&life, rule(false, Some(2))).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(life.enqueue(in_pool("batch")).await);
+    }
+    let other = life.enqueue(in_pool("default")).await;
+    life.reaches(other, Phase::Ready).await;
+    life.reaches(ids[0], Phase::Ready).await;
+    life.reaches(ids[1], Phase::Ready).await;
+    let up = |life: &Life| ids.iter().filter(|id| life.state(**id).phase() == Phase::Ready).count();
+    assert_eq!((up(&life), world.running()), (2, 3));
+    life.stop(ids[0]).await;
+    life.until(ids[2], "room for the third", |state| state.phase() == Phase::Ready).await;
+    assert_eq!((up(&life), world.running()), (2, 3), "two of the pool and the other");
+    configure(&life, rule(false, None)).await;
+    life.reaches(ids[3], Phase::Ready).await;
+    life.drain().await;
+}
