@@ -4,8 +4,8 @@ use crate::command::{Begin, Command, Context, Rejection};
 use crate::diagnosis::Diagnosis;
 use crate::event::{
     AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData,
-    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request,
-    VmGone,
+    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested,
+    Request, VmGone,
 };
 use crate::id::Epoch;
 use crate::limits::MAX_SNOOZE_S;

@@ -175,7 +175,9 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
         EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::SnoozeRequested(_) => {
             (COMMAND_ALL.to_owned(), None)
         }
-        EventData::PoolConfigured(e) => (e.host.as_ref().map_or(COMMAND_ALL.to_owned(), |h| host_command(h.as_str())), None),
+        EventData::PoolConfigured(e) => {
+            (e.host.as_ref().map_or(COMMAND_ALL.to_owned(), |h| host_command(h.as_str())), None)
+        }
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
         EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),

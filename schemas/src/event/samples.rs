@@ -22,7 +22,8 @@ pub fn sample(kind: &str) -> Option<Event> {
     let job: JobId = "018f6f0e-0a52-7c0e-9d1c-7a4b3b0d5e11".parse().ok()?;
     let first = Epoch::first(1);
     let (epoch, data) = payload(kind, &host, job, first)?;
-    let by_producer = matches!(kind, "job.enqueued" | "attempt.superseded" | "pool.configured") || kind.ends_with("-requested");
+    let by_producer =
+        matches!(kind, "job.enqueued" | "attempt.superseded" | "pool.configured") || kind.ends_with("-requested");
     let source = if by_producer { "/producers/ci".to_owned() } else { format!("{HOST_SOURCE}{host}") };
     let subject = match &data {
         EventData::PoolConfigured(_) => "default".to_owned(),

@@ -75,11 +75,12 @@ fn event_schema(kind: &str, version: u32, payload: schemars::Schema) -> Value {
 }
 
 fn attributes(kind: &str, version: u32) -> Map<String, Value> {
-    let about_host = kind.starts_with("host.");
-    let subject = if about_host {
-        json!({ "type": "string", "description": "The host's name", "maxLength": 40 })
-    } else {
-        json!({ "type": "string", "format": "uuid", "description": "The job's UUID: version 7, or version 5 of its idempotency key. The same UUID again is the same job." })
+    let subject = match kind.split('.').next() {
+        Some("host") => json!({ "type": "string", "description": "The host's name", "maxLength": 40 }),
+        Some("pool") => json!({ "type": "string", "description": "The pool's name", "maxLength": 40 }),
+        _ => {
+            json!({ "type": "string", "format": "uuid", "description": "The job's UUID: version 7, or version 5 of its idempotency key. The same UUID again is the same job." })
+        }
     };
     let number = |description: &str| json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX, "default": 0, "description": description });
     let attributes = json!({

@@ -122,7 +122,11 @@ fn commands_reach_hosts_and_are_not_repeated_by_them() {
         (job().to_string(), EventData::StopRequested(request("bob")), all.clone()),
         (job().to_string(), snoozed, all.clone()),
         ("default".to_owned(), EventData::PoolConfigured(paused.clone()), all),
-        ("default".to_owned(), EventData::PoolConfigured(PoolConfigured { host: Some(host("h-1")), ..paused }), only("h-1")),
+        (
+            "default".to_owned(),
+            EventData::PoolConfigured(PoolConfigured { host: Some(host("h-1")), ..paused }),
+            only("h-1"),
+        ),
         (job().to_string(), EventData::AttemptSuperseded(superseded), only("h-1")),
         ("h-1".to_owned(), EventData::HostDrainRequested(request("bob")), only("h-1")),
         ("all".to_owned(), EventData::HostDrainRequested(request("bob")), only("all")),

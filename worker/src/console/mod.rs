@@ -8,4 +8,6 @@ mod store;
 
 pub use capture::Capture;
 pub use signs::{ConsoleEvent, Parser};
-pub use store::{ConsoleSlice, HEAD_BYTES, MAX_SLICE_BYTES, TAIL_BYTES, keep, read_kept, read_kept_tail, read_range, read_tail};
+pub use store::{
+    ConsoleSlice, HEAD_BYTES, MAX_SLICE_BYTES, TAIL_BYTES, keep, read_kept, read_kept_tail, read_range, read_tail,
+};

@@ -71,7 +71,8 @@ impl Supervisor {
         let room = self.books.free().slots + self.booting();
         let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
         for (pool, sender) in &self.credits {
-            let credit = if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
+            let credit =
+                if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
         }
     }

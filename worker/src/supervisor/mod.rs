@@ -34,10 +34,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use addresses::AddressPool;
-use pools::Pools;
 use admission::Admission;
 pub use admission::Capacity;
 use books::{Claim, Job};
+use pools::Pools;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
 

@@ -60,7 +60,13 @@ impl Supervisor {
         if !self.pools.learn(&event.subject, event.time, rule) {
             return Ok(());
         }
-        tracing::info!(pool = event.subject, paused = rule.paused, max_per_host = rule.max_per_host, by = rule.by, "pool");
+        tracing::info!(
+            pool = event.subject,
+            paused = rule.paused,
+            max_per_host = rule.max_per_host,
+            by = rule.by,
+            "pool"
+        );
         self.keep(event, turn)?;
         // Jobs that wait here would keep other pools' from being sent.
         let (stay, go): (Vec<_>, Vec<_>) =
