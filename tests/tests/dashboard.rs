@@ -141,7 +141,7 @@ async fn every_page_fits_and_keeps_nobody_out_light_dark_and_phone() {
     let Some((server, browser)) = open(test).await else { return };
     let axe = Axe::open(test);
     if let Some(axe) = &axe {
-        println!("axe-core {}", axe.version(&browser.page).await);
+        eprintln!("axe-core {}", axe.version(&browser.page).await);
     }
     let ready = server.enqueue("sim.healthy-ms=200", 1, "web").await;
     let dead = server.enqueue(PANICS, 2, "a-rather-long-label-value").await;

@@ -53,7 +53,7 @@ fn judge(output: &Output) {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let cases = said.lines().skip_while(|line| !line.starts_with("Test cases")).take(2);
-    println!("{}", cases.collect::<Vec<_>>().join(" "));
+    eprintln!("{}", cases.collect::<Vec<_>>().join(" "));
 }
 
 #[tokio::test]

@@ -55,6 +55,6 @@ pub async fn weigh(page: &Client, what: &str) {
     let weighed = page.execute(WEIGH, Vec::new()).await.unwrap();
     let bytes = weighed[0].as_u64().unwrap();
     let painted = if weighed[1] == json!(null) { "-".to_owned() } else { format!("{} ms", weighed[1]) };
-    println!("{what:>10}: {bytes:>7} bytes, first contentful paint {painted}");
+    eprintln!("{what:>10}: {bytes:>7} bytes, first contentful paint {painted}");
     assert!(bytes > 0 && bytes < MAX_PAGE_BYTES, "{what} weighs {bytes} bytes");
 }

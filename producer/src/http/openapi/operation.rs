@@ -41,7 +41,7 @@ pub struct Endpoint {
 
 /// A request's body.
 pub struct Body {
-    /// Its schema; none for anything.
+    /// Its schema, unless it is free.
     pub schema: SchemaOf,
     /// It may be left out.
     pub is_optional: bool,
