@@ -131,15 +131,29 @@ impl Browser {
     }
 
     pub async fn click(&self, css: &str) {
-        let found = self.page.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await;
-        found.unwrap_or_else(|e| panic!("no {css}: {e}")).click().await.unwrap();
+        self.try_click(Locator::Css(css), css).await;
     }
 
     /// Clicks the button or link with this text.
     pub async fn press(&self, text: &str) {
         let path = format!("//main//*[self::a or self::button][normalize-space()=\"{text}\"]");
-        let found = self.page.wait().at_most(PATIENCE).for_element(Locator::XPath(&path)).await;
-        found.unwrap_or_else(|e| panic!("nothing says {text:?}: {e}")).click().await.unwrap();
+        self.try_click(Locator::XPath(&path), text).await;
+    }
+
+    /// A live page may replace what was found before it is clicked: then the new one is meant.
+    async fn try_click(&self, what: Locator<'_>, name: &str) {
+        let mut last = None;
+        let clicked = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let tried = async { self.page.find(what).await?.click().await }.await;
+                match tried {
+                    Ok(()) => return,
+                    Err(error) => last = Some(error),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        assert!(clicked.await.is_ok(), "{name:?} cannot be clicked: {last:?}; the page says:\n{}", self.text().await);
     }
 
     /// Replaces what stands in a field.
