@@ -4,7 +4,8 @@
 //! The way through: [`submit`] turns a request into a confirmed `job.enqueued` event;
 //! [`readmodel`] adds up what the history says; [`http`] serves both; [`cli`] is a client of that.
 //! [`hooks`] turns deliveries of others into jobs, [`callbacks`] tells others what became of them.
-//! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see.
+//! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see; [`pools`]
+//! tells hosts that come later what holds for theirs.
 
 pub mod callbacks;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod control_plane;
 mod dashboard;
 pub mod hooks;
 pub mod http;
+pub mod pools;
 pub mod readmodel;
 pub mod report;
 pub mod serve;

@@ -143,6 +143,8 @@ async fn reading_commands() {
         ("dead_list", stoker("dead list").terminal()),
         ("hosts", stoker("hosts").terminal()),
         ("hosts_json", stoker("hosts --json")),
+        ("pools", stoker("pools").terminal()),
+        ("pools_piped", stoker("pools")),
         ("doctor", stoker("doctor").terminal()),
         ("log_tail", stoker("log tail -n 6")),
         ("log_tail_json", stoker("log tail -n 2 --json")),
@@ -188,6 +190,14 @@ async fn writing_commands() {
         ("redrive_none", "dead redrive --all --json".to_owned()),
         ("drain", "hosts drain h-01 --reason disk".to_owned()),
         ("drain_unknown", "hosts drain h-77".to_owned()),
+        ("snooze_dead", format!("snooze {} --for 1h", id("dead"))),
+        ("snooze_how_long", format!("snooze {ready}")),
+        ("snooze_bad_time", format!("snooze {ready} --for soon")),
+        ("pool_pause", "pool pause default --reason disk".to_owned()),
+        ("pool_limit", "pool limit default --max-per-host 8".to_owned()),
+        ("pool_limit_again", "pool limit default --max-per-host 8 --json".to_owned()),
+        ("pool_resume", "pool resume default".to_owned()),
+        ("pool_unknown", "pool pause defualt".to_owned()),
     ] {
         check!(name, stoker(&args).on(&server).await);
     }

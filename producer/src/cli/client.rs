@@ -148,6 +148,12 @@ impl Client {
         self.typed(response).await
     }
 
+    /// Sets something as JSON, reads JSON.
+    pub async fn put<T: DeserializeOwned>(&self, segments: &[&str], body: &impl Serialize) -> Result<T, CliError> {
+        let response = self.send(self.request(Method::PUT, segments, &[]).json(body)).await?;
+        self.typed(response).await
+    }
+
     /// Opens a live stream: no deadline on the whole.
     pub async fn stream(&self, segments: &[&str], query: &[(&str, String)]) -> Result<Response, CliError> {
         self.send(self.http.get(self.url(segments, query))).await

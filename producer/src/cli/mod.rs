@@ -24,8 +24,8 @@ pub use error::CliError;
 pub use printer::Io;
 
 use command::{
-    completions, control, dead, doctor, enqueue, hooks, hosts, list, log, logs, man, report, serve, show, token, up,
-    watch,
+    completions, control, dead, doctor, enqueue, hooks, hosts, list, log, logs, man, pools, report, serve, show, token,
+    up, watch,
 };
 use printer::Printer;
 use settings::Settings;
@@ -100,10 +100,16 @@ enum Command {
     Cancel(control::ControlArgs),
     /// Stop the running VMs of jobs
     Stop(control::ControlArgs),
+    /// Let the next attempts of jobs wait longer
+    Snooze(control::SnoozeArgs),
     /// Jobs that nobody will try again by themselves
     Dead(dead::DeadArgs),
     /// Hosts and what runs on them
     Hosts(hosts::HostsArgs),
+    /// Pools: whether they take jobs, who serves them, what waits
+    Pools,
+    /// Pause, resume or limit a pool
+    Pool(pools::PoolArgs),
     /// Webhooks: try a hooks file with a payload
     Hooks(hooks::HooksArgs),
     /// The event log: tail, export, verify
@@ -160,8 +166,11 @@ async fn dispatch(command: Command, settings: &Settings, printer: &mut Printer) 
         Command::Retry(args) => control::retry(args, settings, printer).await,
         Command::Cancel(args) => control::run("cancel", args, settings, printer).await,
         Command::Stop(args) => control::run("stop", args, settings, printer).await,
+        Command::Snooze(args) => control::snooze(args, settings, printer).await,
         Command::Dead(args) => dead::run(args, settings, printer).await,
         Command::Hosts(args) => hosts::run(args, settings, printer).await,
+        Command::Pools => pools::list(settings, printer).await,
+        Command::Pool(args) => pools::run(args, settings, printer).await,
         Command::Hooks(args) => hooks::run(args, printer),
         Command::Log(args) => log::run(args, settings, printer).await,
         Command::Token(args) => token::run(args, printer),

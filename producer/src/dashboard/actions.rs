@@ -18,12 +18,13 @@ use crate::readmodel::Filter;
 /// Above this many jobs, a person types the number before anything happens.
 const TYPED_ABOVE: u64 = 100;
 
-/// A form about one job.
+/// A form about one job. The button of a row sends the form around its table, too: what is not ours is left.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct OneForm {
     /// An edited spec, as JSON.
     spec: Option<String>,
+    /// The page to go back to; without it, the job's.
+    back: Option<String>,
 }
 
 /// `POST /jobs/{id}/{action}`
@@ -34,8 +35,9 @@ pub async fn one(
     Form(form): Form<OneForm>,
 ) -> Response {
     let edited = form.spec.clone();
+    let back = form.back.clone().filter(|back| is_own_path(back));
     match carry_out(&api, &id, &action, form, &headers).await {
-        Ok(id) => Redirect::to(&format!("/jobs/{id}")).into_response(),
+        Ok(id) => Redirect::to(&back.unwrap_or_else(|| format!("/jobs/{id}"))).into_response(),
         Err(problem) => match (edited, api.state(&id)) {
             (Some(text), Ok(state)) => edit_page(&api, state.id, &text, Some(&problem)).into_response(),
             _ => Page::problem(&api, Tab::Jobs, &problem).into_response(),
@@ -44,7 +46,7 @@ pub async fn one(
 }
 
 async fn carry_out(api: &Api, id: &str, action: &str, form: OneForm, headers: &HeaderMap) -> Result<JobId, Problem> {
-    let action: Action = action.parse()?;
+    let action = Action::parse(action, api.now())?;
     let spec = form.spec.map(|text| read_spec(&text)).transpose()?;
     let state = api.state(id)?;
     let asker = asker(headers);
@@ -140,7 +142,7 @@ async fn act(api: &Api, form: &ManyForm, headers: &HeaderMap) -> Result<Response
         Some(action) => (action, true),
         None => (form.action.as_str(), false),
     };
-    let action: Action = action.parse()?;
+    let action = Action::parse(action, api.now())?;
     let chosen = if all { Chosen::Filter(form.filter()?) } else { Chosen::Ids(form.ids.clone()) };
     if all {
         let n = bulk::count(api, &chosen)?;
@@ -161,6 +163,7 @@ fn confirm(api: &Api, form: &ManyForm, action: Action, n: u64) -> Page {
         h1 { (title) "?" }
         p { "They match: " code { @if filter.is_empty() { "everything" } @else { (filter) } } ". Jobs that cannot be "
             (action.participle()) " are left as they are, and named." }
+        @if let Action::Snooze(until) = action { p { "None of them starts before " (parts::time(until)) "." } }
         @if n == 0 { p { "Nothing matches any longer." } p { a href=(form.back()) { "Back" } } } @else {
             form method="post" action="/jobs/act" {
                 (parts::form_guard())

@@ -4,7 +4,7 @@ use axum::extract::State;
 use maud::{Markup, html};
 
 use super::layout::{Frame, Page, Tab};
-use super::parts;
+use super::{parts, pools};
 use crate::http::{Api, Problem};
 use crate::readmodel::{HostStatus, HostView};
 
@@ -15,7 +15,7 @@ pub async fn page(State(api): State<Api>) -> Page {
 }
 
 fn content(api: &Api) -> Result<Markup, Problem> {
-    let hosts = api.model().hosts()?;
+    let (hosts, known) = (api.model().hosts()?, api.model().pools()?);
     Ok(html! {
         h1 { "Hosts" }
         @if hosts.is_empty() {
@@ -29,6 +29,7 @@ fn content(api: &Api) -> Result<Markup, Problem> {
                 tbody { @for host in &hosts { (row(host)) } }
             } }
         }
+        (pools::section(&known))
     })
 }
 

@@ -3,7 +3,7 @@
 
 use axum::extract::{Path, State};
 use maud::{Markup, html};
-use stoker_schemas::{JobId, JobState, Phase};
+use stoker_schemas::{JobState, Phase};
 
 use super::layout::{Frame, Page, Tab};
 use super::{attempt, console, parts};
@@ -36,7 +36,8 @@ fn content(api: &Api, state: &JobState, tail: Option<&str>) -> Result<Markup, Pr
         @if let Some(next) = &job.next {
             p { "Attempt " (next.attempt) " is due " (parts::due(next.not_before))
                 @if let Some(cause) = next.cause { ", after " (cause.title()) }
-                @if let Some(by) = &next.by { ", asked for by " (by) } }
+                @if let Some(by) = &next.by { ", asked for by " (by) }
+                @if let Some(by) = &next.snoozed_by { ", snoozed by " (by) } }
         }
         @if let Some(reason) = &job.deferred { p { "Put back by the last host that had it: " (reason) } }
         div.panels { @for a in job.attempts.iter().rev() { (attempt::section(job, a)) } }
@@ -60,12 +61,13 @@ fn head(job: &JobView, verdict: &str) -> Markup {
             @if let Some(by) = &job.by { " by " (by) }
             @for (key, value) in labels { " · " (key) "=" (value) }
         }
-        (actions(job.id, job.phase, job.cancelling))
+        (actions(job))
     }
 }
 
 /// What may be done in this state. The rules are the log's own; the host decides again.
-fn actions(id: JobId, phase: Phase, cancelling: bool) -> Markup {
+fn actions(job: &JobView) -> Markup {
+    let JobView { id, phase, cancelling, .. } = *job;
     let button = |action: &str, label: &str, class: &str, key: bool| {
         html! { form.inline method="post" action={ "/jobs/" (id) "/" (action) } {
             (parts::form_guard())
@@ -81,6 +83,9 @@ fn actions(id: JobId, phase: Phase, cancelling: bool) -> Markup {
             @if !cancelling && matches!(phase, Phase::Queued | Phase::Booting | Phase::Retrying | Phase::Failing) {
                 (button("cancel", "Cancel", "danger", false))
             }
+            @if phase == Phase::Retrying { @for (seconds, name) in parts::SNOOZES {
+                (button(&format!("snooze-{seconds}"), &format!("Snooze {name}"), "", false))
+            } }
         }
     }
 }

@@ -16,6 +16,10 @@ use crate::readmodel::{Filter, Found, JobSummary, Phases};
 /// Ranges of time to choose from: name and minutes.
 const RANGES: [(&str, i64); 3] = [("in the last hour", 60), ("24 hours", 24 * 60), ("7 days", 7 * 24 * 60)];
 
+/// What can be asked for of many jobs: the action's name, and its words around theirs.
+pub type Wish = (&'static str, &'static str, &'static str);
+const WISHES: [Wish; 3] = [("retry", "Retry", ""), ("cancel", "Cancel", ""), ("stop", "Stop", "")];
+
 /// `GET /jobs`
 pub async fn page(State(api): State<Api>, Params(mut query): Params<ListQuery>) -> Response {
     query.forget_empty();
@@ -62,20 +66,25 @@ fn empty(known: u64, more: bool) -> Markup {
 
 /// A table whose rows can be ticked, with what may be done to the ticked ones or to all that match.
 pub fn selectable(jobs: &[JobSummary], filter: &Filter, back: &str) -> Markup {
+    picking(filter, back, &parts::job_table(jobs, true), &WISHES)
+}
+
+/// A form around a table whose rows can be ticked.
+pub fn picking(filter: &Filter, back: &str, table: &Markup, wishes: &[Wish]) -> Markup {
     html! {
         form method="post" action="/jobs/act" {
             (parts::form_guard())
             input type="hidden" name="back" value=(back);
             input type="hidden" name="filter" value=(address(filter));
-            (parts::job_table(jobs, true))
+            (table)
             div.bar {
                 span { span data-picked { "0" } " selected" }
-                @for (action, label) in [("retry", "Retry"), ("cancel", "Cancel"), ("stop", "Stop")] {
-                    button name="action" value=(action) data-needs-picked { (label) " selected" }
+                @for (action, verb, how) in wishes {
+                    button name="action" value=(action) data-needs-picked { (verb) " selected" (how) }
                 }
                 span.dim { "or all that match:" }
-                @for (action, label) in [("retry-all", "Retry"), ("cancel-all", "Cancel"), ("stop-all", "Stop")] {
-                    button name="action" value=(action) { (label) " all…" }
+                @for (action, verb, how) in wishes {
+                    button name="action" value={ (action) "-all" } { (verb) " all" (how) "…" }
                 }
             }
         }

@@ -18,6 +18,7 @@ mod log;
 mod login;
 mod overview;
 mod parts;
+mod pools;
 mod retries;
 mod webhooks;
 
@@ -44,6 +45,7 @@ pub fn routes() -> Router<Api> {
         .route("/dead", get(dead::page))
         .route("/hosts", get(hosts::page))
         .route("/hosts/{host}/drain", post(actions::drain))
+        .route("/pools/{pool}/{action}", post(pools::act))
         .route("/webhooks", get(webhooks::page))
         .route("/webhooks/{n}/replay", post(webhooks::replay))
         .route("/log", get(log::page))

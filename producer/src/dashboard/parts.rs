@@ -53,6 +53,9 @@ pub fn cause_link(cause: Cause, phase: Phase) -> Markup {
     html! { a href={ "/jobs?phase=" (phase) "&cause=" (cause) } { (cause.title()) } }
 }
 
+/// How long an attempt can be snoozed with one click: seconds, and their name.
+pub const SNOOZES: [(u64, &str); 3] = [(15 * 60, "15 min"), (3_600, "1 h"), (8 * 3_600, "8 h")];
+
 /// What every form that posts carries: with a session, its guard against forms of other sites.
 pub fn form_guard() -> Markup {
     let csrf = Caller::current().and_then(|caller| caller.csrf);
@@ -95,7 +98,8 @@ fn job_row(job: &JobSummary, select: bool) -> Markup {
             td.num.wide { (job.attempts) }
             td.num.fit { @if let Some(ms) = job.boot_ms { (duration(ms)) } }
             td { @if let Some(cause) = job.cause { (cause.title()) }
-                @if let Some(at) = job.not_before { " · " (due(at)) } }
+                @if let Some(at) = job.not_before { " · " (due(at)) }
+                @if let Some(by) = &job.snoozed_by { " · snoozed by " (by) } }
             td.fit { (ago(job.created)) }
         }
     }

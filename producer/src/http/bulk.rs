@@ -1,15 +1,14 @@
 //! One wish for many jobs: those named, or all that match. Each is decided on its own; what cannot
 //! be done is left as it is and named.
 
-use std::str::FromStr;
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use stoker_schemas::JobId;
-use stoker_schemas::JobSpec;
 use stoker_schemas::command::Command;
 use stoker_schemas::event::{Event, Request};
-use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
+use stoker_schemas::limits::{MAX_SNOOZE_S, MAX_TEXT_BYTES, clip};
+use stoker_schemas::{JobId, JobSpec, Time};
 
 use super::{Api, Problem, control};
 use crate::readmodel::{Filter, MAX_PAGE};
@@ -29,6 +28,8 @@ pub enum Action {
     Cancel,
     /// The VM of a ready job goes.
     Stop,
+    /// The attempt that waits does not start before this time.
+    Snooze(Time),
 }
 
 impl Action {
@@ -38,6 +39,7 @@ impl Action {
             Self::Retry => "Retry",
             Self::Cancel => "Cancel",
             Self::Stop => "Stop",
+            Self::Snooze(_) => "Snooze",
         }
     }
 
@@ -47,6 +49,7 @@ impl Action {
             Self::Retry => "retried",
             Self::Cancel => "cancelled",
             Self::Stop => "stopped",
+            Self::Snooze(_) => "snoozed",
         }
     }
 
@@ -58,19 +61,25 @@ impl Action {
             Self::Retry => Command::Retry { by, spec },
             Self::Cancel => Command::Cancel(request()),
             Self::Stop => Command::Stop(request()),
+            Self::Snooze(until) => Command::Snooze { until, request: request() },
         }
     }
-}
 
-impl FromStr for Action {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
+    /// As forms name it; `snooze-900` is for so many seconds from now.
+    pub fn parse(text: &str, now: Time) -> Result<Self, Problem> {
+        let unknown = || {
+            let hint = "retry, cancel, stop, or snooze-<seconds>";
+            Problem::bad_request(format!("{:?} is not an action", clip(text, 40)), hint)
+        };
         match text {
             "retry" => Ok(Self::Retry),
             "cancel" => Ok(Self::Cancel),
             "stop" => Ok(Self::Stop),
-            _ => Err(Problem::bad_request(format!("{:?} is not an action", clip(text, 40)), "retry, cancel or stop")),
+            _ => {
+                let seconds = text.strip_prefix("snooze-").and_then(|seconds| seconds.parse().ok());
+                let seconds = seconds.filter(|seconds| (1..=MAX_SNOOZE_S).contains(seconds)).ok_or_else(unknown)?;
+                Ok(Self::Snooze(now.plus(Duration::from_secs(seconds))))
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use stoker_schemas::{Event, EventData, HostName, JobId, JobSpec, JobState};
 
 use super::bulk::Action;
 use super::extract::{Body, Path, asker};
+use super::snooze::SnoozeRequest;
 use super::{Api, Problem, SEEN_WITHIN};
 use crate::submit::{Asker, publish_event};
 
@@ -26,6 +27,13 @@ pub struct Wish {
     /// Why, in the asker's words.
     #[serde(default)]
     reason: String,
+}
+
+impl Wish {
+    /// Why.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
 }
 
 /// What a retry may carry, too.
@@ -72,6 +80,13 @@ pub async fn cancel(api: State<Api>, id: Path<String>, headers: HeaderMap, body:
 /// `POST /v1/jobs/{id}/stop`
 pub async fn stop(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     act(&api, &id.0, Action::Stop, &headers, body.typed::<Wish>()?.into()).await
+}
+
+/// `POST /v1/jobs/{id}/snooze`
+pub async fn snooze(api: State<Api>, id: Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let asked: SnoozeRequest = body.typed()?;
+    let action = Action::Snooze(asked.until(api.now())?);
+    act(&api, &id.0, action, &headers, Wish { reason: asked.reason }.into()).await
 }
 
 impl From<Wish> for ControlRequest {

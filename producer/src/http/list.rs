@@ -131,7 +131,7 @@ impl ListQuery {
     }
 }
 
-fn time(field: &str, text: Option<&str>) -> Result<Option<Time>, Problem> {
+pub(super) fn time(field: &str, text: Option<&str>) -> Result<Option<Time>, Problem> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let wrong = |cause| {
         let detail = format!("{field}: {:?} is not a time: {cause}", clip(text, 40));

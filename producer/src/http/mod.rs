@@ -18,7 +18,9 @@ mod list;
 mod live;
 pub mod openapi;
 mod ops;
+pub(crate) mod pools;
 mod problem;
+mod snooze;
 mod stats;
 mod wait;
 
@@ -32,7 +34,7 @@ use axum::serve::ListenerExt;
 use stoker_schemas::{JobId, JobState, Time};
 use stoker_worker::ports::broker::BrokerStatus;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 pub use tokio_util::sync::CancellationToken;
 
 pub use access::Access;
@@ -44,7 +46,9 @@ pub(crate) use extract::{Params, asker};
 pub use jobs::{Submitted, SubmittedJob};
 pub(crate) use list::ListQuery;
 pub use ops::{BrokerHealth, Health, HistoryHealth};
+pub use pools::{LimitRequest, PoolAnswer};
 pub use problem::Problem;
+pub use snooze::SnoozeRequest;
 
 use crate::console::ConsoleSource;
 use crate::dashboard;
@@ -74,6 +78,8 @@ pub struct Api {
     patience: Duration,
     access: Access,
     webhooks: Option<Webhooks>,
+    /// Held while a pool's setting is read and told anew.
+    configuring: Arc<Mutex<()>>,
     /// Live streams end when this does; else they would hold a stopping server open.
     stopping: CancellationToken,
 }
@@ -111,6 +117,7 @@ impl Api {
             patience: PATIENCE,
             access: Access::Open,
             webhooks: None,
+            configuring: Arc::default(),
             stopping: CancellationToken::new(),
         }
     }

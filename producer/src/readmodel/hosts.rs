@@ -7,7 +7,7 @@ use stoker_schemas::event::{HostDraining, HostStarted, HostStopped, Request};
 use stoker_schemas::{Event, EventData, Time};
 
 /// The latest of one kind of event.
-type Latest<T> = Option<(Time, T)>;
+pub(super) type Latest<T> = Option<(Time, T)>;
 
 /// One host, as the sum of its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ pub struct HostView {
     pub version: String,
 }
 
-fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
+pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
     let told = (at, value.clone());
     if slot.as_ref().is_none_or(|known| told > *known) {
         *slot = Some(told);
@@ -92,7 +92,18 @@ impl HostState {
         }
     }
 
-    fn status(&self) -> (HostStatus, Option<Time>) {
+    /// When it last began, as far as is known.
+    pub fn started_at(&self) -> Option<Time> {
+        self.started.as_ref().map(|(at, _)| *at)
+    }
+
+    /// Pools that it served when it last began.
+    pub fn pools(&self) -> &[String] {
+        self.started.as_ref().map_or(&[], |(_, started)| &started.pools)
+    }
+
+    /// Whether it takes jobs, and since when.
+    pub fn status(&self) -> (HostStatus, Option<Time>) {
         let at = |told: Option<Time>, status| told.map(|at| (at, status));
         let told = [
             at(self.started.as_ref().map(|t| t.0), HostStatus::Up),

@@ -13,6 +13,7 @@ use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
 use super::cache::Cache;
 use super::hosts::HostState;
+use super::pools::PoolState;
 use super::series::{KEPT_MINUTES, Minute, minute_of};
 use super::store::{Meta, Store, Stored, corrupt};
 use super::summary::JobSummary;
@@ -69,6 +70,7 @@ pub(super) struct Ingest<'a> {
     events: BTreeMap<Vec<u8>, Stored>,
     jobs: BTreeMap<JobId, Touched>,
     hosts: BTreeMap<String, HostState>,
+    pools: BTreeMap<String, PoolState>,
     changes: Vec<Change>,
     minutes: BTreeMap<u64, Minute>,
     crowded: bool,
@@ -85,6 +87,7 @@ impl<'a> Ingest<'a> {
             events: BTreeMap::new(),
             jobs: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            pools: BTreeMap::new(),
             changes: Vec::new(),
             minutes: BTreeMap::new(),
             crowded: false,
@@ -146,7 +149,7 @@ impl<'a> Ingest<'a> {
         match event.job() {
             Some(job) => self.touch(job, event, replaced),
             None if event.data.is_about_host() => self.host(&event)?,
-            None => {}
+            None => self.pool(&event)?,
         }
         Ok(())
     }
@@ -171,6 +174,18 @@ impl<'a> Ingest<'a> {
         }
         if let Some(host) = self.hosts.get_mut(name) {
             host.apply(event);
+        }
+        Ok(())
+    }
+
+    fn pool(&mut self, event: &Event) -> Result<(), ReadModelError> {
+        let name = &event.subject;
+        if !self.pools.contains_key(name) {
+            let known = self.store.pool(name)?.unwrap_or_default();
+            self.pools.insert(name.clone(), known);
+        }
+        if let Some(pool) = self.pools.get_mut(name) {
+            pool.apply(event);
         }
         Ok(())
     }
@@ -210,6 +225,9 @@ impl<'a> Ingest<'a> {
         }
         for (name, host) in &self.hosts {
             self.batch.insert(keys::host(name), serde_json::to_vec(host).map_err(corrupt)?);
+        }
+        for (name, pool) in &self.pools {
+            self.batch.insert(keys::pool(name), serde_json::to_vec(pool).map_err(corrupt)?);
         }
         self.write_minutes()?;
         self.trim_undecodable()?;

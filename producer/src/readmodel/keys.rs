@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! e job epoch step   -> seq, event      events of jobs
-//! E host 0 step      -> seq, event      events of hosts
+//! E host 0 step      -> seq, event      events of hosts and pools
 //! s seq              -> key of event    everything in order of arrival
 //! j job              -> summary
 //! p phase time job   -> (index)         newest first
@@ -11,6 +11,7 @@
 //! f facet time job   -> (index)         newest first, of one cause, host, image, label or pool
 //! r due job          -> (index)         soonest first
 //! h host             -> state
+//! q pool             -> what was said of it last
 //! b minute           -> what happened in it
 //! d job              -> (index)         a VM too many that was not told to go
 //! x offset index     -> what could not be decoded
@@ -25,6 +26,8 @@ use uuid::Uuid;
 pub const META: &[u8] = b"m";
 /// Beginning of the rows of all hosts.
 pub const HOSTS: &[u8] = b"h";
+/// Beginning of the rows of all pools.
+pub const POOLS: &[u8] = b"q";
 /// Beginning of the rows of what could not be decoded.
 pub const UNDECODABLE: &[u8] = b"x";
 /// Beginning of the index of all jobs.
@@ -88,6 +91,11 @@ pub fn crowded(job: JobId) -> Vec<u8> {
 /// A host's row.
 pub fn host(name: &str) -> Vec<u8> {
     joined(&[HOSTS, name.as_bytes()])
+}
+
+/// A pool's row.
+pub fn pool(name: &str) -> Vec<u8> {
+    joined(&[POOLS, name.as_bytes()])
 }
 
 /// What could not be decoded.

@@ -7,6 +7,7 @@ mod filter;
 mod hosts;
 mod ingest;
 mod keys;
+mod pools;
 mod query;
 mod series;
 mod store;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use filter::{Filter, Phases};
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
+pub use pools::{PoolView, Unheard};
 pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
 pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
 pub use store::Stored;
@@ -43,6 +45,8 @@ pub const MAX_ENTRIES_PER_BATCH: usize = 512;
 const CHANGES_KEPT: usize = 1_024;
 /// Hosts listed; a front for more needs pages for them.
 const MAX_HOSTS: usize = 10_000;
+/// Pools listed: as many as a person can still name.
+const MAX_POOLS: usize = 1_000;
 /// Wait before the history is asked for again after it could not be had.
 const HISTORY_RETRY: Duration = Duration::from_millis(500);
 
@@ -339,6 +343,13 @@ impl ReadModel {
         causes
     }
 
+    /// Jobs that wait for another attempt by the host that had the last one, the most first.
+    pub fn retrying_hosts(&self) -> Vec<(String, u64)> {
+        let mut hosts = self.live().meta.counters.hosts(Phase::Retrying);
+        hosts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        hosts
+    }
+
     /// Jobs that wait for an attempt, those due soonest first.
     pub fn due_soonest(&self, limit: usize) -> Result<Vec<JobSummary>, ReadModelError> {
         let ids = self.store.due(limit)?;
@@ -365,6 +376,17 @@ impl ReadModel {
         let live = self.live();
         let on = |name: &str, phase| live.meta.counters.on_host(name, phase);
         Ok(states.iter().map(|(n, s)| s.view(n, on(n, Phase::Booting), on(n, Phase::Ready))).collect())
+    }
+
+    /// All pools by name.
+    pub fn pools(&self) -> Result<Vec<PoolView>, ReadModelError> {
+        let (rules, hosts) = (self.store.pools(MAX_POOLS)?, self.store.hosts(MAX_HOSTS)?);
+        Ok(pools::views(&rules, &hosts, &self.live().meta.counters, MAX_POOLS))
+    }
+
+    /// What was said of pools and hosts that began later may not have heard.
+    pub fn unheard(&self, skew: Duration) -> Result<Vec<Unheard>, ReadModelError> {
+        Ok(pools::unheard(&self.store.pools(MAX_POOLS)?, &self.store.hosts(MAX_HOSTS)?, skew))
     }
 
     /// History entries that could not be decoded, the newest first.

@@ -1,6 +1,7 @@
 //! The read model's tree: typed reads, and one atomic write. Everything in it follows from the
 //! history, so nothing here needs to survive more than it does: a lost tail is read again.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
 
@@ -11,11 +12,12 @@ use stoker_schemas::{Event, JobId, Time};
 use super::ReadModelError;
 use super::hosts::HostState;
 use super::keys::{self, Tail};
+use super::pools::PoolState;
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 3;
+const FORM: u32 = 4;
 /// Memory sled may use for pages. Its own default, 1 GiB, is more than a whole front should take.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -121,6 +123,22 @@ impl Store {
         rows.map(|row| {
             let (key, value) = row?;
             let name = String::from_utf8_lossy(&key[keys::HOSTS.len()..]).into_owned();
+            Ok((name, serde_json::from_slice(&value).map_err(corrupt)?))
+        })
+        .collect()
+    }
+
+    /// What was said of a pool.
+    pub fn pool(&self, name: &str) -> Result<Option<PoolState>, ReadModelError> {
+        self.read(&keys::pool(name))
+    }
+
+    /// All pools that something was said of.
+    pub fn pools(&self, limit: usize) -> Result<BTreeMap<String, PoolState>, ReadModelError> {
+        let rows = self.tree.scan_prefix(keys::POOLS).take(limit);
+        rows.map(|row| {
+            let (key, value) = row?;
+            let name = String::from_utf8_lossy(&key[keys::POOLS.len()..]).into_owned();
             Ok((name, serde_json::from_slice(&value).map_err(corrupt)?))
         })
         .collect()

@@ -47,6 +47,9 @@ pub struct JobSummary {
     pub problem: Option<String>,
     /// When the next attempt is due.
     pub not_before: Option<Time>,
+    /// Who wanted it to wait so long; none for the retry policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snoozed_by: Option<String>,
     /// Events kept of it.
     pub events: u32,
 }
@@ -84,6 +87,7 @@ impl JobSummary {
             cause: diagnosis.map(|d| d.cause),
             problem: diagnosis.map(|d| d.summary.clone()),
             not_before: due,
+            snoozed_by: state.snooze(state.last_attempt()).filter(|_| due.is_some()).map(|s| s.value.by.clone()),
             events,
         }
     }
@@ -106,8 +110,12 @@ impl JobSummary {
         if let Some(cause) = self.cause {
             names.push(format!("cause:{cause}:{}", self.phase));
         }
-        if let (Some(host), Phase::Booting | Phase::Ready) = (&self.host, self.phase) {
+        if let (Some(host), Phase::Booting | Phase::Ready | Phase::Retrying) = (&self.host, self.phase) {
             names.push(format!("host:{host}:{}", self.phase));
+        }
+        // Without a spec nobody knows the pool yet.
+        if !self.pool.is_empty() {
+            names.push(format!("pool:{}:{}", self.pool, self.phase));
         }
         names
     }
@@ -142,6 +150,24 @@ impl Counters {
     /// VMs of a host in a phase.
     pub fn on_host(&self, host: &str, phase: Phase) -> u64 {
         self.get(&format!("host:{host}:{phase}"))
+    }
+
+    /// Jobs of a pool in a phase.
+    pub fn in_pool(&self, pool: &str, phase: Phase) -> u64 {
+        self.get(&format!("pool:{pool}:{phase}"))
+    }
+
+    /// Pools that have jobs.
+    pub fn pools(&self) -> impl Iterator<Item = String> + '_ {
+        let named = self.0.range("pool:".to_owned()..).map_while(|(name, _)| name.strip_prefix("pool:"));
+        named.filter_map(|name| Some(name.rsplit_once(':')?.0.to_owned()))
+    }
+
+    /// Jobs in a phase by the host that has, or last had, them.
+    pub fn hosts(&self, phase: Phase) -> Vec<(String, u64)> {
+        let (first, last) = ("host:".to_owned(), format!(":{phase}"));
+        let of_hosts = self.0.range(first.clone()..).map_while(|(name, n)| Some((name.strip_prefix(&first)?, *n)));
+        of_hosts.filter_map(|(name, n)| Some((name.strip_suffix(&last)?.to_owned(), n))).collect()
     }
 
     /// Jobs by the cause of their last failure, in the phases asked for.

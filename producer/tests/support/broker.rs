@@ -45,6 +45,13 @@ impl FakeBroker {
         self.history.borrow().clone()
     }
 
+    /// Everything published, once it is so.
+    pub async fn until(&self, holds: impl Fn(&[HistoryEntry]) -> bool) -> Vec<HistoryEntry> {
+        let mut history = self.history.subscribe();
+        let known = history.wait_for(|entries| holds(entries)).await.unwrap();
+        known.clone()
+    }
+
     /// Kinds and keys of what was published, for assertions.
     pub fn keys(&self) -> Vec<String> {
         self.published().into_iter().map(|e| e.routing_key).collect()

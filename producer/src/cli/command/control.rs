@@ -1,14 +1,17 @@
-//! `stoker retry`, `cancel`, `stop`: wishes about jobs, one after the other.
+//! `stoker retry`, `cancel`, `stop`, `snooze`: wishes about jobs, one after the other.
 
 use std::path::PathBuf;
 
 use clap::Args;
+use jiff::SignedDuration;
+use serde::Serialize;
+use stoker_schemas::Time;
 
 use crate::cli::CliError;
 use crate::cli::input;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
-use crate::http::{ControlAnswer, ControlRequest};
+use crate::http::{ControlAnswer, ControlRequest, SnoozeRequest};
 
 /// Flags of `cancel` and `stop`.
 #[derive(Debug, Args)]
@@ -30,6 +33,37 @@ pub struct RetryArgs {
     /// Use this spec (JSON or YAML, `-`: standard input) from now on
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
+}
+
+/// Flags of `snooze`.
+#[derive(Debug, Args)]
+pub struct SnoozeArgs {
+    /// Ids of the jobs, or the beginnings of them
+    #[arg(required = true, value_name = "JOB")]
+    jobs: Vec<String>,
+    /// For so long from now: 15m, 1h, 2h30m
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds, required_unless_present = "until")]
+    seconds: Option<u64>,
+    /// Until this time, as 2026-11-23T16:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "seconds")]
+    until: Option<Time>,
+    /// Why, for whoever reads the log
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+}
+
+/// Whole seconds of a duration such as `1h`, for clap.
+fn seconds(text: &str) -> Result<u64, String> {
+    let duration: SignedDuration = text.parse().map_err(|_| "write it as 15m, 1h or 2h30m".to_owned())?;
+    let seconds = u64::try_from(duration.as_secs()).ok().filter(|seconds| *seconds > 0);
+    seconds.ok_or_else(|| "at least one second".to_owned())
+}
+
+/// Carries out `snooze`.
+pub async fn snooze(args: SnoozeArgs, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
+    let (for_s, until) = (args.seconds.map(Into::into), args.until.map(|until| until.to_string()));
+    let request = SnoozeRequest { for_s, until, reason: args.reason };
+    ask("snooze", &args.jobs, &request, settings, printer).await
 }
 
 /// Carries out `cancel` or `stop`.
@@ -74,7 +108,7 @@ fn naming(error: CliError, job: &str) -> CliError {
 async fn ask(
     verb: &'static str,
     jobs: &[String],
-    request: &ControlRequest,
+    request: &impl Serialize,
     settings: &Settings,
     printer: &mut Printer,
 ) -> Result<(), CliError> {

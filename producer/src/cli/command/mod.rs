@@ -12,6 +12,7 @@ pub mod list;
 pub mod log;
 pub mod logs;
 pub mod man;
+pub mod pools;
 pub mod report;
 pub mod serve;
 pub mod show;

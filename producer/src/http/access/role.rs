@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// See everything.
     Read,
-    /// Also enqueue, retry, cancel, stop, redrive.
+    /// Also enqueue, retry, cancel, stop, snooze, redrive; pause and limit pools.
     Operate,
     /// Also what concerns hosts and the system itself.
     Admin,
@@ -48,9 +48,9 @@ impl FromStr for Role {
 /// with their own signatures.
 const FREE: [&str; 4] = ["/health", "/ready", "/assets/{name}", "/login"];
 const FREE_BELOW: &str = "/hooks/";
-/// Writes about jobs. Every other write needs an admin, so that a route that nobody thought of
+/// Writes about jobs and what waits for them. Every other write needs an admin, so that a route that nobody thought of
 /// here is shut rather than open.
-const OPERATE_BELOW: [&str; 5] = ["/v1/jobs", "/v1/dead", "/jobs", "/v1/hooks", "/webhooks"];
+const OPERATE_BELOW: [&str; 7] = ["/v1/jobs", "/v1/dead", "/v1/pools", "/jobs", "/pools", "/v1/hooks", "/webhooks"];
 /// Ending one's own session changes nothing for others.
 const LOGOUT: &str = "/logout";
 
@@ -93,10 +93,12 @@ mod tests {
             "/jobs/{id}/{action}",
             "/v1/dead/redrive",
             "/webhooks/{n}/replay",
+            "/v1/pools/{pool}/pause",
+            "/pools/{pool}/{action}",
         ] {
             assert_eq!(of(&Method::POST, write), Some(Role::Operate), "{write}");
         }
-        for rule in ["/v1/hosts/{host}/drain", "/hosts/{host}/drain", "/v1/pools/{pool}", "/v1/jobsomething", ""] {
+        for rule in ["/v1/hosts/{host}/drain", "/hosts/{host}/drain", "/v1/poolsomething", "/v1/jobsomething", ""] {
             assert_eq!(of(&Method::POST, rule), Some(Role::Admin), "{rule}");
         }
         assert_eq!(needed(&Method::GET, None), Some(Role::Read), "what is not there is not told to everybody");

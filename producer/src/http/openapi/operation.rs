@@ -89,6 +89,15 @@ where
     Endpoint::new(path, "post", id, routing::post(handler))
 }
 
+/// Sets something.
+pub fn put<H, T>(path: &'static str, id: &'static str, handler: H) -> Endpoint
+where
+    H: Handler<T, Api>,
+    T: 'static,
+{
+    Endpoint::new(path, "put", id, routing::put(handler))
+}
+
 impl Endpoint {
     const fn new(path: &'static str, method: &'static str, id: &'static str, route: MethodRouter<Api>) -> Self {
         Self {

@@ -3,7 +3,7 @@
 
 use stoker_worker::ports::broker::CONTENT_BATCH;
 
-use super::operation::{Endpoint, get, post};
+use super::operation::{Endpoint, get, post, put};
 use super::serve;
 use super::shapes::{CloudEvent, StreamedEvent, SubmitRequest};
 use crate::hooks::{self, Receipt};
@@ -16,9 +16,11 @@ use crate::http::jobs::{self, Attempts, ReportQuery};
 use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
 use crate::http::ops::{self, Health, Ready};
+use crate::http::pools::{self, LimitRequest, PoolAnswer};
+use crate::http::snooze::SnoozeRequest;
 use crate::http::stats::{self, Stats, StatsQuery};
 use crate::http::wait::{SubmitQuery, Taken, Waited};
-use crate::readmodel::{Counts, HostView, Page, Undecodable};
+use crate::readmodel::{Counts, HostView, Page, PoolView, Undecodable};
 use crate::report::Report;
 use crate::view::JobView;
 
@@ -35,7 +37,10 @@ const TRACE: (&str, &str) = ("traceparent", "W3C trace context to go with the ev
 
 /// The routes behind [`admit`](crate::http::access::admit).
 pub fn endpoints() -> Vec<Endpoint> {
-    [jobs(), wishes(), dead_letters(), hosts(), events(), webhooks(), server()].into_iter().flatten().collect()
+    [jobs(), wishes(), dead_letters(), hosts(), of_pools(), events(), webhooks(), server()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The one in front of it: a delivery proves itself with its signature.
@@ -119,6 +124,9 @@ fn wishes() -> Vec<Endpoint> {
         wish(post("/v1/jobs/{id}/stop", "stopJob", control::stop))
             .about("The VM of a ready job goes")
             .optional_body::<Wish>(),
+        wish(post("/v1/jobs/{id}/snooze", "snoozeJob", control::snooze))
+            .about("The attempt that waits starts later")
+            .body::<SnoozeRequest>(),
     ]
 }
 
@@ -155,6 +163,31 @@ fn hosts() -> Vec<Endpoint> {
             .optional_body::<Wish>()
             .answers::<DrainAnswer>(202, "It is asked for.")
             .fails(&[404, 503]),
+    ]
+}
+
+fn of_pools() -> Vec<Endpoint> {
+    let wish = |endpoint: Endpoint| {
+        endpoint
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .answers::<PoolAnswer>(202, "Hosts are told.")
+            .answers::<PoolAnswer>(200, "It was so before; nothing follows.")
+            .fails(&[404, 503])
+    };
+    vec![
+        get("/v1/pools", "listPools", pools::list)
+            .about("Every pool that a host, a job or a setting names")
+            .answers::<Vec<PoolView>>(200, "The pools."),
+        wish(post("/v1/pools/{pool}/pause", "pausePool", pools::pause))
+            .about("No new attempt of the pool starts; what boots or is up stays")
+            .optional_body::<Wish>(),
+        wish(post("/v1/pools/{pool}/resume", "resumePool", pools::resume))
+            .about("Attempts of the pool start again")
+            .optional_body::<Wish>(),
+        wish(put("/v1/pools/{pool}/limit", "limitPool", pools::limit))
+            .about("How many VMs of the pool each host may have at once")
+            .body::<LimitRequest>(),
     ]
 }
 
