@@ -41,6 +41,8 @@ use store::{Meta, Store};
 
 /// History entries per batch: one write per so many, and a reader sees news soon.
 pub const MAX_ENTRIES_PER_BATCH: usize = 512;
+/// Bytes of entries per batch: some hundred events, whose adding up takes tens of milliseconds.
+const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// Changes a slow listener may be behind; it then looks at the rows instead.
 const CHANGES_KEPT: usize = 1_024;
 /// Hosts listed; a front for more needs pages for them.
@@ -88,7 +90,6 @@ pub struct Counts {
 
 struct Live {
     meta: Meta,
-    cache: Cache,
     /// When history entries last arrived.
     heard_at: Option<Time>,
 }
@@ -98,6 +99,8 @@ struct Live {
 pub struct ReadModel {
     store: Store,
     live: Arc<Mutex<Live>>,
+    /// Held while a batch is added up: one at a time. Who only reads does not wait for it.
+    cache: Arc<Mutex<Cache>>,
     changes: broadcast::Sender<Change>,
     crowded: watch::Sender<()>,
     caught_up: watch::Sender<bool>,
@@ -105,14 +108,31 @@ pub struct ReadModel {
     clock: Clock,
 }
 
+/// Cuts entries, each of which may hold many events, into pieces that are written at once.
+fn pieces(mut entries: &[HistoryEntry]) -> impl Iterator<Item = &[HistoryEntry]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            bytes += entry.body.len();
+            bytes <= MAX_BATCH_BYTES
+        });
+        // One that is larger alone must go, too.
+        let fits = fits.count().max(1).min(entries.len());
+        let (piece, rest) = entries.split_at(fits);
+        entries = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 impl ReadModel {
     /// Opens (or makes) the folder.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, ReadModelError> {
         let (store, meta) = Store::open(dir)?;
-        let live = Live { meta, cache: Cache::default(), heard_at: None };
+        let live = Live { meta, heard_at: None };
         let (changes, crowded) = (broadcast::channel(CHANGES_KEPT).0, watch::channel(()).0);
         let (caught_up, opened_at) = (watch::channel(false).0, clock());
-        Ok(Self { store, live: Arc::new(Mutex::new(live)), changes, crowded, caught_up, opened_at, clock })
+        let (live, cache) = (Arc::new(Mutex::new(live)), Arc::default());
+        Ok(Self { store, live, cache, changes, crowded, caught_up, opened_at, clock })
     }
 
     /// Nothing panics while holding it, and a half-done change is never kept in it.
@@ -160,27 +180,29 @@ impl ReadModel {
     /// Adding up and writing takes milliseconds: not on a thread that serves requests.
     async fn apply_off_thread(&self, entries: Vec<HistoryEntry>) -> Result<(), ReadModelError> {
         let model = self.clone();
-        let applied = tokio::task::spawn_blocking(move || model.apply(&entries)).await;
+        let apply = move || pieces(&entries).try_for_each(|piece| model.apply(piece));
+        let applied = tokio::task::spawn_blocking(apply).await;
         applied.unwrap_or_else(|e| Err(ReadModelError::Corrupt(format!("adding up an entry failed: {e}"))))
     }
 
     /// Adds history entries: all of them or, on error, none.
     pub fn apply(&self, entries: &[HistoryEntry]) -> Result<(), ReadModelError> {
         let (changes, crowded, latest) = {
-            let mut live = self.live();
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             let now = (self.clock)();
-            let meta = live.meta.clone();
-            let mut ingest = Ingest::new(&self.store, &mut live.cache, meta);
+            let meta = self.live().meta.clone();
+            let mut ingest = Ingest::new(&self.store, &mut cache, meta);
             let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
             match done {
                 Ok(Written { meta, changes, crowded, latest }) => {
+                    let mut live = self.live();
                     live.meta = meta;
                     live.heard_at = Some(now);
                     (changes, crowded, latest)
                 }
                 Err(e) => {
                     // States in the cache may be ahead of the rows now.
-                    live.cache = Cache::default();
+                    *cache = Cache::default();
                     return Err(e);
                 }
             }
@@ -282,11 +304,13 @@ impl ReadModel {
 
     /// The state of a job; a job nobody heard of has none.
     pub fn job(&self, id: JobId) -> Result<Option<JobState>, ReadModelError> {
-        // Held while the events are read, so that no batch comes between them.
-        let live = self.live();
-        if let Some(state) = live.cache.get(id) {
+        // In use while a batch is added up; the events say the same.
+        if let Ok(cache) = self.cache.try_lock()
+            && let Some(state) = cache.get(id)
+        {
             return Ok(Some(state));
         }
+        let _whole = self.store.between_batches();
         let events = self.events(id)?;
         Ok(JobState::replay(id, &events))
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::{Batch, Tree};
@@ -76,13 +77,15 @@ pub(super) fn corrupt(what: impl ToString) -> ReadModelError {
 pub struct Store {
     tree: Tree,
     db: sled::Db,
+    /// Taken to write a batch; who reads several rows that belong together shares it.
+    whole: Arc<RwLock<()>>,
 }
 
 impl Store {
     /// Opens a folder, emptying it when an older Stoker wrote it in another form.
     pub fn open(dir: &Path) -> Result<(Self, Meta), ReadModelError> {
         let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open()?;
-        let store = Self { tree: (*db).clone(), db };
+        let store = Self { tree: (*db).clone(), db, whole: Arc::default() };
         let meta = store.read::<Meta>(keys::META).ok().flatten().filter(|m| m.form == FORM);
         if let Some(meta) = meta {
             return Ok((store, meta));
@@ -93,7 +96,13 @@ impl Store {
 
     /// Writes everything of a batch or nothing.
     pub fn write(&self, batch: Batch) -> Result<(), ReadModelError> {
+        let _alone = self.whole.write().unwrap_or_else(PoisonError::into_inner);
         Ok(self.tree.apply_batch(batch)?)
+    }
+
+    /// No batch is written while this is held.
+    pub fn between_batches(&self) -> RwLockReadGuard<'_, ()> {
+        self.whole.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pushes what is written towards the disk.
