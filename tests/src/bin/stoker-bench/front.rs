@@ -84,6 +84,11 @@ async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fall
     let detail = format!("{events} events of {jobs} jobs through RabbitMQ into the rows");
     let mut figures = vec![Figure::measured("front-refill", "events/s", Target::None, rate, detail)];
 
+    // sled reads on opening what was written since it was opened before: after a refill, everything.
+    let (server, took) = server.restart(rabbit, data.path()).await?;
+    let detail = format!("{jobs} jobs, all of them written since the start before");
+    figures.push(Figure::measured("front-restart-after-refill", "s", Target::None, took, detail));
+
     let arrivals = Arrivals::start(broker);
     for (name, paths) in QUESTIONS {
         let (times, behind) = (ask(&server, paths, rounds).await?, server.misses(jobs + arrivals.told()).await?);
@@ -96,11 +101,7 @@ async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fall
         let p99 = times.quantile(0.99);
         figures.push(Figure::measured(format!("front-{name}-p99"), "ms", Target::AtMost(50.0), p99, detail));
     }
-    server.end().await?;
-    let begun = Instant::now();
-    let server = Server::start(rabbit, data.path()).await?;
-    server.ready().await?;
-    let took = begun.elapsed().as_secs_f64();
+    let (server, took) = server.restart(rabbit, data.path()).await?;
     let detail = format!("{jobs} jobs, from start to having read what was told meanwhile");
     figures.push(Figure::measured("front-restart", "s", Target::AtMost(2.0), took, detail));
     let told = arrivals.end().await?;
@@ -230,6 +231,15 @@ impl Server {
         let base = timeout(DEADLINE, address).await??;
         let http = Client::builder().no_proxy().timeout(DEADLINE).build()?;
         Ok(Self { base, http, ask, running })
+    }
+
+    /// Ends it and starts another; seconds from that start until it has caught up.
+    async fn restart(self, rabbit: &Rabbit, data: &Path) -> Fallible<(Self, f64)> {
+        self.end().await?;
+        let begun = Instant::now();
+        let server = Self::start(rabbit, data).await?;
+        server.ready().await?;
+        Ok((server, begun.elapsed().as_secs_f64()))
     }
 
     /// Waits until it says that it has caught up.
