@@ -190,7 +190,7 @@ async fn writing_commands() {
         ("redrive_none", "dead redrive --all --json".to_owned()),
         ("drain", "hosts drain h-01 --reason disk".to_owned()),
         ("drain_unknown", "hosts drain h-77".to_owned()),
-        ("snooze_dead", format!("snooze {} --for 1h", id("dead"))),
+        ("snooze", format!("snooze {} --for 1h", id("dead"))),
         ("snooze_how_long", format!("snooze {ready}")),
         ("snooze_bad_time", format!("snooze {ready} --for soon")),
         ("pool_pause", "pool pause default --reason disk".to_owned()),

@@ -11,13 +11,13 @@ use stoker_schemas::limits::{MAX_SNOOZE_S, MAX_TEXT_BYTES, clip};
 use stoker_schemas::{JobId, JobSpec, Time};
 
 use super::{Api, Problem, control};
-use crate::readmodel::{Filter, MAX_PAGE};
+use crate::readmodel::{Filter, MAX_PAGE, ReadModel};
 use crate::submit::Asker;
 
 /// Jobs of one wish. The next of them are for the next wish, so that no request runs for minutes.
 pub const MAX_JOBS: usize = 10_000;
 /// Jobs in work at once: enough to share confirms, few enough to leave room for others.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 
 /// What may be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub struct Outcome {
 }
 
 /// A job that was left as it is.
-#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Skipped {
     /// Which.
     pub id: String,
@@ -154,8 +154,9 @@ pub fn count(api: &Api, chosen: &Chosen) -> Result<u64, Problem> {
 pub async fn run(api: &Api, action: Action, chosen: &Chosen, asker: &Asker) -> Result<Outcome, Problem> {
     let mut outcome = Outcome::default();
     let ids = select(api, chosen, &mut outcome)?;
-    let mut results =
-        stream::iter(ids).map(|id| async move { (id, one(api, id, action, asker).await) }).buffer_unordered(AT_ONCE);
+    let mut results = stream::iter(ids)
+        .map(|id| async move { (id, one(api, id, action, "", asker).await) })
+        .buffer_unordered(AT_ONCE);
     let mut last = Vec::new();
     let mut cut = None;
     while let Some((id, result)) = results.next().await {
@@ -182,7 +183,27 @@ pub async fn run(api: &Api, action: Action, chosen: &Chosen, asker: &Asker) -> R
     }
 }
 
-async fn one(api: &Api, id: JobId, action: Action, asker: &Asker) -> Result<Vec<Event>, Problem> {
+/// How many match, all of them. It may look at every job there is.
+pub fn count_all(model: &ReadModel, filter: &Filter) -> Result<u64, Problem> {
+    let by_phase = Filter { phase: filter.phase.clone(), ..Filter::default() };
+    if *filter == by_phase {
+        // Nothing but phases: that is known.
+        let asked = |phase| filter.phase.as_ref().is_none_or(|phases| phases.contains(phase));
+        return Ok(model.counts().phases.iter().filter(|(phase, _)| asked(**phase)).map(|(_, n)| n).sum());
+    }
+    let (mut count, mut cursor) = (0, None);
+    loop {
+        let page = model.list(filter, cursor.as_deref(), MAX_PAGE)?;
+        count += page.jobs.len() as u64;
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(count);
+        }
+    }
+}
+
+/// Decides about one job, and publishes what follows.
+pub async fn one(api: &Api, id: JobId, action: Action, reason: &str, asker: &Asker) -> Result<Vec<Event>, Problem> {
     let state = api.model.job(id)?.ok_or_else(|| Problem::no_such_job(&id.to_string()))?;
-    control::settle(api, &state, action.command(asker, "", None), asker).await
+    control::settle(api, &state, action.command(asker, reason, None), asker).await
 }

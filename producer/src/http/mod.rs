@@ -16,6 +16,7 @@ pub(crate) mod guard;
 mod jobs;
 mod list;
 mod live;
+mod many;
 pub mod openapi;
 mod ops;
 pub(crate) mod pools;
@@ -45,6 +46,7 @@ pub use dead::{DeadPage, RedriveAnswer, RedriveRequest};
 pub(crate) use extract::{Params, asker};
 pub use jobs::{Submitted, SubmittedJob};
 pub(crate) use list::ListQuery;
+pub use many::{BulkCount, BulkRequest, BulkStarted, BulkView};
 pub use ops::{BrokerHealth, Health, HistoryHealth};
 pub use pools::{LimitRequest, PoolAnswer};
 pub use problem::Problem;
@@ -78,6 +80,7 @@ pub struct Api {
     patience: Duration,
     access: Access,
     webhooks: Option<Webhooks>,
+    many: many::Many,
     /// Held while a pool's setting is read and told anew.
     configuring: Arc<Mutex<()>>,
     /// Live streams end when this does; else they would hold a stopping server open.
@@ -117,6 +120,7 @@ impl Api {
             patience: PATIENCE,
             access: Access::Open,
             webhooks: None,
+            many: many::Many::default(),
             configuring: Arc::default(),
             stopping: CancellationToken::new(),
         }

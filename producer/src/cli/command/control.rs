@@ -41,15 +41,23 @@ pub struct SnoozeArgs {
     /// Ids of the jobs, or the beginnings of them
     #[arg(required = true, value_name = "JOB")]
     jobs: Vec<String>,
-    /// For so long from now: 15m, 1h, 2h30m
-    #[arg(long = "for", value_name = "TIME", value_parser = seconds, required_unless_present = "until")]
-    seconds: Option<u64>,
-    /// Until this time, as 2026-11-23T16:00:00Z
-    #[arg(long, value_name = "TIME", conflicts_with = "seconds")]
-    until: Option<Time>,
+    #[command(flatten)]
+    wait: Wait,
     /// Why, for whoever reads the log
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
+}
+
+/// How long: one of them says it.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Wait {
+    /// For so long from now: 15m, 1h, 2h30m
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    seconds: Option<u64>,
+    /// Until this time, as 2026-11-23T16:00:00Z
+    #[arg(long, value_name = "TIME")]
+    until: Option<Time>,
 }
 
 /// Whole seconds of a duration such as `1h`, for clap.
@@ -61,7 +69,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 /// Carries out `snooze`.
 pub async fn snooze(args: SnoozeArgs, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
-    let (for_s, until) = (args.seconds.map(Into::into), args.until.map(|until| until.to_string()));
+    let (for_s, until) = (args.wait.seconds.map(Into::into), args.wait.until.map(|until| until.to_string()));
     let request = SnoozeRequest { for_s, until, reason: args.reason };
     ask("snooze", &args.jobs, &request, settings, printer).await
 }

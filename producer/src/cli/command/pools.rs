@@ -27,13 +27,20 @@ enum PoolCommand {
     Limit {
         #[command(flatten)]
         which: Which,
-        /// VMs on each host
-        #[arg(long, value_name = "N", required_unless_present = "none")]
-        max_per_host: Option<u32>,
-        /// As many as fit
-        #[arg(long, conflicts_with = "max_per_host")]
-        none: bool,
+        #[command(flatten)]
+        max: Max,
     },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Max {
+    /// VMs on each host
+    #[arg(long, value_name = "N")]
+    max_per_host: Option<u32>,
+    /// As many as fit
+    #[arg(long)]
+    none: bool,
 }
 
 #[derive(Debug, Args)]
@@ -80,7 +87,7 @@ pub async fn run(args: PoolArgs, settings: &Settings, printer: &mut Printer) -> 
     let answer = match args.command {
         PoolCommand::Pause(Which { pool, reason }) => wish(&pool, "pause", &reason, settings).await?,
         PoolCommand::Resume(Which { pool, reason }) => wish(&pool, "resume", &reason, settings).await?,
-        PoolCommand::Limit { which: Which { pool, reason }, max_per_host, none: _ } => {
+        PoolCommand::Limit { which: Which { pool, reason }, max: Max { max_per_host, none: _ } } => {
             let body = json!({ "max_per_host": max_per_host, "reason": reason });
             settings.client.put(&["v1", "pools", &pool, "limit"], &body).await?
         }

@@ -15,6 +15,7 @@ use crate::http::export::DeadRow;
 use crate::http::jobs::{self, Attempts, ReportQuery};
 use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
+use crate::http::many::{self, BulkCount, BulkRequest, BulkStarted, BulkView};
 use crate::http::ops::{self, Health, Ready};
 use crate::http::pools::{self, LimitRequest, PoolAnswer};
 use crate::http::snooze::SnoozeRequest;
@@ -127,6 +128,23 @@ fn wishes() -> Vec<Endpoint> {
         wish(post("/v1/jobs/{id}/snooze", "snoozeJob", control::snooze))
             .about("The attempt that waits starts later")
             .body::<SnoozeRequest>(),
+        post("/v1/jobs/bulk", "wishForMany", many::order)
+            .about("One wish for all jobs that match: first their number, then the deed")
+            .more(
+                "With `dry_run` the answer has the number of jobs and a token, good for ten minutes. The same wish \
+                 with the token is carried out, if the number is still the same. It ends with the server.",
+            )
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .body::<BulkRequest>()
+            .answers::<BulkCount>(200, "How many they are.")
+            .answers::<BulkStarted>(202, "It is being carried out.")
+            .with("Location", "Where to see how far it is.")
+            .fails(&[409, 503]),
+        get("/v1/bulk/{id}", "getBulk", many::show)
+            .about("How far a wish for many jobs is")
+            .answers::<BulkView>(200, "How far.")
+            .fails(&[400, 404]),
     ]
 }
 
