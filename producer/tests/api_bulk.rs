@@ -159,3 +159,31 @@ async fn a_snooze_of_many_says_the_same_time_to_all() {
     assert_eq!(snoozes.len(), 3);
     assert!(snoozes.iter().all(|snooze| snooze.until == snoozes[0].until && snooze.reason == "switch"));
 }
+
+/// More than the pages carry out in one request.
+const VERY_MANY: usize = 10_001;
+
+#[tokio::test]
+async fn very_many_chosen_on_a_page_go_on_by_themselves() {
+    let server = Server::start().await;
+    let client = Client::of(&server);
+    let events: Vec<_> = (0..VERY_MANY).flat_map(|n| Story::of(&format!("waits {n}")).enqueued().events).collect();
+    server.tell(&events).await;
+    let act = async |confirmed: &str| {
+        let form =
+            client.http.post(server.url("/jobs/act")).header("content-type", "application/x-www-form-urlencoded");
+        let fields = format!("action=cancel-all&back=/jobs&filter=phase%3Dqueued%26&confirmed={confirmed}");
+        form.body(fields).send().await.unwrap()
+    };
+    let asked = act("").await.text().await.unwrap();
+    assert!(asked.contains("Cancel 10,001 jobs?"), "{asked}");
+    let page = act("10001").await;
+    let path = page.url().path().to_owned();
+    assert!(path.starts_with("/bulk/"), "{path}");
+    assert!(page.text().await.unwrap().contains("/10,001"));
+    let view = ended(&client, &json!({ "location": format!("/v1{path}") })).await;
+    assert_eq!((&view["state"], &view["done"], &view["left"]), (&json!("done"), &json!(VERY_MANY), &json!(0)));
+    let page = client.get(&path).await.text().await.unwrap();
+    assert!(page.contains("Done.") && page.contains("10,001 done"), "{page}");
+    assert_eq!(client.get("/bulk/nothing").await.status(), StatusCode::NOT_FOUND);
+}

@@ -12,6 +12,7 @@ use super::layout::{Frame, Page, Tab};
 use super::parts;
 use crate::http::access::is_own_path;
 use crate::http::bulk::{self, Action, Chosen, Outcome};
+use crate::http::many::{self, Order};
 use crate::http::{Api, ListQuery, Problem, asker, control};
 use crate::readmodel::Filter;
 
@@ -143,14 +144,22 @@ async fn act(api: &Api, form: &ManyForm, headers: &HeaderMap) -> Result<Response
         None => (form.action.as_str(), false),
     };
     let action = Action::parse(action, api.now())?;
-    let chosen = if all { Chosen::Filter(form.filter()?) } else { Chosen::Ids(form.ids.clone()) };
+    let asker = asker(headers);
+    let mut chosen = Chosen::Ids(form.ids.clone());
     if all {
-        let n = bulk::count(api, &chosen)?;
-        if form.confirmed.as_deref() != Some(n.to_string().as_str()) {
-            return Ok(confirm(api, form, action, n).into_response());
+        let filter = form.filter()?;
+        let total = many::count(api, &filter).await?;
+        if form.confirmed.as_deref() != Some(total.to_string().as_str()) {
+            return Ok(confirm(api, form, action, total).into_response());
         }
+        if total > bulk::MAX_JOBS as u64 {
+            // More than one request can wait for: it goes on by itself, and a page says how far it is.
+            let id = many::start(api, Order { action, filter, total, reason: String::new(), asker })?;
+            return Ok(Redirect::to(&format!("/bulk/{id}")).into_response());
+        }
+        chosen = Chosen::Filter(filter);
     }
-    let outcome = bulk::run(api, action, &chosen, &asker(headers)).await?;
+    let outcome = bulk::run(api, action, &chosen, &asker).await?;
     Ok(result(api, form, action, &outcome).into_response())
 }
 

@@ -6,6 +6,7 @@
 mod actions;
 mod assets;
 mod attempt;
+mod bulk;
 mod console;
 mod dead;
 mod docs;
@@ -41,6 +42,7 @@ pub fn routes() -> Router<Api> {
         .route("/jobs/{id}/edit", get(actions::edit))
         .route("/jobs/{id}/{action}", post(actions::one))
         .route("/jobs/act", post(actions::many))
+        .route("/bulk/{id}", get(bulk::page))
         .route("/retries", get(retries::page))
         .route("/dead", get(dead::page))
         .route("/hosts", get(hosts::page))

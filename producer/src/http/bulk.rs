@@ -145,11 +145,6 @@ fn select(api: &Api, chosen: &Chosen, outcome: &mut Outcome) -> Result<Vec<JobId
     Ok(found)
 }
 
-/// How many jobs are meant, up to [`MAX_JOBS`].
-pub fn count(api: &Api, chosen: &Chosen) -> Result<u64, Problem> {
-    Ok(select(api, chosen, &mut Outcome::default())?.len() as u64)
-}
-
 /// Carries a wish out.
 pub async fn run(api: &Api, action: Action, chosen: &Chosen, asker: &Asker) -> Result<Outcome, Problem> {
     let mut outcome = Outcome::default();

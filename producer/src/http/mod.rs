@@ -16,7 +16,7 @@ pub(crate) mod guard;
 mod jobs;
 mod list;
 mod live;
-mod many;
+pub(crate) mod many;
 pub mod openapi;
 mod ops;
 pub(crate) mod pools;

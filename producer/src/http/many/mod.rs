@@ -15,14 +15,14 @@ use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-pub use running::BulkView;
+pub use running::{BulkView, Order, Stand};
 
 use super::bulk::{self, Action};
 use super::extract::{Body, Path, asker};
 use super::snooze::SnoozeRequest;
 use super::{Api, Problem};
 use crate::readmodel::Filter;
-use running::{Order, Running};
+use running::Running;
 use token::{GOOD_FOR_S, Promise, Promises};
 
 /// Counts under way at once: each may look at every job there is.
@@ -199,9 +199,6 @@ async fn begin(
     if promise.expires_at <= api.now() {
         return Err(Problem::conflict(format!("token: it expired at {}", promise.expires_at), again));
     }
-    let status = api.submitter.broker().status().borrow().clone();
-    Problem::check_broker(&status)?;
-    let place = api.many.running.place()?;
     let total = count(api, &request.filter).await?;
     if total != promise.count {
         let detail = format!("{total} jobs match now, and the token is for {}", promise.count);
@@ -209,14 +206,22 @@ async fn begin(
     }
     let reason = clip(&request.reason, MAX_TEXT_BYTES);
     let order = Order { action, filter: request.filter.clone(), total, reason, asker };
-    let id = api.many.running.start(api.clone(), order, place);
+    let id = start(api, order)?;
     let location = format!("/v1/bulk/{id}");
     let told = [(header::LOCATION, location.clone())];
     Ok((StatusCode::ACCEPTED, told, Json(BulkStarted { id, location })).into_response())
 }
 
+/// Begins to carry a wish out, where there is a place for it.
+pub fn start(api: &Api, order: Order) -> Result<Uuid, Problem> {
+    let status = api.submitter.broker().status().borrow().clone();
+    Problem::check_broker(&status)?;
+    let place = api.many.running.place()?;
+    Ok(api.many.running.start(api.clone(), order, place))
+}
+
 /// All that match, on a thread that may take its time.
-async fn count(api: &Api, filter: &Filter) -> Result<u64, Problem> {
+pub async fn count(api: &Api, filter: &Filter) -> Result<u64, Problem> {
     let busy = |_| Problem::busy("as many jobs are being counted as this server counts at once");
     let place = api.many.counts.clone().try_acquire_owned().map_err(busy)?;
     let (model, filter) = (api.model.clone(), filter.clone());
@@ -229,10 +234,14 @@ async fn count(api: &Api, filter: &Filter) -> Result<u64, Problem> {
 
 /// `GET /v1/bulk/{id}`
 pub async fn show(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<BulkView>, Problem> {
-    let view = id.parse().ok().and_then(|id| api.many.running.view(id));
-    let gone = || {
+    view(&api, &id).map(Json)
+}
+
+/// How far one is.
+pub fn view(api: &Api, id: &str) -> Result<BulkView, Problem> {
+    let known = id.parse().ok().and_then(|id| api.many.running.view(id));
+    known.ok_or_else(|| {
         let hint = "the last hundred are kept, and none longer than the server runs";
-        Problem::not_found(format!("no wish for many jobs has the id {:?}", clip(&id, 80)), hint)
-    };
-    Ok(Json(view.ok_or_else(gone)?))
+        Problem::not_found(format!("no wish for many jobs has the id {:?}", clip(id, 80)), hint)
+    })
 }

@@ -25,7 +25,8 @@ const NAMED: usize = 100;
 /// Where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+#[schemars(rename = "BulkState")]
+pub enum Stand {
     /// Being carried out.
     Running,
     /// Every job that matched was looked at.
@@ -40,7 +41,7 @@ pub struct BulkView {
     /// Its id.
     pub id: Uuid,
     /// Where it stands.
-    pub state: State,
+    pub state: Stand,
     /// Jobs that matched when it began.
     pub total: u64,
     /// Jobs that were done.
@@ -101,11 +102,11 @@ impl Running {
     pub fn start(&self, api: Api, order: Order, place: OwnedSemaphorePermit) -> Uuid {
         let id = Uuid::now_v7();
         let (total, skipped) = (order.total, Vec::new());
-        let view = BulkView { id, state: State::Running, total, done: 0, left: 0, skipped, error: None };
+        let view = BulkView { id, state: Stand::Running, total, done: 0, left: 0, skipped, error: None };
         {
             let mut known = self.known();
             if known.len() >= KEPT
-                && let Some(oldest) = known.iter().position(|view| view.state != State::Running)
+                && let Some(oldest) = known.iter().position(|view| view.state != Stand::Running)
             {
                 known.remove(oldest);
             }
@@ -119,8 +120,8 @@ impl Running {
                 () = stopping.cancelled() => Err("the server ended; make the wish again for the rest".to_owned()),
             };
             running.change(id, |view| match ended {
-                Ok(()) => view.state = State::Done,
-                Err(why) => (view.state, view.error) = (State::Stopped, Some(why)),
+                Ok(()) => view.state = Stand::Done,
+                Err(why) => (view.state, view.error) = (Stand::Stopped, Some(why)),
             });
             drop(place);
         });
