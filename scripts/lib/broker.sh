@@ -135,8 +135,8 @@ broker_pid() {
   local pid
   pid="$(cat "$BROKER_DIR/pid" 2>/dev/null)" || return 1
   [[ $pid =~ ^[0-9]+$ ]] || return 1
-  tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" |
-    grep -qxF "RABBITMQ_PID_FILE=$BROKER_DIR/pid" || return 1
+  # Not through a pipe: grep ends at the match, and whoever still writes to it would fail the pipeline.
+  grep -qzxF "RABBITMQ_PID_FILE=$BROKER_DIR/pid" "/proc/$pid/environ" 2>/dev/null || return 1
   printf '%s\n' "$pid"
 }
 

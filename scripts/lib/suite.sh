@@ -110,7 +110,7 @@ marked_processes() {
     pid="${file#/proc/}"
     pid="${pid%/environ}"
     [[ $pid != "$$" && $pid != "$BASHPID" ]] || continue
-    tr '\0' '\n' 2>/dev/null <"$file" | grep -qxF "STOKER_TEST_RUN=$TEST_DIR" && printf '%s\n' "$pid"
+    grep -qzxF "STOKER_TEST_RUN=$TEST_DIR" "$file" 2>/dev/null && printf '%s\n' "$pid"
   done
   return 0
 }

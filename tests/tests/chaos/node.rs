@@ -7,7 +7,10 @@ use std::{
 };
 
 use stoker_tests::{setting, within};
-use tokio::process::Command;
+use tokio::{
+    process::Command,
+    sync::{Mutex, MutexGuard},
+};
 use uuid::Uuid;
 
 /// Where RabbitMQ lists the processes that it starts again: the one that keeps the streams, and
@@ -16,10 +19,15 @@ use uuid::Uuid;
 const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
 
+/// One node at a time: three that start, die and recover beside each other take a small machine to
+/// where nothing is in time.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 pub struct Node {
     control: PathBuf,
     name: String,
     pub url: String,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Node {
@@ -28,7 +36,7 @@ impl Node {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
         // The pid in the name: a run that was killed could not wipe its node, the next one does.
         let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
-        let mut node = Self { control, name, url: String::new() };
+        let mut node = Self { control, name, url: String::new(), _turn: TURN.lock().await };
         node.url = node.tell("start").await;
         Some(node)
     }
