@@ -133,6 +133,11 @@ impl BulkRequest {
             let hint = "as in {\"action\": \"retry\", \"filter\": {\"phase\": \"dead\"}, \"dry_run\": true}";
             return Err(Problem::bad_request("the body is not an object", hint));
         }
+        // serde takes null for a field that was left out; the document does not.
+        let null = body.0.as_object().and_then(|fields| fields.iter().find(|(_, value)| value.is_null()));
+        if let Some((name, _)) = null {
+            return Err(Problem::bad_request(format!("{}: it is null", clip(name, 80)), "leave it out"));
+        }
         serde_json::from_value(body.0).map_err(|e| Problem::bad_request(clip(&e.to_string(), 300), ""))
     }
 
