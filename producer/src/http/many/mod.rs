@@ -138,6 +138,10 @@ impl BulkRequest {
         if let Some((name, _)) = null {
             return Err(Problem::bad_request(format!("{}: it is null", clip(name, 80)), "leave it out"));
         }
+        // Nor is a list a filter, though serde reads its items as fields.
+        if body.0.get("filter").is_some_and(|filter| !filter.is_object()) {
+            return Err(Problem::bad_request("filter: it is not an object", "{} is all jobs"));
+        }
         serde_json::from_value(body.0).map_err(|e| Problem::bad_request(clip(&e.to_string(), 300), ""))
     }
 
