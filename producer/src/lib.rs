@@ -22,6 +22,7 @@ pub mod report;
 pub mod serve;
 pub mod submit;
 pub mod supersede;
+mod unheard;
 pub mod up;
 pub mod view;
 pub mod webhooks;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::console::NoConsoles;
 use crate::control_plane::{ControlError, ControlPlane, Front, Parts, warn_if_in_the_clear};
+use crate::unheard::Unheard;
 
 /// What to serve.
 pub struct Serve {
@@ -45,6 +46,7 @@ pub async fn run(serve: Serve, asked: watch::Receiver<Shutdown>, out: &mut (dyn 
     let shown = data.display().to_string();
     let parts = Parts { name: "serve", listener, front, data, broker: broker.clone(), consoles: Arc::new(NoConsoles) };
     let mut control = ControlPlane::start(parts)?;
+    let mut out = Unheard(out);
     writeln!(out, "Stoker {}: http://{address}/", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  broker  {broker_name}")?;
     writeln!(out, "  data    {shown}")?;

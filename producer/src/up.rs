@@ -21,6 +21,7 @@ use crate::http::ServeError;
 use crate::readmodel::{Filter, ReadModel, ReadModelError};
 use crate::report::Report;
 use crate::submit::{self, Asker, Interrupted, PublishError, Submitter};
+use crate::unheard::Unheard;
 
 /// Label of the VM that `up` boots to show that everything works; a later `up` finds it again.
 const FIRST_VM_LABEL: (&str, &str) = ("stoker.up", "first-vm");
@@ -71,6 +72,7 @@ pub enum UpError {
 /// Runs until asked to end (or, with `once`, until the first VM's report).
 pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     let asked = signals::shutdown()?;
+    let out = &mut Unheard(out);
     let listener = up.front.bind().await?;
     let host = Host::open(&up.config).await?;
     let broker = host.broker(&up.config).await.map_err(HostError::from)?;

@@ -80,6 +80,7 @@ impl Server {
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let line = within("the server's address", lines.next_line()).await.unwrap().expect("stoker serve ended");
+        // Nobody reads on from here, which must be nothing to a server.
         let base = line.split_once("http://").map(|(_, rest)| format!("http://{}", rest.trim_end_matches('/')));
         Self { base: base.unwrap(), _process: process, _data: data }
     }
