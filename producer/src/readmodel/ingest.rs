@@ -13,6 +13,7 @@ use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
 use super::cache::Cache;
 use super::hosts::HostState;
+use super::packed;
 use super::pools::PoolState;
 use super::series::{KEPT_MINUTES, Minute, minute_of};
 use super::store::{Meta, Store, Stored, corrupt};
@@ -72,6 +73,9 @@ pub(super) struct Ingest<'a> {
     hosts: BTreeMap<String, HostState>,
     pools: BTreeMap<String, PoolState>,
     changes: Vec<Change>,
+    /// Number of the first new event, and the keys of all of them.
+    first: u64,
+    arrived: Vec<Vec<u8>>,
     minutes: BTreeMap<u64, Minute>,
     crowded: bool,
     latest: Option<Time>,
@@ -82,6 +86,8 @@ impl<'a> Ingest<'a> {
         Self {
             store,
             cache,
+            first: meta.next_seq,
+            arrived: Vec::new(),
             meta,
             batch: Batch::default(),
             events: BTreeMap::new(),
@@ -142,9 +148,11 @@ impl<'a> Ingest<'a> {
         let seq = known.map_or(self.meta.next_seq, |known| known.seq);
         let stored = Stored { seq, job: event.job(), json };
         self.batch.insert(key.as_slice(), stored.to_row());
-        self.batch.insert(keys::seq(seq), key.as_slice());
+        if seq == self.meta.next_seq {
+            self.meta.next_seq += 1;
+            self.arrived.push(key.clone());
+        }
         self.events.insert(key, stored);
-        self.meta.next_seq = self.meta.next_seq.max(seq + 1);
         self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
         match event.job() {
             Some(job) => self.touch(job, event, replaced),
@@ -231,6 +239,9 @@ impl<'a> Ingest<'a> {
         }
         self.write_minutes()?;
         self.trim_undecodable()?;
+        if !self.arrived.is_empty() {
+            self.batch.insert(keys::seq(self.first), keys::joined_keys(&self.arrived));
+        }
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
         Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded, latest: self.latest })
@@ -311,7 +322,7 @@ impl<'a> Ingest<'a> {
             add(stored.event()?);
             overlaid.insert(key.as_slice());
         }
-        for row in self.store.events_of(id) {
+        for row in self.store.events_of(id)? {
             let (key, stored) = row?;
             if !overlaid.contains(key.as_slice()) {
                 add(stored.event()?);
@@ -336,7 +347,8 @@ impl<'a> Ingest<'a> {
         for row in kept.iter().filter(|row| !stale.contains(row)) {
             self.batch.insert(row.as_slice(), &[]);
         }
-        self.batch.insert(keys::job(after.id), serde_json::to_vec(after).map_err(corrupt)?);
+        let row = serde_json::to_vec(after).map_err(corrupt)?;
+        self.batch.insert(keys::job(after.id), packed::pack(&row));
         self.meta.counters.moved(before, after);
         Ok(())
     }

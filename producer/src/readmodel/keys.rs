@@ -4,7 +4,7 @@
 //! ```text
 //! e job epoch step   -> seq, event      events of jobs
 //! E host 0 step      -> seq, event      events of hosts and pools
-//! s seq              -> key of event    everything in order of arrival
+//! s seq              -> keys of events   everything in order of arrival: a batch's, from this number on
 //! j job              -> summary
 //! p phase time job   -> (index)         newest first
 //! t time job         -> (index)         newest first
@@ -76,6 +76,28 @@ pub fn job_of_event(key: &[u8]) -> Option<JobId> {
 /// A place in the order of arrival.
 pub fn seq(seq: u64) -> Vec<u8> {
     joined(&[b"s", &seq.to_be_bytes()])
+}
+
+/// Keys of events that came one after the other, in one row: a row for each would cost as much as the
+/// events themselves. A key is shorter than a batch, which is shorter than 4 GiB.
+pub fn joined_keys(keys: &[Vec<u8>]) -> Vec<u8> {
+    let length = |key: &Vec<u8>| u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes();
+    keys.iter().flat_map(|key| length(key).into_iter().chain(key.iter().copied())).collect()
+}
+
+/// The keys of such a row; what does not hold together ends them.
+pub fn split_keys(mut row: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = row.split_first_chunk::<4>()?;
+        let (key, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        row = rest;
+        Some(key)
+    })
+}
+
+/// The number that a row of arrivals begins with.
+pub fn seq_of(key: &[u8]) -> Option<u64> {
+    key.get(1..)?.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// A job's summary.
@@ -224,6 +246,15 @@ mod tests {
             assert!(tail(6) >= tail_before(at(7)).to_vec() && tail(7) < tail_before(at(7)).to_vec());
             assert!(tail(-5) >= tail_before(at(-4)).to_vec(), "before 1970 is all the same");
         }
+    }
+
+    #[test]
+    fn joined_keys_come_apart_again() {
+        let keys = [b"e1".to_vec(), Vec::new(), vec![0; 300]];
+        let row = joined_keys(&keys);
+        assert!(split_keys(&row).eq(keys.iter().map(Vec::as_slice)));
+        assert_eq!(split_keys(&row[..row.len() - 1]).count(), 2, "half a key is none");
+        assert_eq!(seq_of(&seq(u64::MAX - 1)), Some(u64::MAX - 1));
     }
 
     #[test]

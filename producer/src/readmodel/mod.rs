@@ -3,10 +3,13 @@
 
 mod cache;
 mod caught_up;
+mod database;
 mod filter;
+mod follow;
 mod hosts;
 mod ingest;
 mod keys;
+mod packed;
 mod pools;
 mod query;
 mod series;
@@ -15,17 +18,18 @@ mod summary;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::{Event, JobId, JobState, Phase, Time};
-use stoker_worker::ports::broker::{Broker, HistoryEntry, Offset};
+use stoker_worker::ports::broker::{HistoryEntry, Offset};
 use tokio::sync::{broadcast, watch};
-use tokio_util::sync::CancellationToken;
 
 pub use filter::{Filter, Phases};
+pub use follow::MAX_ENTRIES_PER_BATCH;
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
 pub use pools::{PoolView, Unheard};
@@ -39,25 +43,21 @@ use cache::Cache;
 use ingest::{Ingest, Written};
 use store::{Meta, Store};
 
-/// History entries per batch: one write per so many, and a reader sees news soon.
-pub const MAX_ENTRIES_PER_BATCH: usize = 512;
-/// Bytes of entries per batch: some hundred events, whose adding up takes tens of milliseconds.
-const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// Changes a slow listener may be behind; it then looks at the rows instead.
 const CHANGES_KEPT: usize = 1_024;
 /// Hosts listed; a front for more needs pages for them.
 const MAX_HOSTS: usize = 10_000;
 /// Pools listed: as many as a person can still name.
 const MAX_POOLS: usize = 1_000;
-/// Wait before the history is asked for again after it could not be had.
-const HISTORY_RETRY: Duration = Duration::from_millis(500);
-
 /// What can go wrong with the read model.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadModelError {
     /// Its folder cannot be read or written.
     #[error("read model store failed: {0}; is the disk full, or the folder in use by another stoker?")]
     Store(#[from] sled::Error),
+    /// Opening its folder anew failed; the log has the reason.
+    #[error("read model is closed, because it could not be opened anew; start stoker again")]
+    Closed,
     /// A row is not what we wrote.
     #[error("read model is damaged: {0}; stop stoker and remove its control folder, it is refilled from the history")]
     Corrupt(String),
@@ -105,84 +105,26 @@ pub struct ReadModel {
     crowded: watch::Sender<()>,
     caught_up: watch::Sender<bool>,
     opened_at: Time,
+    /// Number of the next event when the database was opened last; later where that was put off.
+    opened_at_seq: Arc<AtomicU64>,
     clock: Clock,
-}
-
-/// Cuts entries, each of which may hold many events, into pieces that are written at once.
-fn pieces(mut entries: &[HistoryEntry]) -> impl Iterator<Item = &[HistoryEntry]> {
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = entries.iter().take_while(|entry| {
-            bytes += entry.body.len();
-            bytes <= MAX_BATCH_BYTES
-        });
-        // One that is larger alone must go, too.
-        let fits = fits.count().max(1).min(entries.len());
-        let (piece, rest) = entries.split_at(fits);
-        entries = rest;
-        (!piece.is_empty()).then_some(piece)
-    })
 }
 
 impl ReadModel {
     /// Opens (or makes) the folder.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, ReadModelError> {
         let (store, meta) = Store::open(dir)?;
+        let opened_at_seq = Arc::new(AtomicU64::new(meta.next_seq));
         let live = Live { meta, heard_at: None };
         let (changes, crowded) = (broadcast::channel(CHANGES_KEPT).0, watch::channel(()).0);
         let (caught_up, opened_at) = (watch::channel(false).0, clock());
         let (live, cache) = (Arc::new(Mutex::new(live)), Arc::default());
-        Ok(Self { store, live, cache, changes, crowded, caught_up, opened_at, clock })
+        Ok(Self { store, live, cache, changes, crowded, caught_up, opened_at, opened_at_seq, clock })
     }
 
     /// Nothing panics while holding it, and a half-done change is never kept in it.
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the history, from where it stopped, until told to stop or the broker is closed.
-    pub async fn follow(&self, broker: Arc<dyn Broker>, stop: CancellationToken) -> Result<(), ReadModelError> {
-        loop {
-            let reader = tokio::select! {
-                () = stop.cancelled() => break,
-                reader = broker.history(self.next_offset()) => reader,
-            };
-            let mut reader = match reader {
-                Ok(reader) => reader,
-                Err(stoker_worker::ports::broker::BrokerError::Closed) => break,
-                Err(cause) => {
-                    tracing::warn!(%cause, "history cannot be read; trying again");
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(HISTORY_RETRY) => continue,
-                    }
-                }
-            };
-            let mut entries = Vec::with_capacity(MAX_ENTRIES_PER_BATCH);
-            loop {
-                let received = tokio::select! {
-                    () = stop.cancelled() => 0,
-                    n = reader.recv_many(&mut entries, MAX_ENTRIES_PER_BATCH) => n,
-                    () = caught_up::quiet(broker.as_ref()), if !self.is_caught_up() => {
-                        self.caught_up.send_replace(true);
-                        continue;
-                    }
-                };
-                if received == 0 {
-                    return self.store.flush();
-                }
-                self.apply_off_thread(std::mem::take(&mut entries)).await?;
-            }
-        }
-        self.store.flush()
-    }
-
-    /// Adding up and writing takes milliseconds: not on a thread that serves requests.
-    async fn apply_off_thread(&self, entries: Vec<HistoryEntry>) -> Result<(), ReadModelError> {
-        let model = self.clone();
-        let apply = move || pieces(&entries).try_for_each(|piece| model.apply(piece));
-        let applied = tokio::task::spawn_blocking(apply).await;
-        applied.unwrap_or_else(|e| Err(ReadModelError::Corrupt(format!("adding up an entry failed: {e}"))))
     }
 
     /// Adds history entries: all of them or, on error, none.
@@ -215,7 +157,7 @@ impl ReadModel {
             self.crowded.send_replace(());
         }
         if latest.is_some_and(|latest| latest >= self.opened_at) && !self.is_caught_up() {
-            self.caught_up.send_replace(true);
+            self.now_caught_up()?;
         }
         Ok(())
     }
@@ -322,7 +264,7 @@ impl ReadModel {
 
     /// Events of a job as they came.
     pub fn stored_events(&self, id: JobId) -> Result<Vec<Stored>, ReadModelError> {
-        let mut stored = self.store.events_of(id).map(|r| r.map(|(_, s)| s)).collect::<Result<Vec<_>, _>>()?;
+        let mut stored = self.store.events_of(id)?.map(|r| r.map(|(_, s)| s)).collect::<Result<Vec<_>, _>>()?;
         stored.sort_by_key(|s| s.seq);
         Ok(stored)
     }

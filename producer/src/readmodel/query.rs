@@ -64,7 +64,7 @@ pub(super) fn list(
     };
     let to = filter.since.map_or(keys::LAST_TAIL, keys::tail_since);
     let runs = filter.indexes(in_phases).into_iter().map(|prefix| store.index(&prefix, from, to));
-    let mut tails = Merged::new(runs)?;
+    let mut tails = Merged::new(runs.collect::<Result<Vec<_>, _>>()?.into_iter())?;
     let mut page = Page::default();
     let mut before = None;
     for looked_at in 1.. {

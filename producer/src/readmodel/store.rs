@@ -7,20 +7,20 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sled::{Batch, Tree};
+use sled::Batch;
 use stoker_schemas::{Event, JobId, Time};
 
 use super::ReadModelError;
+use super::database::{Database, Reading};
 use super::hosts::HostState;
 use super::keys::{self, Tail};
+use super::packed;
 use super::pools::PoolState;
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 4;
-/// Memory sled may use for pages. Its own default, 1 GiB, is more than a whole front should take.
-const CACHE_BYTES: u64 = 64 << 20;
+const FORM: u32 = 5;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -52,13 +52,14 @@ pub struct Stored {
 impl Stored {
     /// As kept in a row.
     pub fn to_row(&self) -> Vec<u8> {
-        [&self.seq.to_be_bytes(), self.json.as_slice()].concat()
+        [&self.seq.to_be_bytes(), packed::pack(&self.json).as_slice()].concat()
     }
 
     /// From a row.
     fn from_row(key: &[u8], row: &[u8]) -> Result<Self, ReadModelError> {
-        let (seq, json) = row.split_first_chunk::<8>().ok_or_else(|| corrupt("an event's row is too short"))?;
-        Ok(Self { seq: u64::from_be_bytes(*seq), job: keys::job_of_event(key), json: json.to_vec() })
+        let (seq, packed) = row.split_first_chunk::<8>().ok_or_else(|| corrupt("an event's row is too short"))?;
+        let json = packed::unpack(packed)?;
+        Ok(Self { seq: u64::from_be_bytes(*seq), job: keys::job_of_event(key), json })
     }
 
     /// The event itself.
@@ -75,8 +76,7 @@ pub(super) fn corrupt(what: impl ToString) -> ReadModelError {
 /// The tree.
 #[derive(Debug, Clone)]
 pub struct Store {
-    tree: Tree,
-    db: sled::Db,
+    database: Arc<Database>,
     /// Taken to write a batch; who reads several rows that belong together shares it.
     whole: Arc<RwLock<()>>,
 }
@@ -84,20 +84,19 @@ pub struct Store {
 impl Store {
     /// Opens a folder, emptying it when an older Stoker wrote it in another form.
     pub fn open(dir: &Path) -> Result<(Self, Meta), ReadModelError> {
-        let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open()?;
-        let store = Self { tree: (*db).clone(), db, whole: Arc::default() };
+        let store = Self { database: Arc::new(Database::open(dir)?), whole: Arc::default() };
         let meta = store.read::<Meta>(keys::META).ok().flatten().filter(|m| m.form == FORM);
         if let Some(meta) = meta {
             return Ok((store, meta));
         }
-        store.tree.clear()?;
+        store.database.rows()?.clear()?;
         Ok((store, Meta { form: FORM, ..Meta::default() }))
     }
 
     /// Writes everything of a batch or nothing.
     pub fn write(&self, batch: Batch) -> Result<(), ReadModelError> {
         let _alone = self.whole.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.tree.apply_batch(batch)?)
+        Ok(self.database.rows()?.apply_batch(batch)?)
     }
 
     /// No batch is written while this is held.
@@ -107,18 +106,23 @@ impl Store {
 
     /// Pushes what is written towards the disk.
     pub fn flush(&self) -> Result<(), ReadModelError> {
-        self.db.flush()?;
-        Ok(())
+        self.database.flush()
+    }
+
+    /// Makes the next start short; see [`Database::reopen`].
+    pub fn reopen(&self) -> Result<bool, ReadModelError> {
+        self.database.reopen()
     }
 
     fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, ReadModelError> {
-        let Some(row) = self.tree.get(key)? else { return Ok(None) };
+        let Some(row) = self.database.rows()?.get(key)? else { return Ok(None) };
         serde_json::from_slice(&row).map(Some).map_err(corrupt)
     }
 
     /// A job's row.
     pub fn summary(&self, id: JobId) -> Result<Option<JobSummary>, ReadModelError> {
-        self.read(&keys::job(id))
+        let Some(row) = self.database.rows()?.get(keys::job(id))? else { return Ok(None) };
+        serde_json::from_slice(&packed::unpack(&row)?).map(Some).map_err(corrupt)
     }
 
     /// A host's row.
@@ -128,7 +132,8 @@ impl Store {
 
     /// All hosts by name.
     pub fn hosts(&self, limit: usize) -> Result<Vec<(String, HostState)>, ReadModelError> {
-        let rows = self.tree.scan_prefix(keys::HOSTS).take(limit);
+        let open = self.database.rows()?;
+        let rows = open.scan_prefix(keys::HOSTS).take(limit);
         rows.map(|row| {
             let (key, value) = row?;
             let name = String::from_utf8_lossy(&key[keys::HOSTS.len()..]).into_owned();
@@ -144,7 +149,8 @@ impl Store {
 
     /// All pools that something was said of.
     pub fn pools(&self, limit: usize) -> Result<BTreeMap<String, PoolState>, ReadModelError> {
-        let rows = self.tree.scan_prefix(keys::POOLS).take(limit);
+        let open = self.database.rows()?;
+        let rows = open.scan_prefix(keys::POOLS).take(limit);
         rows.map(|row| {
             let (key, value) = row?;
             let name = String::from_utf8_lossy(&key[keys::POOLS.len()..]).into_owned();
@@ -155,26 +161,40 @@ impl Store {
 
     /// An event by its key.
     pub fn event(&self, key: &[u8]) -> Result<Option<Stored>, ReadModelError> {
-        self.tree.get(key)?.map(|row| Stored::from_row(key, &row)).transpose()
+        self.database.rows()?.get(key)?.map(|row| Stored::from_row(key, &row)).transpose()
     }
 
     /// The events of a job, with their keys.
-    pub fn events_of(&self, id: JobId) -> impl Iterator<Item = Result<(Vec<u8>, Stored), ReadModelError>> {
-        self.tree.scan_prefix(keys::events_of(id)).map(|row| {
+    pub fn events_of(
+        &self,
+        id: JobId,
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Stored), ReadModelError>> + use<'_>, ReadModelError> {
+        let rows = Reading::new(self.database.rows()?, |tree| tree.scan_prefix(keys::events_of(id)));
+        Ok(rows.map(|row| {
             let (key, value) = row?;
             Ok((key.to_vec(), Stored::from_row(&key, &value)?))
-        })
+        }))
     }
 
     /// Events in order of arrival, from a number on.
     pub fn arrived(&self, from: u64, limit: usize) -> Result<Vec<Stored>, ReadModelError> {
-        let end = keys::seq(u64::MAX);
-        let rows = self.tree.range(keys::seq(from)..=end).take(limit);
-        rows.filter_map(|row| match row {
-            Ok((_, key)) => self.event(&key).transpose(),
-            Err(e) => Some(Err(e.into())),
-        })
-        .collect()
+        let open = self.database.rows()?;
+        // The batch that the number lies in began at it or before.
+        let before = open.range(keys::seq(0)..=keys::seq(from)).next_back().transpose()?;
+        let first = before.map_or_else(|| keys::seq(from), |(key, _)| key.to_vec());
+        let mut events = Vec::new();
+        for row in open.range(first..=keys::seq(u64::MAX)) {
+            let (key, row) = row?;
+            let begin = keys::seq_of(&key).ok_or_else(|| corrupt("a key of arrivals is too short"))?;
+            for (seq, key) in (begin..).zip(keys::split_keys(&row)).skip_while(|(seq, _)| *seq < from) {
+                if events.len() >= limit {
+                    return Ok(events);
+                }
+                let event = self.event(key)?.ok_or_else(|| corrupt(format!("event {seq} is missing")))?;
+                events.push(event);
+            }
+        }
+        Ok(events)
     }
 
     /// Tails of an index from one to another, that included.
@@ -183,30 +203,34 @@ impl Store {
         prefix: &[u8],
         from: Bound<Tail>,
         to: Tail,
-    ) -> impl Iterator<Item = Result<Tail, ReadModelError>> + use<> {
+    ) -> Result<impl Iterator<Item = Result<Tail, ReadModelError>> + use<'_>, ReadModelError> {
         let from = match from {
             Bound::Unbounded => Bound::Included(prefix.to_vec()),
             bound => bound.map(|tail| [prefix, &tail].concat()),
         };
-        let keys = self.tree.range((from, Bound::Included([prefix, &to].concat()))).keys();
-        keys.map(|key| keys::tail_of(&key?).ok_or_else(|| corrupt("an index key is too short")))
+        let to = Bound::Included([prefix, &to].concat());
+        let keys = Reading::new(self.database.rows()?, |tree| tree.range((from, to)).keys());
+        Ok(keys.map(|key| keys::tail_of(&key?).ok_or_else(|| corrupt("an index key is too short"))))
     }
 
     /// Jobs whose ids lie in a range.
     pub fn ids(&self, low: JobId, high: JobId, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
-        let keys = self.tree.range(keys::job(low)..=keys::job(high)).keys().take(limit);
+        let open = self.database.rows()?;
+        let keys = open.range(keys::job(low)..=keys::job(high)).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
     }
 
     /// Jobs in the order in which they are due.
     pub fn due(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
-        let keys = self.tree.scan_prefix(keys::BY_DUE).keys().take(limit);
+        let open = self.database.rows()?;
+        let keys = open.scan_prefix(keys::BY_DUE).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
     }
 
     /// The job that entered an index first, by the time it is sorted by.
     pub fn oldest(&self, prefix: &[u8]) -> Result<Option<JobId>, ReadModelError> {
-        let Some(key) = self.tree.scan_prefix(prefix).keys().next_back() else { return Ok(None) };
+        let open = self.database.rows()?;
+        let Some(key) = open.scan_prefix(prefix).keys().next_back() else { return Ok(None) };
         Ok(keys::job_of_index(&key?))
     }
 
@@ -217,7 +241,8 @@ impl Store {
 
     /// Minutes with something in them, from one to another.
     pub fn minutes(&self, from: u64, to: u64) -> Result<Vec<(u64, Minute)>, ReadModelError> {
-        let rows = self.tree.range(keys::minute(from)..=keys::minute(to));
+        let open = self.database.rows()?;
+        let rows = open.range(keys::minute(from)..=keys::minute(to));
         rows.map(|row| {
             let (key, value) = row?;
             let minute = key.get(1..).and_then(|tail| tail.try_into().ok()).map(u64::from_be_bytes);
@@ -229,28 +254,32 @@ impl Store {
 
     /// Keys of minutes before one, a few at a time.
     pub fn minutes_before(&self, minute: u64, limit: usize) -> Result<Vec<sled::IVec>, ReadModelError> {
-        Ok(self.tree.range(keys::minute(0)..keys::minute(minute)).keys().take(limit).collect::<Result<_, _>>()?)
+        let open = self.database.rows()?;
+        Ok(open.range(keys::minute(0)..keys::minute(minute)).keys().take(limit).collect::<Result<_, _>>()?)
     }
 
     /// Jobs with a VM too many.
     pub fn crowded(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
-        let keys = self.tree.scan_prefix(keys::CROWDED).keys().take(limit);
+        let open = self.database.rows()?;
+        let keys = open.scan_prefix(keys::CROWDED).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
     }
 
     /// What could not be decoded, the newest first.
     pub fn undecodable<T: DeserializeOwned>(&self, limit: usize) -> Result<Vec<T>, ReadModelError> {
-        let rows = self.tree.scan_prefix(keys::UNDECODABLE).rev().take(limit);
+        let open = self.database.rows()?;
+        let rows = open.scan_prefix(keys::UNDECODABLE).rev().take(limit);
         rows.map(|row| serde_json::from_slice(&row?.1).map_err(corrupt)).collect()
     }
 
     /// Keys of the oldest entries that could not be decoded.
     pub fn oldest_undecodable(&self, count: usize) -> Result<Vec<sled::IVec>, ReadModelError> {
-        Ok(self.tree.scan_prefix(keys::UNDECODABLE).keys().take(count).collect::<Result<_, _>>()?)
+        let open = self.database.rows()?;
+        Ok(open.scan_prefix(keys::UNDECODABLE).keys().take(count).collect::<Result<_, _>>()?)
     }
 
     /// Whether there is a row.
     pub fn has(&self, key: &[u8]) -> Result<bool, ReadModelError> {
-        Ok(self.tree.contains_key(key)?)
+        Ok(self.database.rows()?.contains_key(key)?)
     }
 }
