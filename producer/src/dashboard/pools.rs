@@ -94,7 +94,7 @@ fn row(pool: &PoolView) -> Markup {
             }
             td { form.inline method="post" action={ "/pools/" (name) "/limit" } {
                 (parts::form_guard())
-                input name="max_per_host" inputmode="numeric" size="5" autocomplete="off" placeholder="as many as fit"
+                input name="max_per_host" inputmode="numeric" size="12" autocomplete="off" placeholder="as many as fit"
                     value=[pool.max_per_host] aria-label={ "VMs of pool " (name) " on each host" };
                 button aria-label={ "Set the limit of pool " (name) } { "Set the limit" }
             } }
