@@ -141,7 +141,12 @@ impl Runner {
     }
 
     pub(super) fn attach_request(&self) -> AttachRequest {
-        AttachRequest { vm: self.plan.vm, address: self.plan.address, agent_port: self.plan.spec.readiness.port }
+        AttachRequest {
+            vm: self.plan.vm,
+            address: self.plan.address,
+            agent_port: self.plan.spec.readiness.port,
+            dhcp: self.plan.spec.network == NetworkSpec::Dhcp,
+        }
     }
 
     /// Image's arguments, the job's, and our own, in this order: Linux takes the last of equals.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use stoker_schemas::diagnosis::diagnose;
 use stoker_schemas::event::{AttemptReady, Identity, Stage};
 use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
+use stoker_schemas::spec::Network;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::bring_up::Held;
@@ -39,7 +40,7 @@ impl Runner {
         let prober = self.rig.prober.clone();
         let mut probing: Option<Probing<'_>> = None;
         let mut probe_from = Instant::now();
-        if held.attachment.sees_dhcp && self.seen.lease().is_none() {
+        if held.attachment.sees_dhcp && self.plan.spec.network == Network::Dhcp && self.seen.lease().is_none() {
             probe_from += PROBE_ANYWAY_AFTER;
         }
         let mut tell = interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);

@@ -169,6 +169,10 @@ impl BridgedNetwork {
         Ok(address)
     }
 
+    async fn reserve(&self, request: &AttachRequest, address: Ipv4Addr) -> Result<(), NetError> {
+        if request.dhcp { self.dhcp.reserve(request.vm.mac(), address).await } else { Ok(()) }
+    }
+
     async fn fresh_tap(&self, name: &str) -> Result<(), NetError> {
         if let Err(error) = self.make_tap(name).await {
             if error.kind() != std::io::ErrorKind::ResourceBusy {
@@ -227,7 +231,7 @@ impl Network for BridgedNetwork {
         let signals = self.dhcp.listen(mac);
         // All to their end even where one fails: undoing must not run beside doing.
         let (reserved, made, forgotten) = tokio::join!(
-            self.dhcp.reserve(mac, address),
+            self.reserve(&request, address),
             self.fresh_tap(&tap),
             // Whoever had the address before is not to get the first packets: 5 s until ARP notices.
             self.links.forget(self.bridge, address),
@@ -245,7 +249,7 @@ impl Network for BridgedNetwork {
         let address = self.pooled(&request)?;
         let signals = self.dhcp.listen(request.vm.mac());
         self.verify_tap(&request.vm.tap()).await?;
-        self.dhcp.reserve(request.vm.mac(), address).await?;
+        self.reserve(&request, address).await?;
         Ok(self.attachment(&request, address, signals))
     }
 

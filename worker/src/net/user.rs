@@ -82,6 +82,10 @@ impl Network for UserNetwork {
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetError> {
+        if !request.dhcp {
+            let cause = "QEMU's user network gives addresses by DHCP only".to_owned();
+            return Err(NetError::System { what: "give the VM a static address".to_owned(), cause });
+        }
         self.detach(request.vm, None).await?;
         let port = self.choose(request.vm).map_err(|e| system("choose a port", &e))?;
         Ok(attachment(&request, port))

@@ -38,9 +38,11 @@ pub enum Nic {
 pub struct AttachRequest {
     /// For which VM.
     pub vm: VmId,
-    /// Address from the pool; reserved for the VM's MAC. `None` where there is no pool (user
-    /// network).
+    /// Address from the pool. `None` where there is no pool (user network).
     pub address: Option<Ipv4Addr>,
+    /// The guest gets it by DHCP: it is reserved for its MAC. Else the guest has it from its kernel
+    /// line, and asking for one by DHCP as well is a fault that must not be hidden by an answer.
+    pub dhcp: bool,
     /// The agent's port.
     pub agent_port: u16,
 }

@@ -33,6 +33,19 @@ impl AddressPool {
         Ok(Some(address))
     }
 
+    /// Takes the address that a job brings along. One that is not ours is not ours to keep from
+    /// others: the network says what is wrong with it.
+    pub fn take_this(&mut self, address: Ipv4Addr) -> Result<Option<Ipv4Addr>, Exhausted> {
+        if self.taken.contains(&address) {
+            return Err(Exhausted);
+        }
+        if let Some(at) = self.free.iter().position(|free| *free == address) {
+            self.free.remove(at);
+            self.taken.insert(address);
+        }
+        Ok(self.pooled.then_some(address))
+    }
+
     /// Marks an address that the log says is in use.
     pub fn claim(&mut self, address: Ipv4Addr) {
         self.free.retain(|free| *free != address);
@@ -76,6 +89,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_address_that_a_job_brings_along_is_nobody_elses() {
+        let [a, b, foreign] = [[10, 0, 0, 2], [10, 0, 0, 3], [10, 9, 9, 9]].map(Ipv4Addr::from);
+        let mut pool = AddressPool::new(vec![a, b]);
+        assert_eq!(pool.take_this(a), Ok(Some(a)));
+        assert_eq!(pool.take_this(a), Err(Exhausted));
+        assert_eq!(pool.take(), Ok(Some(b)));
+        assert_eq!(pool.take_this(foreign), Ok(Some(foreign)));
+        pool.release(foreign);
+        assert_eq!(pool.take(), Err(Exhausted), "a foreign address did not become ours");
+        pool.release(a);
+        assert_eq!(pool.take_this(a), Ok(Some(a)));
+        assert_eq!(AddressPool::new(Vec::new()).take_this(a), Ok(None), "a user network has no addresses");
     }
 
     #[test]

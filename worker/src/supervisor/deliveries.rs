@@ -5,6 +5,7 @@ use stoker_schemas::decide::decide;
 use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
 use stoker_schemas::retry::Jitter;
+use stoker_schemas::spec::Network;
 use stoker_schemas::{JobId, JobState, VmId};
 use tokio::time::Instant;
 
@@ -145,7 +146,11 @@ impl Supervisor {
                 return Ok(());
             }
         }
-        match self.addresses.take() {
+        let address = match claim.spec.network {
+            Network::Static(own) => self.addresses.take_this(own.address),
+            Network::Dhcp => self.addresses.take(),
+        };
+        match address {
             Ok(address) => self.begin_attempt(state, claim, need, address, turn),
             Err(_) => {
                 self.books.release(need);
