@@ -5,9 +5,10 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use stoker_schemas::event::{Event, EventData, JOB_LEVEL, Request};
 use stoker_schemas::image::Driver;
+use stoker_schemas::limits::DEFAULT_MEMORY_MIB;
 use stoker_schemas::{HostName, ImageName, JobId, JobState, Phase};
 use stoker_worker::config::{Config, NetworkMode};
 use stoker_worker::host::{Host, HostError};
@@ -92,11 +93,12 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     })?;
     greet(out, &up, &host, address)?;
 
+    let wish = up.first_image.as_ref().map(|image| wish(image, &host, &up.config));
     let (model, submitter) = (control.model.clone(), control.submitter.clone());
     let (shutdown, ordered) = watch::channel(Shutdown::No);
     let mut work = tokio::spawn(host.run(broker.clone(), ordered));
 
-    let first = first_vm(&up, &model, &submitter, consoles.as_ref(), out);
+    let first = first_vm(&up, wish.as_ref(), &model, &submitter, consoles.as_ref(), out);
     let outcome = tokio::select! {
         outcome = first => outcome,
         ended = &mut work => return Err(ended_early("worker", ended)),
@@ -165,18 +167,19 @@ fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr
 /// whether it is ready (or none was wanted).
 async fn first_vm(
     up: &Up,
+    wish: Option<&Value>,
     model: &ReadModel,
     submitter: &Submitter,
     consoles: &dyn ConsoleSource,
     out: &mut (dyn Write + Send),
 ) -> Result<(Option<JobId>, bool), UpError> {
-    let Some(image) = &up.first_image else { return Ok((None, true)) };
+    let (Some(image), Some(wish)) = (&up.first_image, wish) else { return Ok((None, true)) };
     let id = match find_first(model, image, &up.config.host)? {
         Some(id) => {
             writeln!(out, "\nVM of job {id} is still up from an earlier run")?;
             id
         }
-        None => enqueue_first(submitter, image, up.config.pools.first().map(ToString::to_string)).await?,
+        None => enqueue_first(submitter, wish).await?,
     };
     writeln!(out, "\njob {id}: booting {image} …")?;
     out.flush()?;
@@ -209,14 +212,29 @@ fn find_first(model: &ReadModel, image: &ImageName, host: &HostName) -> Result<O
     Ok(model.list(&filter, None, 1)?.jobs.first().map(|job| job.id))
 }
 
-async fn enqueue_first(submitter: &Submitter, image: &ImageName, pool: Option<String>) -> Result<JobId, UpError> {
-    let request = json!({
+/// The first job: as large as its image needs, ready when every service is up that the image is to have.
+fn wish(image: &ImageName, host: &Host, config: &Config) -> Value {
+    let mut wish = json!({
         "image": image.as_str(),
-        "pool": pool,
+        "pool": config.pools.first().map(ToString::to_string),
         "labels": { FIRST_VM_LABEL.0: FIRST_VM_LABEL.1 },
         "retry": { "max_attempts": 2 },
     });
-    let prepared = submit::prepare(&request, None).map_err(|e| UpError::Part("first job", e.to_string()))?;
+    // An image that cannot be read is told about by the attempt.
+    if let Ok(image) = host.rig().images.load(image) {
+        let manifest = &image.manifest;
+        if manifest.min_memory_mib > DEFAULT_MEMORY_MIB {
+            wish["memory_mib"] = manifest.min_memory_mib.into();
+        }
+        if !manifest.units.is_empty() {
+            wish["readiness"] = json!({ "units": manifest.units });
+        }
+    }
+    wish
+}
+
+async fn enqueue_first(submitter: &Submitter, wish: &Value) -> Result<JobId, UpError> {
+    let prepared = submit::prepare(wish, None).map_err(|e| UpError::Part("first job", e.to_string()))?;
     let id = prepared.first().map(|job| job.id);
     let asker = Asker { by: "cli/up".to_owned(), traceparent: None };
     submitter.submit_all(prepared, &asker).await.map_err(|Interrupted { cause, .. }| cause)?;

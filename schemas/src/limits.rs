@@ -23,6 +23,8 @@ pub const MAX_BODY_MATCH_BYTES: usize = 1_024;
 pub const MAX_VCPUS: u32 = 32;
 /// Memory of one VM, MiB (1 TiB): a typing error, not a VM, lies beyond.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Memory of a VM when its job does not say, MiB.
+pub const DEFAULT_MEMORY_MIB: u32 = 256;
 /// Smallest memory, MiB: the probe guest runs in it.
 pub const MIN_MEMORY_MIB: u32 = 16;
 /// Writable disk of one VM, MiB (4 TiB).

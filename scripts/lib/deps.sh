@@ -19,6 +19,8 @@ image  lz4                                    lz4
 image  zstd                                   zstd
 image  xz                                     xz-utils
 image  modinfo                                kmod
+golden mmdebstrap                             mmdebstrap
+golden mke2fs                                 e2fsprogs
 broker /usr/lib/rabbitmq/bin/rabbitmq-server  rabbitmq-server
 test   python3                                python3
 test   /usr/lib/python3/dist-packages/pip     python3-pip
@@ -36,7 +38,7 @@ DEPS_DEFAULT_GROUPS=(run build image broker test)
 readonly APT_LOCK_SECONDS=300
 readonly POLICY_FILE=/usr/sbin/policy-rc.d
 
-#: deps [run|build|image|broker|test|browser]... | install what is missing (Debian packages); starts no service
+#: deps [run|build|image|golden|broker|test|browser]... | install what is missing (Debian packages); starts no service
 cmd_deps() {
   local groups=("$@") missing=()
   (($# > 0)) || groups=("${DEPS_DEFAULT_GROUPS[@]}")

@@ -10,7 +10,7 @@ readonly AGENT_TARGET=x86_64-unknown-linux-gnu
 readonly LINUX_KERNEL_ARGS="console=ttyS0 panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off nokaslr cryptomgr.notests"
 readonly PROBE_KERNEL_ARGS="console=ttyS0"
 
-#: image [linux-minimal|probe]... | build the guest images (nothing is done when nothing changed)
+#: image [linux-minimal|probe|golden]... | build the guest images (nothing is done when nothing changed); golden only when named
 cmd_image() {
   local name names=("$@")
   (($# > 0)) || names=(linux-minimal probe)
@@ -19,7 +19,11 @@ cmd_image() {
     case "$name" in
       linux-minimal) with_lock image build_if_changed linux-minimal ;;
       probe) with_lock image build_if_changed probe ;;
-      *) die_usage "image: linux-minimal or probe, not $name" ;;
+      golden)
+        cmd_deps golden
+        with_lock image build_if_changed golden
+        ;;
+      *) die_usage "image: linux-minimal, probe or golden, not $name" ;;
     esac
   done
 }
@@ -105,10 +109,15 @@ pack_initramfs() {
   chmod 0755 "$work"
   install -m 0755 "$agent" "$work/init"
   install -m 0644 "$modules"/*.ko "$work/modules/"
-  find "$work" -exec touch -h -d @0 {} +
-  (cd "$work" && find . -print0 | LC_ALL=C sort -z |
-    cpio --quiet --null --create --format=newc --reproducible --owner=0:0) >"$out" || return 1
-  rm -rf -- "$work"
+  pack_cpio "$work" "$out"
+}
+
+# pack_cpio FOLDER OUT; the folder is gone afterwards.
+pack_cpio() {
+  find "$1" -exec touch -h -d @0 {} +
+  (cd "$1" && find . -print0 | LC_ALL=C sort -z |
+    cpio --quiet --null --create --format=newc --reproducible --owner=0:0) >"$2" || return 1
+  rm -rf -- "$1"
 }
 
 inputs_of_probe() {

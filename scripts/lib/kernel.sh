@@ -5,11 +5,12 @@
 # What a microVM with virtio-mmio network devices needs; their dependencies are looked up.
 readonly GUEST_MODULES=(virtio_mmio virtio_net)
 
-# Prints the folder: vmlinux, modules/NN-name.ko in load order, version.
+# Prints the folder: vmlinux, modules/NN-name.ko in load order, modules-golden/ with more of them.
 guest_kernel() {
   local deb folder
   deb="$(kernel_deb)" || return 1
-  folder="$CACHE_DIR/kernel/$(basename "$deb" .deb)"
+  # The number counts the forms that this folder has had: one of an older Stoker is not taken for it.
+  folder="$CACHE_DIR/kernel/$(basename "$deb" .deb).2"
   if [[ ! -d $folder ]]; then
     unpack_kernel "$deb" "$folder" || return 1
   fi
@@ -71,7 +72,8 @@ unpack_kernel() {
   dpkg-deb -x "$deb" "$work/root"
   mkdir "$work/out"
   extract_vmlinux "$(find "$work/root/boot" -name 'vmlinuz-*' | head -n 1)" "$work/out/vmlinux"
-  collect_modules "$work/root" "$work/out/modules"
+  collect_modules "$work/root" "$work/out/modules" "${GUEST_MODULES[@]}"
+  collect_modules "$work/root" "$work/out/modules-golden" "${GOLDEN_MODULES[@]}"
   mv "$work/out" "$folder"
   rm -rf -- "$work"
 }
@@ -105,7 +107,7 @@ extract_vmlinux() {
 collect_modules() {
   local root="$1" out="$2" name file number=0
   mkdir "$out"
-  for name in $(modules_in_order "$root" "${GUEST_MODULES[@]}"); do
+  for name in $(modules_in_order "$root" "${@:3}"); do
     file="$(module_file "$root" "$name")"
     number=$((number + 1))
     local target

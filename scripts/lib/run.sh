@@ -10,6 +10,7 @@ cmd_up() {
   if [[ " $* " != *simulated* ]]; then
     # Stoker says by itself which images it misses; the simulated driver needs none.
     (cmd_image) || warn "up: going on without all images"
+    [[ " $* " != *" --image golden "* && " $* " != *" --image=golden "* ]] || cmd_image golden
   fi
   build_binaries
   if wants_private_broker "$@"; then

@@ -9,7 +9,7 @@ cmd_test() {
   # A browser is a large install, so it is only made where the machine is thrown away.
   [[ -n ${CI:-} ]] && groups+=(browser)
   cmd_deps "${groups[@]}"
-  (cmd_image) || warn "test: going on without all images"
+  (cmd_image linux-minimal probe golden) || warn "test: going on without all images"
   reap_dead_test_brokers
   export_test_environment test
   run_cargo_test "$@" || cargo_status=$?

@@ -5,6 +5,8 @@
 
 #[path = "e2e/crash.rs"]
 mod crash;
+#[path = "e2e/golden.rs"]
+mod golden;
 #[path = "e2e/jobs.rs"]
 mod jobs;
 #[path = "e2e/stage.rs"]

@@ -150,20 +150,31 @@ fn vmm_end(s: &Signals) -> Option<Finding> {
 fn conflict(s: &Signals) -> Option<Finding> {
     let argument = s.kernel_args.split_ascii_whitespace().find(|a| network_parameter(a).is_some());
     let own = s.kernel_address;
-    let lease = s.lease?;
-    if own.is_none_or(|own| own == lease) && argument.is_none() {
+    if own.is_none() && argument.is_none() {
         return None;
     }
-    let confidence = if own.is_some_and(|own| own != lease) { Certain } else { Likely };
+    let (other, confidence) = match s.lease {
+        Some(lease) if own == Some(lease) && argument.is_none() => return None,
+        Some(lease) => {
+            (format!("DHCP leased {lease}"), if own.is_some_and(|own| own != lease) { Certain } else { Likely })
+        }
+        // A VM whose kernel sets its address gets none by DHCP here; that its userland asks for one is the fault:
+        // a DHCP client drops what the kernel had set.
+        None if s.dhcp_asked => {
+            ("its userland asks for one by DHCP".to_owned(), if own.is_some() { Certain } else { Likely })
+        }
+        None => return None,
+    };
     let line = argument.map_or_else(|| "its kernel".to_owned(), |a| format!("the kernel line ({})", clip(a, 120)));
     found(
         Cause::ConflictingNetwork,
         confidence,
         format!(
-            "eth0 has two owners: {line} sets {}, and DHCP leased {lease}",
+            "eth0 has two owners: {line} sets {}, and {other}",
             own.map_or("an address".to_owned(), |o| o.to_string())
         ),
-        "remove ip= from the kernel arguments of the job or image: this image gets its address by DHCP",
+        "remove ip= from the kernel arguments of the job or image (and network.static from the job): this image gets its \
+         address by DHCP",
     )
 }
 

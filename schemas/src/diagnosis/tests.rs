@@ -41,6 +41,22 @@ fn the_operators_original_fault_is_named() {
 }
 
 #[test]
+fn a_static_guest_that_asks_for_a_lease_has_two_owners_of_its_network() {
+    let address = Ipv4Addr::new(192, 168, 100, 2);
+    let mut s = Signals { lease: None, polled: Some(address), ..leased() };
+    s.kernel_args = "console=ttyS0 ip=192.168.100.2::192.168.100.1:255.255.255.0::eth0:off".into();
+    s.dhcp_refused = Some("no address available".into());
+    s.probe.connect_timeout = 528;
+    let found = diagnose(&s);
+    assert_eq!((found.cause, found.confidence), (Cause::ConflictingNetwork, Confidence::Likely));
+    s.kernel_address = Some(address);
+    assert_eq!(diagnose(&s).confidence, Confidence::Certain);
+    // A static guest that asks for nothing is one owner's, whatever else is wrong with it.
+    (s.dhcp_asked, s.dhcp_refused) = (false, None);
+    assert_ne!(diagnose(&s).cause, Cause::ConflictingNetwork);
+}
+
+#[test]
 fn each_kind_of_evidence_has_its_cause() {
     let no_lease = |s: &mut Signals| {
         s.lease = None;

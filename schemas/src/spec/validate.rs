@@ -97,7 +97,13 @@ pub(super) fn validate(raw: RawSpec, errors: &mut Vec<FieldError>) -> Option<Job
     }
     let spec_rest = JobSpecRest {
         vcpus: c.range32("vcpus", raw.vcpus, 1, 1, l::MAX_VCPUS),
-        memory_mib: c.range32("memory_mib", raw.memory_mib, 256, l::MIN_MEMORY_MIB, l::MAX_MEMORY_MIB),
+        memory_mib: c.range32(
+            "memory_mib",
+            raw.memory_mib,
+            l::DEFAULT_MEMORY_MIB,
+            l::MIN_MEMORY_MIB,
+            l::MAX_MEMORY_MIB,
+        ),
         disk_mib: c.range32("disk_mib", raw.disk_mib, 0, 0, l::MAX_DISK_MIB),
         network: network(&mut c, raw.network),
         readiness: readiness(&mut c, raw.readiness.unwrap_or_default()),

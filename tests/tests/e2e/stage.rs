@@ -118,6 +118,27 @@ impl Stage {
         self
     }
 
+    /// From now on there is another image, too: the same files under another name, its manifest changed.
+    pub fn with_image_like(mut self, image: &str, name: &str, change: impl FnOnce(&mut Value)) -> Self {
+        let images = self.dir.path().canonicalize().unwrap().join("images");
+        let (from, to) = (self.images.join(image), images.join(name));
+        fs::create_dir_all(&to).unwrap();
+        let others = entries(&self.images).into_iter().map(|name| (self.images.join(&name), images.join(&name)));
+        let files = entries(&from).into_iter().map(|name| (from.join(&name), to.join(&name)));
+        for (original, link) in others.chain(files) {
+            std::os::unix::fs::symlink(original, link).unwrap();
+        }
+        let text = fs::read(from.join("image.json")).unwrap();
+        let mut manifest = serde_json::from_slice(&text).unwrap();
+        change(&mut manifest);
+        manifest["name"] = name.into();
+        // Not through the link.
+        fs::remove_file(to.join("image.json")).unwrap();
+        fs::write(to.join("image.json"), manifest.to_string()).unwrap();
+        self.images = images;
+        self
+    }
+
     fn data(&self) -> PathBuf {
         let root = self.dir.path().canonicalize().unwrap();
         if self.user.is_some() { root.join("home").join("data") } else { root.join("data") }

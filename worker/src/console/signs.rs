@@ -71,7 +71,9 @@ impl Parser {
 
 impl Reader {
     fn line(&mut self, line: &str, each: &mut impl FnMut(ConsoleEvent)) {
-        if line.contains("IP-Config: Complete") {
+        // The kernel's own words, or those of klibc's ipconfig (`IP-Config: eth0 complete:`), which does
+        // the same in an initramfs.
+        if line.contains("IP-Config: Complete") || (line.starts_with("IP-Config: ") && line.contains(" complete")) {
             self.in_ip_config = true;
         }
         if self.in_ip_config
@@ -139,8 +141,8 @@ fn trouble(line: &str) -> Option<ConsoleEvent> {
 }
 
 fn kernel_address(line: &str) -> Option<Ipv4Addr> {
-    let (_, rest) = line.split_once("ipaddr=")?;
-    rest.split(|c: char| c != '.' && !c.is_ascii_digit()).next()?.parse().ok()
+    let (_, rest) = line.split_once("ipaddr=").or_else(|| line.split_once(" address: "))?;
+    rest.trim_start().split(|c: char| c != '.' && !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -187,6 +189,16 @@ mod tests {
             KernelPanic(s("Attempted to kill init! exitcode=0x0")),
         ];
         assert_eq!(events(&[BOOT.as_bytes()]), expected);
+    }
+
+    #[test]
+    fn an_initramfs_that_does_what_ip_asks_for_is_read_as_the_kernel() {
+        let console = "IP-Config: eth0 hardware address 02:e6:2c:bb:06:c1 mtu 1500\n\
+            IP-Config: eth0 guessed broadcast address 192.168.100.255\n\
+            IP-Config: eth0 complete:\n\
+            \x20address: 192.168.100.2    broadcast: 192.168.100.255  netmask: 255.255.255.0   \n";
+        let address = Ipv4Addr::new(192, 168, 100, 2);
+        assert_eq!(events(&[console.as_bytes()]), [ConsoleEvent::KernelStarted, ConsoleEvent::IpConfig { address }]);
     }
 
     #[test]
