@@ -32,6 +32,7 @@ fn plan(dir: &Path, args: &str) -> VmPlan {
         disk: None,
         nic: Nic::Simulated { mac: vm.mac() },
         dir: dir.to_owned(),
+        owner: None,
     }
 }
 

@@ -61,6 +61,7 @@ impl Runner {
             disk,
             nic: attachment.nic.clone(),
             dir: dir.clone(),
+            owner: attachment.owner,
         };
         let vm = self.rig.hypervisor.boot(plan).await.map_err(|e| {
             self.seen.boot_error(&e);
@@ -68,6 +69,11 @@ impl Runner {
         })?;
         self.seen.mark(Stage::Spawned, format!("pid {}", vm.record().pid));
         self.note_record(&vm);
+        if let Err(error) = self.rig.network.verify(self.plan.vm).await {
+            // Nobody could ever reach it: no use in waiting for its deadline.
+            let _ = vm.stop(std::time::Duration::ZERO).await;
+            return Err(Some(HostSignal::Network(error.to_string())));
+        }
         let console = Capture::start(vm.console(), &dir);
         Ok(Held { vm, attachment, console })
     }

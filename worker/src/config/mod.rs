@@ -59,6 +59,17 @@ pub enum NetworkMode {
     User,
 }
 
+/// Whether Firecracker runs jailed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JailerMode {
+    /// As root, with the jailer that lies beside Firecracker (or along PATH); else not.
+    Auto,
+    /// With this jailer.
+    Program(PathBuf),
+    /// Not.
+    Off,
+}
+
 /// Settings, resolved and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -76,6 +87,12 @@ pub struct Config {
     pub driver: Driver,
     /// Firecracker's program.
     pub firecracker: PathBuf,
+    /// Whether Firecracker runs jailed.
+    pub jailer: JailerMode,
+    /// User of the jailed VM at the first address; the other addresses' follow.
+    pub jailer_uid_base: u32,
+    /// Control group that jailed VMs' groups lie in, relative to the top.
+    pub cgroup_parent: String,
     /// QEMU's program.
     pub qemu: PathBuf,
     /// How VMs get a network.

@@ -27,6 +27,9 @@ const NEIGHBOUR_RETRY_MS: &str = "100";
 /// that a guest which lost its address shows as such.
 const NEIGHBOUR_CHECK_S: &str = "1";
 
+/// Ids above this are negative to some programs, and the very last ones have meanings of their own.
+const MAX_UID: u32 = i32::MAX as u32;
+
 /// A bridged network. The namespace says where.
 #[derive(Debug, Clone)]
 pub struct BridgeConfig {
@@ -45,8 +48,9 @@ pub struct BridgeConfig {
     /// dnsmasq's files. On a tmpfs: dnsmasq syncs its leases before each answer (5 ms on a disk,
     /// nothing in memory), and no VM outlives a reboot of the host.
     pub dir: PathBuf,
-    /// User that jailed VMMs run as, who then may open their tap.
-    pub tap_owner: Option<u32>,
+    /// Jailed VMMs run as users of their own, who then may open their tap: this one at the first
+    /// address, and so on. Addresses are unique at a time, and so are the users.
+    pub uid_base: Option<u32>,
 }
 
 impl BridgeConfig {
@@ -69,7 +73,7 @@ impl BridgeConfig {
             last: Ipv4Addr::from((network | hosts).saturating_sub(1)),
             dns: Vec::new(),
             dir: dir.into(),
-            tap_owner: None,
+            uid_base: None,
         }
     }
 
@@ -82,6 +86,10 @@ impl BridgeConfig {
         (self.first..=self.last).contains(&address) && address != self.address
     }
 
+    fn owner(&self, address: Ipv4Addr) -> Option<u32> {
+        self.uid_base.map(|base| base + (u32::from(address) - u32::from(self.first)))
+    }
+
     fn check(&self) -> Result<(), NetError> {
         let host_bits = 32 - u32::from(self.prefix.clamp(8, 30));
         let inside = |a: Ipv4Addr| u32::from(a) >> host_bits == u32::from(self.address) >> host_bits;
@@ -92,6 +100,8 @@ impl BridgeConfig {
         } else if is_tap(&self.bridge) || self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains('/')
         {
             "the bridge's name must be 1-15 bytes and unlike a tap's"
+        } else if !self.uid_base.is_none_or(|base| base > 0 && base <= MAX_UID - (u32::MAX >> self.prefix)) {
+            "the first user id must leave room for one per address, and root is none of them"
         } else {
             return Ok(());
         };
@@ -169,20 +179,20 @@ impl BridgedNetwork {
         Ok(address)
     }
 
-    async fn fresh_tap(&self, name: &str) -> Result<(), NetError> {
-        if let Err(error) = self.make_tap(name).await {
+    async fn fresh_tap(&self, name: &str, owner: Option<u32>) -> Result<(), NetError> {
+        if let Err(error) = self.make_tap(name, owner).await {
             if error.kind() != std::io::ErrorKind::ResourceBusy {
                 return Err(system(format!("make tap {name}"), &error));
             }
             self.links.delete(name).await?;
-            self.make_tap(name).await.map_err(|e| system(format!("make tap {name}"), &e))?;
+            self.make_tap(name, owner).await.map_err(|e| system(format!("make tap {name}"), &e))?;
         }
         self.links.join_bridge(name, self.bridge).await?;
         self.verify_tap(name).await
     }
 
-    async fn make_tap(&self, name: &str) -> std::io::Result<()> {
-        let (name, owner) = (name.to_owned(), self.config.tap_owner);
+    async fn make_tap(&self, name: &str, owner: Option<u32>) -> std::io::Result<()> {
+        let name = name.to_owned();
         self.namespace.run(move || tap::create(&name, owner)).await
     }
 
@@ -203,6 +213,7 @@ impl BridgedNetwork {
             agent: SocketAddr::from((address, request.agent_port)),
             signals,
             sees_dhcp: true,
+            owner: self.config.owner(address),
         }
     }
 }
@@ -228,7 +239,7 @@ impl Network for BridgedNetwork {
         // All to their end even where one fails: undoing must not run beside doing.
         let (reserved, made, forgotten) = tokio::join!(
             self.dhcp.reserve(mac, address),
-            self.fresh_tap(&tap),
+            self.fresh_tap(&tap, self.config.owner(address)),
             // Whoever had the address before is not to get the first packets: 5 s until ARP notices.
             self.links.forget(self.bridge, address),
         );
@@ -239,6 +250,10 @@ impl Network for BridgedNetwork {
             return Err(error);
         }
         Ok(self.attachment(&request, address, signals))
+    }
+
+    async fn verify(&self, vm: VmId) -> Result<(), NetError> {
+        self.verify_tap(&vm.tap()).await
     }
 
     async fn reattach(&self, request: AttachRequest) -> Result<Attachment, NetError> {

@@ -55,6 +55,8 @@ pub struct Attachment {
     pub signals: mpsc::Receiver<NetSignal>,
     /// Whether DHCP can be seen here (not on the user network).
     pub sees_dhcp: bool,
+    /// The user whose tap it is, where VMMs run as users of their own.
+    pub owner: Option<u32>,
 }
 
 /// One DHCP message seen by the host's server.
@@ -101,6 +103,12 @@ pub trait Network: Send + Sync + 'static {
     /// Makes the card and reserves the address. Anything left of an earlier VM with the same tap
     /// name is removed first. On error nothing is left.
     async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetError>;
+
+    /// Whether the card still is where it was put: asked once the VMM runs, because one that may
+    /// make devices makes a missing tap by itself, off the bridge, and reports success.
+    async fn verify(&self, _vm: VmId) -> Result<(), NetError> {
+        Ok(())
+    }
 
     /// Takes over the card of a VM that an earlier worker attached.
     async fn reattach(&self, request: AttachRequest) -> Result<Attachment, NetError>;

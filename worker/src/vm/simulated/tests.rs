@@ -58,6 +58,7 @@ impl Rig {
             kernel_args: args.to_owned(),
             disk: None,
             nic: Nic::Simulated { mac: vm.mac() },
+            owner: None,
             dir: PathBuf::from("d"),
         };
         self.hypervisor.boot(plan).await
