@@ -58,7 +58,14 @@ pub fn examine(config: &Config) -> Vec<Check> {
     }
     if config.driver != Driver::Simulated {
         checks.push(images(&config.images));
-        if let NetworkMode::Bridge { .. } = config.network {
+        if let NetworkMode::Bridge { firewall, .. } = config.network {
+            if firewall {
+                checks.push(program(
+                    "nft",
+                    Path::new("nft"),
+                    "install nftables, or set firewall = false under [network]",
+                ));
+            }
             checks.push(root());
             checks.push(device("tun", "/dev/net/tun", "load the tun module: modprobe tun"));
             checks.push(program("dnsmasq", Path::new("dnsmasq"), "install dnsmasq-base"));

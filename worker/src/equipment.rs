@@ -53,7 +53,7 @@ pub(crate) async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, Hos
             let prober = Arc::new(HttpProber::new(namespace, None)?);
             Ok(Equipment { hypervisor, network, prober })
         }
-        NetworkMode::Bridge { namespace, bridge, gateway, prefix } => {
+        NetworkMode::Bridge { namespace, bridge, gateway, prefix, firewall } => {
             let files = runtime_dir(namespace.as_deref().unwrap_or("host"), bridge);
             let namespace = match namespace {
                 Some(name) => Namespace::open(name).await?,
@@ -62,6 +62,7 @@ pub(crate) async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, Hos
             let hypervisor = hypervisor(config, dirs, namespace.clone()).await?;
             let jailed = jailer(config)?.is_some();
             let settings = BridgeConfig {
+                firewall: *firewall,
                 uid_base: jailed.then_some(config.jailer_uid_base),
                 ..bridge_config(files, bridge, *gateway, *prefix)
             };

@@ -80,8 +80,10 @@ async fn a_thousand_at_once_end_as_their_scripts_say() {
     let mut running = Vec::new();
     for (n, address) in (0..GUESTS).zip(network.pool()) {
         let plan = plan(Path::new(""), &format!("sim.dhcp-ms={n} sim.healthy-ms={}", 2 * n));
-        let attached =
-            network.attach(AttachRequest { vm: plan.vm, address: Some(address), agent_port: 8080 }).await.unwrap();
+        let attached = network
+            .attach(AttachRequest { vm: plan.vm, address: Some(address), agent_port: 8080, reach: Default::default() })
+            .await
+            .unwrap();
         let vm = plan.vm;
         running.push(hypervisor.boot(plan).await.unwrap());
         let prober = Arc::clone(&prober);

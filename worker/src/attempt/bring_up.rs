@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stoker_schemas::diagnosis::HostSignal;
 use stoker_schemas::event::Stage;
-use stoker_schemas::image::Driver;
+use stoker_schemas::image::{Driver, Reach};
 use stoker_schemas::spec::{Network as NetworkSpec, kernel_args::static_argument};
 
 use super::{Report, Runner};
@@ -45,7 +45,8 @@ impl Runner {
             }
             None => std::path::PathBuf::new(),
         };
-        let (disk, attachment) = tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request()));
+        let (disk, attachment) =
+            tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request(image.manifest.reach)));
         let disk = disk?;
         let attachment = attachment.map_err(|e| HostSignal::Network(e.to_string()))?;
         self.seen.mark(Stage::NetworkReady, attachment.agent.to_string());
@@ -91,7 +92,16 @@ impl Runner {
                 return None;
             }
         };
-        let attachment = match self.rig.network.reattach(self.attach_request()).await {
+        let noted = self.rig.dirs.as_ref().is_some_and(|dirs| dirs.read_record(self.plan.vm).is_some());
+        if !noted && !vm.started().await {
+            let why = "the worker ended between starting the VMM and booting the guest in it".to_owned();
+            self.seen.host_error(HostSignal::Interrupted(why));
+            let _ = vm.stop(std::time::Duration::ZERO).await;
+            return None;
+        }
+        // An image that is gone allows nothing any more; the VM itself goes on.
+        let reach = self.image().map(|image| image.manifest.reach).unwrap_or_default();
+        let attachment = match self.rig.network.reattach(self.attach_request(reach)).await {
             Ok(attachment) => attachment,
             Err(error) => {
                 self.seen.host_error(HostSignal::Network(error.to_string()));
@@ -146,8 +156,9 @@ impl Runner {
             .map_err(|e| HostSignal::Disk(e.to_string()))
     }
 
-    pub(super) fn attach_request(&self) -> AttachRequest {
-        AttachRequest { vm: self.plan.vm, address: self.plan.address, agent_port: self.plan.spec.readiness.port }
+    fn attach_request(&self, reach: Reach) -> AttachRequest {
+        let agent_port = self.plan.spec.readiness.port;
+        AttachRequest { vm: self.plan.vm, address: self.plan.address, agent_port, reach }
     }
 
     /// Image's arguments, the job's, and our own, in this order: Linux takes the last of equals.

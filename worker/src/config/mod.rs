@@ -54,6 +54,8 @@ pub enum NetworkMode {
         gateway: Ipv4Addr,
         /// Prefix length of the subnet.
         prefix: u8,
+        /// Whether VMs are kept from the host, from each other and from metadata services.
+        firewall: bool,
     },
     /// QEMU's user network with a forwarded port: no privileges needed, judged by HTTP only.
     User,

@@ -55,6 +55,7 @@ struct RawNetwork {
     bridge: Option<String>,
     gateway: Option<Ipv4Addr>,
     prefix: Option<u8>,
+    firewall: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -279,7 +280,8 @@ fn network(raw: RawNetwork, namespace: Option<String>, unprivileged: bool, error
         errors.push(format!("network.prefix: {prefix} is out of range, 16 to 29"));
     }
     let gateway = raw.gateway.unwrap_or(Ipv4Addr::new(192, 168, 100, 1));
-    NetworkMode::Bridge { namespace: (!namespace.is_empty()).then_some(namespace), bridge, gateway, prefix }
+    let namespace = (!namespace.is_empty()).then_some(namespace);
+    NetworkMode::Bridge { namespace, bridge, gateway, prefix, firewall: raw.firewall.unwrap_or(true) }
 }
 
 #[cfg(test)]

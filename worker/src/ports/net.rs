@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use async_trait::async_trait;
 use stoker_schemas::VmId;
 use stoker_schemas::id::Mac;
+use stoker_schemas::image::Reach;
 use tokio::sync::mpsc;
 
 /// A VM's network card, as the hypervisor is told about it.
@@ -43,6 +44,8 @@ pub struct AttachRequest {
     pub address: Option<Ipv4Addr>,
     /// The agent's port.
     pub agent_port: u16,
+    /// What its image may reach.
+    pub reach: Reach,
 }
 
 /// A VM's place on the network.

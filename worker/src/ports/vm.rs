@@ -122,6 +122,12 @@ pub trait Vm: Send + Sync + 'static {
         None
     }
 
+    /// Whether its guest was ever told to run: a worker may have died between starting the VMM and
+    /// that. Waits for a VMM that is just coming up.
+    async fn started(&self) -> bool {
+        true
+    }
+
     /// Waits for the VMM's end; returns at once, with the same, when it has ended.
     async fn exited(&self) -> VmExit;
 

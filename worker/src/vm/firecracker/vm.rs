@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use stoker_schemas::VmId;
 
 use super::{DRIVER, api::Api, config::Action, jail::Jailer};
@@ -78,6 +79,12 @@ impl FirecrackerVm {
     }
 }
 
+/// What `GET /` says, as far as it matters.
+#[derive(Deserialize)]
+struct Instance {
+    state: String,
+}
+
 #[async_trait]
 impl Vm for FirecrackerVm {
     fn record(&self) -> VmRecord {
@@ -86,6 +93,17 @@ impl Vm for FirecrackerVm {
 
     fn console(&self) -> Option<ConsoleFeed> {
         Some(ConsoleFeed::File(self.record.dir.join(files::CONSOLE)))
+    }
+
+    async fn status(&self) -> Option<String> {
+        let api = Api::new(&self.home, self.api_timeout).ok()?;
+        api.listening(&self.process).await.ok()?;
+        api.get::<Instance>(&self.process, "/").await.ok().map(|instance| instance.state)
+    }
+
+    async fn started(&self) -> bool {
+        // "Not started" waits for requests that nobody will send.
+        matches!(self.status().await.as_deref(), Some("Running" | "Paused"))
     }
 
     async fn exited(&self) -> VmExit {

@@ -31,7 +31,7 @@ fn vm(n: u128) -> VmId {
 }
 
 fn request(vm: VmId, last: u8) -> AttachRequest {
-    AttachRequest { vm, address: Some(Ipv4Addr::new(10, 0, 0, last)), agent_port: 8080 }
+    AttachRequest { vm, address: Some(Ipv4Addr::new(10, 0, 0, last)), agent_port: 8080, reach: Default::default() }
 }
 
 fn target(vm: VmId, last: u8) -> ProbeTarget {
