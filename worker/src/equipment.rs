@@ -97,7 +97,8 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
     let spawner = Arc::new(InNamespace(namespace));
     Ok(match config.driver {
         Driver::Firecracker => {
-            let options = FirecrackerOptions { jailer: jailer(config)?, ..FirecrackerOptions::default() };
+            let options =
+                FirecrackerOptions { jailer: jailer(config)?, rates: config.rates, ..FirecrackerOptions::default() };
             if options.jailer.is_none() {
                 tracing::warn!("Firecracker runs without its jailer: VMMs are this user's; meant for development");
             }

@@ -14,7 +14,7 @@ use stoker_schemas::{HostName, PoolName};
 
 pub use raw::{Flags, RawConfig};
 
-use crate::supervisor::Capacity;
+use crate::{supervisor::Capacity, vm::Rates};
 
 /// A broker's URL, which may hold a password: never printed with it.
 #[derive(Clone, PartialEq, Eq)]
@@ -95,6 +95,8 @@ pub struct Config {
     pub jailer_uid_base: u32,
     /// Control group that jailed VMs' groups lie in, relative to the top.
     pub cgroup_parent: String,
+    /// What each Firecracker VM may move at most.
+    pub rates: Rates,
     /// QEMU's program.
     pub qemu: PathBuf,
     /// How VMs get a network.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use stoker_schemas::image::Driver;
 
 use super::{BrokerUrl, Capacity, Config, ConfigErrors, JailerMode, NetworkMode};
+use crate::vm::Rates;
 use crate::vm::firecracker::jail::{DEFAULT_CGROUP_PARENT, DEFAULT_UID_BASE};
 
 /// A settings file is a page of text.
@@ -31,6 +32,8 @@ pub struct RawConfig {
     jailer: Option<PathBuf>,
     jailer_uid_base: Option<u32>,
     cgroup_parent: Option<String>,
+    disk_mib_per_s: Option<u32>,
+    net_mib_per_s: Option<u32>,
     qemu: Option<PathBuf>,
     broker: Option<String>,
     broker_ca: Option<PathBuf>,
@@ -170,6 +173,10 @@ impl Config {
             }
         }
         let jailer_uid_base = uid_base(file.jailer_uid_base, &network, &mut errors);
+        let rates = Rates {
+            disk: rate("disk_mib_per_s", file.disk_mib_per_s, &mut errors),
+            net: rate("net_mib_per_s", file.net_mib_per_s, &mut errors),
+        };
         let cgroup_parent = cgroup_parent(file.cgroup_parent, &mut errors);
         let broker = flags.broker.or(file.broker).and_then(|url| broker(url, &mut errors));
         let millis = |value: Option<u64>, default: u64| Duration::from_millis(value.unwrap_or(default));
@@ -185,6 +192,7 @@ impl Config {
             jailer: jailer(flags.jailer.or(file.jailer)),
             jailer_uid_base,
             cgroup_parent,
+            rates,
             qemu: file.qemu.unwrap_or_else(|| "qemu-system-x86_64".into()),
             network,
             capacity,
@@ -219,6 +227,13 @@ fn uid_base(given: Option<u32>, network: &NetworkMode, errors: &mut Vec<String>)
         errors.push(format!("jailer_uid_base: {base} is out of range, 1 to {last} (one user per address follows)"));
     }
     base
+}
+
+fn rate(field: &str, mib: Option<u32>, errors: &mut Vec<String>) -> Option<u64> {
+    if mib == Some(0) {
+        errors.push(format!("{field}: 0 would let nothing through; leave it out for no limit"));
+    }
+    mib.map(|mib| u64::from(mib) << 20)
 }
 
 fn cgroup_parent(given: Option<String>, errors: &mut Vec<String>) -> String {

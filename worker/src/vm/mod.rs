@@ -14,7 +14,7 @@ pub mod qemu;
 pub mod simulated;
 mod socket;
 
-pub use firecracker::{Firecracker, FirecrackerOptions, Jailer};
+pub use firecracker::{Firecracker, FirecrackerOptions, Jailer, Rates};
 pub use process::{Here, Spawner};
 pub use qemu::{Accel, AccelDecision, Qemu, QemuOptions, detect_accel};
 pub use simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};

@@ -15,12 +15,12 @@ use std::{
 use async_trait::async_trait;
 use stoker_schemas::{VmId, image::Driver};
 
-pub use self::jail::Jailer;
 use self::{
     api::Api,
-    config::{Action, Setup},
+    config::{Action, Entropy, Features, Setup, Version},
     vm::FirecrackerVm,
 };
+pub use self::{config::Rates, jail::Jailer};
 use super::{
     boot_error, files,
     process::{self, Identity, Spawner, VmmProcess},
@@ -43,11 +43,13 @@ pub struct FirecrackerOptions {
     pub api_timeout: Duration,
     /// Jails VMMs; without it they run as the worker's own user.
     pub jailer: Option<Jailer>,
+    /// What each VM may move at most.
+    pub rates: Rates,
 }
 
 impl Default for FirecrackerOptions {
     fn default() -> Self {
-        Self { api_timeout: Duration::from_secs(10), jailer: None }
+        Self { api_timeout: Duration::from_secs(10), jailer: None, rates: Rates::default() }
     }
 }
 
@@ -58,6 +60,7 @@ pub struct Firecracker {
     spawner: Arc<dyn Spawner>,
     api_timeout: Duration,
     jailer: Option<Arc<Jailer>>,
+    rates: Rates,
 }
 
 impl Firecracker {
@@ -74,8 +77,8 @@ impl Firecracker {
             .write(true)
             .open("/dev/kvm")
             .map_err(|e| boot_error::spawn(DRIVER, "/dev/kvm", &e))?;
-        let FirecrackerOptions { api_timeout, jailer } = options;
-        Ok(Self { binary, version, spawner, api_timeout, jailer: jailer.map(Arc::new) })
+        let FirecrackerOptions { api_timeout, jailer, rates } = options;
+        Ok(Self { binary, version, spawner, api_timeout, jailer: jailer.map(Arc::new), rates })
     }
 
     /// Puts the VMM's files where it will find them; says where that is, what the plan is in its
@@ -120,12 +123,19 @@ impl Firecracker {
     async fn set_up(&self, home: &Path, setup: &Setup<'_>, process: &VmmProcess) -> Result<(), VmError> {
         let api = Api::new(home, self.api_timeout)?;
         api.listening(process).await?;
+        // Asked of the process, not of the program: an upgrade may have replaced it a moment ago.
+        let told: Version = api.get(process, "/version").await?;
+        let known = program::version_after(&told.firecracker_version, "").map(|(_, numbers)| numbers);
+        let features = Features::of(known.unwrap_or(OLDEST));
         api.put(process, "/machine-config", &setup.machine).await?;
         api.put(process, "/boot-source", &setup.boot).await?;
         for drive in &setup.drives {
             api.put(process, &format!("/drives/{}", drive.drive_id), drive).await?;
         }
         api.put(process, &format!("/network-interfaces/{}", setup.nic.iface_id), &setup.nic).await?;
+        if features.entropy {
+            api.put(process, "/entropy", &Entropy {}).await?;
+        }
         api.put(process, "/actions", &Action { action_type: "InstanceStart" }).await
     }
 
@@ -155,10 +165,10 @@ impl Hypervisor for Firecracker {
     async fn boot(&self, plan: VmPlan) -> Result<Arc<dyn Vm>, VmError> {
         let plan = plan.with_absolute_paths().map_err(|e| boot_error::spawn(DRIVER, "paths of the plan", &e))?;
         // What it cannot do is said before anything is made.
-        Setup::of(&plan)?;
+        Setup::of(&plan, self.rates)?;
         let failed = |error| boot_error::spawn(DRIVER, &self.binary.display().to_string(), &error);
         let Prepared { home, seen, command } = self.prepare(&plan).await.map_err(failed)?;
-        let setup = Setup::of(&seen)?;
+        let setup = Setup::of(&seen, self.rates)?;
         let starting = process::start(&self.spawner, command).await.map_err(failed)?;
         let outcome = match starting.process() {
             Some(process) => self.set_up(&home, &setup, process).await,
