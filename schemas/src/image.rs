@@ -44,6 +44,19 @@ pub enum ImageNetwork {
     Static,
 }
 
+/// What an image's VMs may reach beside the outside: by default neither the host, nor other VMs, nor
+/// a cloud's metadata service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reach {
+    /// Services of the host they run on.
+    pub host: bool,
+    /// Other VMs of the same network whose image says so, too.
+    pub vms: bool,
+    /// The metadata service at 169.254.169.254.
+    pub metadata: bool,
+}
+
 /// `image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +94,9 @@ pub struct ImageManifest {
     /// Hypervisors it boots in; empty for any.
     #[serde(default)]
     pub drivers: Vec<Driver>,
+    /// What its VMs may reach.
+    #[serde(default)]
+    pub reach: Reach,
     /// `sha256:…` of each file.
     #[serde(default)]
     pub digests: BTreeMap<String, String>,

@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod front;
 pub mod harness;
+pub mod processes;
 
 use std::fmt::Write as _;
 use std::future::Future;

@@ -5,6 +5,8 @@
 
 #[path = "net/firecracker.rs"]
 mod firecracker;
+#[path = "net/firewall.rs"]
+mod firewall;
 #[path = "net/prober.rs"]
 mod prober;
 #[path = "net/sandbox.rs"]

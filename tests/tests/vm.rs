@@ -1,9 +1,17 @@
-//! The hypervisor suite on simulated guests, real Firecracker and real QEMU.
+//! The hypervisor suite on simulated guests, real Firecracker (jailed and not) and real QEMU; and
+//! Firecracker's side of the contract: its API, its jailer.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+#[path = "vm/contract.rs"]
+mod contract;
+#[path = "vm/jailed.rs"]
+mod jailed;
 #[path = "vm/real.rs"]
 mod real;
+#[path = "net/sandbox.rs"]
+#[allow(dead_code, reason = "this binary needs its namespace only")]
+mod sandbox;
 #[path = "vm/simulated.rs"]
 mod simulated;
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use stoker_schemas::VmId;
 
 use crate::console::{self, ConsoleSlice};
+use crate::mounts;
 use crate::ports::vm::VmRecord;
 
 /// Consoles kept of attempts that are gone; the oldest go first. At 1 MiB each, 1 GiB at most.
@@ -162,6 +163,8 @@ fn usable(dir: &Path) -> io::Result<()> {
 }
 
 fn remove_all(dir: &Path) -> io::Result<()> {
+    // A jail may hold a file of the image, mounted.
+    mounts::release(dir)?;
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use stoker_schemas::image::Driver;
 
-use crate::config::{Config, NetworkMode};
+use crate::config::{Config, JailerMode, NetworkMode};
+use crate::equipment::jailer_beside;
+
+/// What to do without a jailer.
+const NO_JAILER: &str = "install it beside firecracker, from the same release, or set --jailer off";
 
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +40,14 @@ pub fn examine(config: &Config) -> Vec<Check> {
     match config.driver {
         Driver::Firecracker => {
             checks.push(program("firecracker", &config.firecracker, "install it, or set --firecracker to its path"));
+            match &config.jailer {
+                JailerMode::Auto if rustix::process::geteuid().is_root() => {
+                    let beside = jailer_beside(&crate::vm::program::find(&config.firecracker));
+                    checks.push(program("jailer", &beside, NO_JAILER));
+                }
+                JailerMode::Program(path) => checks.push(program("jailer", path, NO_JAILER)),
+                JailerMode::Auto | JailerMode::Off => {}
+            }
             checks.push(device("kvm", "/dev/kvm", "enable virtualisation, load kvm_intel or kvm_amd, join group kvm"));
         }
         Driver::Qemu => {
@@ -46,7 +58,14 @@ pub fn examine(config: &Config) -> Vec<Check> {
     }
     if config.driver != Driver::Simulated {
         checks.push(images(&config.images));
-        if let NetworkMode::Bridge { .. } = config.network {
+        if let NetworkMode::Bridge { firewall, .. } = config.network {
+            if firewall {
+                checks.push(program(
+                    "nft",
+                    Path::new("nft"),
+                    "install nftables, or set firewall = false under [network]",
+                ));
+            }
             checks.push(root());
             checks.push(device("tun", "/dev/net/tun", "load the tun module: modprobe tun"));
             checks.push(program("dnsmasq", Path::new("dnsmasq"), "install dnsmasq-base"));
@@ -101,14 +120,8 @@ fn program(name: &'static str, program: &Path, remedy: &'static str) -> Check {
     Check::new(name, found.map(|p| p.display().to_string()).ok_or_else(missing))
 }
 
-/// A program by path or along PATH (and the sbin folders that unprivileged users' PATH lacks).
 fn find(program: &Path) -> Option<PathBuf> {
-    if program.components().count() > 1 {
-        return program.is_file().then(|| program.to_owned());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
+    Some(crate::vm::program::find(program)).filter(|file| file.is_file())
 }
 
 /// As lines for people.

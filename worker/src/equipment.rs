@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_schemas::image::Driver;
 
-use crate::config::{Config, NetworkMode};
+use crate::config::{Config, JailerMode, NetworkMode};
 use crate::dirs::Dirs;
 use crate::host::HostError;
 use crate::net::{BridgeConfig, BridgedNetwork, Namespace, UserNetwork};
@@ -19,8 +19,8 @@ use crate::ports::probe::Prober;
 use crate::ports::vm::{Hypervisor, VmError};
 use crate::probe::HttpProber;
 use crate::vm::{
-    AccelDecision, Firecracker, FirecrackerOptions, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
-    SimulatedProber, Spawner, detect_accel,
+    AccelDecision, Firecracker, FirecrackerOptions, Jailer, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
+    SimulatedProber, Spawner, cgroup::Cgroups, detect_accel, program,
 };
 
 /// How long a trial guest may take to say its first line on KVM; real KVM needs milliseconds.
@@ -53,14 +53,19 @@ pub(crate) async fn equip(config: &Config, dirs: &Dirs) -> Result<Equipment, Hos
             let prober = Arc::new(HttpProber::new(namespace, None)?);
             Ok(Equipment { hypervisor, network, prober })
         }
-        NetworkMode::Bridge { namespace, bridge, gateway, prefix } => {
+        NetworkMode::Bridge { namespace, bridge, gateway, prefix, firewall } => {
             let files = runtime_dir(namespace.as_deref().unwrap_or("host"), bridge);
             let namespace = match namespace {
                 Some(name) => Namespace::open(name).await?,
                 None => Namespace::host()?,
             };
             let hypervisor = hypervisor(config, dirs, namespace.clone()).await?;
-            let settings = bridge_config(files, bridge, *gateway, *prefix);
+            let jailed = jailer(config)?.is_some();
+            let settings = BridgeConfig {
+                firewall: *firewall,
+                uid_base: jailed.then_some(config.jailer_uid_base),
+                ..bridge_config(files, bridge, *gateway, *prefix)
+            };
             let network = Arc::new(BridgedNetwork::open(namespace.clone(), settings).await?);
             let prober = Arc::new(HttpProber::new(namespace, Some(network.neighbours()))?);
             Ok(Equipment { hypervisor, network, prober })
@@ -92,7 +97,11 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
     let spawner = Arc::new(InNamespace(namespace));
     Ok(match config.driver {
         Driver::Firecracker => {
-            let options = FirecrackerOptions::default();
+            let options =
+                FirecrackerOptions { jailer: jailer(config)?, rates: config.rates, ..FirecrackerOptions::default() };
+            if options.jailer.is_none() {
+                tracing::warn!("Firecracker runs without its jailer: VMMs are this user's; meant for development");
+            }
             Arc::new(Firecracker::new(&config.firecracker, spawner, options).await?)
         }
         Driver::Qemu | Driver::Simulated => {
@@ -100,6 +109,33 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
             Arc::new(Qemu::new(&config.qemu, spawner, options).await?)
         }
     })
+}
+
+/// Firecracker's jailer: by default as root, where leaving it out is a decision that must be written down.
+fn jailer(config: &Config) -> Result<Option<Jailer>, VmError> {
+    let program = match &config.jailer {
+        _ if config.driver != Driver::Firecracker => return Ok(None),
+        JailerMode::Off => return Ok(None),
+        JailerMode::Auto if !rustix::process::geteuid().is_root() => return Ok(None),
+        JailerMode::Auto => jailer_beside(&program::find(&config.firecracker)),
+        JailerMode::Program(program) => program::find(program),
+    };
+    if !program.is_file() {
+        let cause = format!("{} is not there", program.display());
+        let hint = "install the jailer of the same release beside Firecracker, or set jailer = \"off\" (--jailer off)";
+        return Err(VmError::Spawn { driver: "The jailer", cause, hint });
+    }
+    let cgroups = Cgroups::detect();
+    if cgroups == Cgroups::Absent {
+        tracing::warn!("this host has no control groups for cpu, memory and pids: VMs run unlimited");
+    }
+    Ok(Some(Jailer { program, cgroups, cgroup_parent: config.cgroup_parent.clone() }))
+}
+
+/// Releases come as one folder; distributions put both along PATH.
+pub(crate) fn jailer_beside(firecracker: &Path) -> PathBuf {
+    let beside = firecracker.with_file_name("jailer");
+    if beside.is_file() { beside } else { program::find(Path::new("jailer")) }
 }
 
 /// Which accelerator works: tried once per boot of the host, with the probe guest.

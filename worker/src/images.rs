@@ -134,6 +134,7 @@ fn simulated(name: &ImageName) -> Image {
     Image {
         dir: PathBuf::new(),
         manifest: ImageManifest {
+            reach: Default::default(),
             schema: IMAGE_SCHEMA.to_owned(),
             name: name.to_string(),
             kernel: String::new(),

@@ -18,6 +18,7 @@ pub mod host;
 pub mod images;
 pub mod log;
 pub mod logging;
+mod mounts;
 pub mod net;
 pub mod outbox;
 pub mod ports;

@@ -14,6 +14,7 @@ use stoker_schemas::image::Driver;
 use crate::attempt::Rig;
 use crate::dirs::Dirs;
 use crate::ports::vm::VmRecord;
+use crate::vm::firecracker::jail;
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,6 +62,7 @@ async fn reap_vm(rig: &Rig, dirs: &Dirs, vm: VmId) -> Result<bool, String> {
         running.stop(Duration::ZERO).await.map_err(|e| e.to_string())?;
         had_vmm = true;
     }
+    rig.hypervisor.clean_up(vm).await.map_err(|e| e.to_string())?;
     // Its address is not known any more; the reservation goes by MAC, the neighbour entry expires.
     rig.network.detach(vm, None).await.map_err(|e| e.to_string())?;
     dirs.remove_vm(vm).map_err(|e| e.to_string())?;
@@ -82,20 +84,29 @@ async fn reap_taps(rig: &Rig, known: &HashSet<VmId>, reaped: &mut Reaped) {
     }
 }
 
-/// The VMM of an attempt by its working directory: found even when the worker died between starting
-/// it and writing its record.
+/// The VMM of an attempt by its working directory, or by its root when it is jailed: found even when
+/// the worker died between starting it and writing its record.
 pub fn find_vmm(dirs: &Dirs, vm: VmId, driver: Driver) -> Option<VmRecord> {
     let dir = dirs.vm(vm);
+    let jail = jail::find_root(&dir, vm).and_then(|root| identity(&root));
     let processes = std::fs::read_dir("/proc").ok()?;
     processes.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let cwd = std::fs::read_link(entry.path().join("cwd")).ok()?;
-        if cwd != dir {
+        // The jailer starts in the attempt's folder and goes to its root from there.
+        let works_here = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == dir);
+        let jailed_here = || jail.is_some() && identity(&entry.path().join("root")) == jail;
+        if !works_here && !jailed_here() {
             return None;
         }
         let start_ticks = start_ticks(&entry.path()).ok()?;
         Some(VmRecord { vm, driver, pid, start_ticks, dir: dir.clone() })
     })
+}
+
+/// Which folder this is, whatever its path: a jailed process' root looks like `/` from here.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(folder).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Field 22 of `/proc/<pid>/stat`. The second field, the name, may itself hold spaces and brackets.

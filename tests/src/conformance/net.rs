@@ -14,7 +14,13 @@ pub fn some_vm() -> VmId {
 
 /// A request for the `nth` address of the network's pool, or none where there is no pool.
 pub fn request(network: &dyn Network, vm: VmId, nth: usize) -> AttachRequest {
-    AttachRequest { vm, address: network.pool().get(nth).copied(), agent_port: 8080, dhcp: true }
+    AttachRequest {
+        vm,
+        address: network.pool().get(nth).copied(),
+        agent_port: 8080,
+        dhcp: true,
+        reach: Default::default(),
+    }
 }
 
 /// The whole suite; leaves the network as it was.

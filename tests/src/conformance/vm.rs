@@ -14,7 +14,7 @@ use stoker_worker::{
     ports::vm::{Hypervisor, Vm, VmError, VmExit, VmPlan, VmRecord},
 };
 
-use crate::within;
+use crate::{processes, within};
 
 /// Between looks at something that gives no signal (another process' end).
 const LOOK: Duration = Duration::from_millis(5);
@@ -35,7 +35,13 @@ pub trait Subject: Send + Sync {
     /// Ends the VMM without asking the driver, as a crash would.
     fn crash(&self, record: &VmRecord);
     /// Processes that work in this directory.
-    fn processes_in(&self, dir: &Path) -> usize;
+    fn processes_in(&self, dir: &Path) -> usize {
+        processes::working_in(dir).len()
+    }
+    /// What VMs have outside their directories at this moment (control groups, mounts), by name.
+    fn left_outside(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether a guest that is asked to stop does so by itself.
     fn stops_when_asked(&self) -> bool;
 }
@@ -84,6 +90,7 @@ async fn nothing_left(subject: &dyn Subject, dir: &Path) {
         .filter(|p| p.extension().is_some_and(|e| e == "sock"))
         .collect();
     assert!(sockets.is_empty(), "left behind: {sockets:?}");
+    assert_eq!(subject.left_outside(), Vec::<String>::new(), "left behind");
 }
 
 /// A booted guest is heard on its console, stops, and says the same about its end when asked again.
@@ -220,9 +227,9 @@ pub async fn cancelled_boot_leaves_nothing(subject: &dyn Subject) {
     for micros in [1, 300, 1_000, 3_000, 8_000] {
         let dir = attempt_dir();
         let driver = subject.driver().await;
-        if let Ok(booted) =
-            tokio::time::timeout(Duration::from_micros(micros), driver.boot(subject.plan(dir.path()))).await
-        {
+        let plan = subject.plan(dir.path());
+        let id = plan.vm;
+        if let Ok(booted) = tokio::time::timeout(Duration::from_micros(micros), driver.boot(plan)).await {
             stop(&booted.unwrap(), Duration::ZERO).await;
         }
         let gone = async {
@@ -232,6 +239,9 @@ pub async fn cancelled_boot_leaves_nothing(subject: &dyn Subject) {
             }
         };
         within("end of the VMM of a cancelled boot", gone).await;
+        // What the attempt does when it is removed.
+        driver.clean_up(id).await.unwrap();
+        assert_eq!(subject.left_outside(), Vec::<String>::new(), "left by a boot given up after {micros} us");
     }
 }
 

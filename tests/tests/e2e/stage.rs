@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 use stoker_schemas::{JobId, Phase};
-use stoker_tests::{setting, skipped};
+use stoker_tests::{processes, setting, skipped};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Child,
@@ -199,19 +199,19 @@ impl Stage {
         Up { child, text, program: self.program() }
     }
 
-    /// Process ids of the VMMs, each with its VM's folder: they work in it.
+    /// Process ids of the VMMs, each with its VM's folder: they work in it, or in a jail below it.
     pub fn vmms(&self) -> Vec<(u32, String)> {
         let vms = self.data().join("vms");
+        let of = |vm: String| processes::working_in(&vms.join(&vm)).into_iter().map(move |pid| (pid, vm.clone()));
+        let mut found: Vec<_> = entries(&vms).into_iter().flat_map(of).collect();
         let processes = fs::read_dir("/proc").unwrap().flatten();
-        let mut found: Vec<_> = processes
-            .filter_map(|entry| {
-                let pid = entry.file_name().to_str()?.parse().ok()?;
-                let cwd = fs::read_link(entry.path().join("cwd")).ok()?;
-                let vm = cwd.strip_prefix(&vms).ok()?.to_str()?.to_owned();
-                // A dead one's folder shows as "… (deleted)"; it is still a process.
-                Some((pid, vm))
-            })
-            .collect();
+        found.extend(processes.filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let cwd = fs::read_link(entry.path().join("cwd")).ok()?;
+            // A dead one's folder shows as "… (deleted)"; it is still a process.
+            let vm = cwd.strip_prefix(&vms).ok()?.to_str()?.to_owned();
+            vm.ends_with(" (deleted)").then_some((pid, vm))
+        }));
         found.sort();
         found
     }

@@ -28,12 +28,12 @@ use stoker_worker::{
 /// QEMU as distributions name it.
 const QEMU: &str = "qemu-system-x86_64";
 
-struct Image {
-    folder: PathBuf,
-    manifest: ImageManifest,
+pub(crate) struct Image {
+    pub(crate) folder: PathBuf,
+    pub(crate) manifest: ImageManifest,
 }
 
-fn image(test: &str, name: &str) -> Option<Image> {
+pub(crate) fn image(test: &str, name: &str) -> Option<Image> {
     let folder = setting(test, "STOKER_TEST_IMAGES")?.join(name);
     let read = std::fs::read(folder.join("image.json")).map_err(|e| e.to_string());
     match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
@@ -46,7 +46,7 @@ fn image(test: &str, name: &str) -> Option<Image> {
 }
 
 impl Image {
-    fn plan(&self, dir: &Path, args: &str, nic: impl FnOnce(stoker_schemas::VmId) -> Nic) -> VmPlan {
+    pub(crate) fn plan(&self, dir: &Path, args: &str, nic: impl FnOnce(stoker_schemas::VmId) -> Nic) -> VmPlan {
         let vm = fresh_vm();
         VmPlan {
             vm,
@@ -58,20 +58,14 @@ impl Image {
             disk: None,
             nic: nic(vm),
             dir: dir.to_owned(),
+            owner: None,
         }
     }
 }
 
-fn kill_9(record: &VmRecord) {
+pub(crate) fn kill_9(record: &VmRecord) {
     let status = Command::new("kill").args(["-9", &record.pid.to_string()]).status().unwrap();
     assert!(status.success());
-}
-
-/// Processes whose working directory this is.
-fn processes_in(dir: &Path) -> usize {
-    let dir = std::fs::canonicalize(dir).unwrap();
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == dir)).count()
 }
 
 mod firecracker {
@@ -127,9 +121,6 @@ mod firecracker {
         }
         fn crash(&self, record: &VmRecord) {
             kill_9(record);
-        }
-        fn processes_in(&self, dir: &Path) -> usize {
-            processes_in(dir)
         }
         fn stops_when_asked(&self) -> bool {
             true
@@ -200,9 +191,6 @@ impl Subject for OnUserNetwork {
     }
     fn crash(&self, record: &VmRecord) {
         kill_9(record);
-    }
-    fn processes_in(&self, dir: &Path) -> usize {
-        processes_in(dir)
     }
     fn stops_when_asked(&self) -> bool {
         self.stops_when_asked

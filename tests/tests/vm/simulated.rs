@@ -32,6 +32,7 @@ fn plan(dir: &Path, args: &str) -> VmPlan {
         disk: None,
         nic: Nic::Simulated { mac: vm.mac() },
         dir: dir.to_owned(),
+        owner: None,
     }
 }
 
@@ -80,7 +81,13 @@ async fn a_thousand_at_once_end_as_their_scripts_say() {
     for (n, address) in (0..GUESTS).zip(network.pool()) {
         let plan = plan(Path::new(""), &format!("sim.dhcp-ms={n} sim.healthy-ms={}", 2 * n));
         let attached = network
-            .attach(AttachRequest { vm: plan.vm, address: Some(address), agent_port: 8080, dhcp: true })
+            .attach(AttachRequest {
+                vm: plan.vm,
+                address: Some(address),
+                agent_port: 8080,
+                dhcp: true,
+                reach: Default::default(),
+            })
             .await
             .unwrap();
         let vm = plan.vm;

@@ -154,6 +154,25 @@ static bool add_unit(const char *item, size_t len, struct text *why)
     return false;
 }
 
+/* address:port */
+static bool add_reach(const char *item, size_t len, struct text *why)
+{
+    size_t colon = 0;
+    uint32_t port;
+
+    while (colon < len && item[colon] != ':')
+        colon++;
+    uint32_t n = config.reach_count;
+    if (n < REACH_MAX && colon < len && parse_ipv4(item, colon, &config.reach[n].ip) &&
+        parse_u32(item + colon + 1, len - colon - 1, &port) && port > 0 && port < 65536) {
+        config.reach[n].port = (uint16_t)port;
+        config.reach_count++;
+        return true;
+    }
+    complain(why, "bad or one too many in probe.reach:", item, len);
+    return false;
+}
+
 /* It is quoted into JSON, so nothing that would need escaping. */
 static bool set_vm_id(const struct param *p, struct text *why)
 {
@@ -181,6 +200,8 @@ static bool take_param(const struct param *p, struct text *why)
         return split(p, why, add_fault);
     if (param_is(p, "probe.units"))
         return split(p, why, add_unit);
+    if (param_is(p, "probe.reach"))
+        return split(p, why, add_reach);
     if (p->key_len > 6 && memcmp(p->key, "probe.", 6) == 0) {
         complain(why, "unknown parameter", p->key, p->key_len);
         return false;

@@ -61,6 +61,7 @@ void probe_main(enum boot_protocol protocol, uintptr_t info)
         net_poll();
         dhcp_tick(now);
         tcp_tick(now);
+        reach_tick(now);
         boot_tick(now);
         poll_keyboard(now);
         idle_wait(has_work);

@@ -115,10 +115,35 @@ void net_ip_send(const struct peer *to, uint32_t source, uint8_t protocol, size_
     pending = NULL;
 }
 
+void net_arp_ask(uint32_t ip)
+{
+    static const uint8_t everybody[6] = { 255, 255, 255, 255, 255, 255 };
+    uint8_t *frame = virtio_tx_buffer();
+
+    if (!frame)
+        return;
+    uint8_t *arp = frame + ETH_HEADER;
+    put_ethernet(frame, everybody, ETH_TYPE_ARP);
+    put16(arp, 1);
+    put16(arp + 2, ETH_TYPE_IPV4);
+    arp[4] = 6;
+    arp[5] = 4;
+    put16(arp + 6, ARP_REQUEST);
+    memcpy(arp + 8, virtio_mac(), 6);
+    put32(arp + 14, address);
+    memset(arp + 18, 0, 6);
+    put32(arp + 24, ip);
+    virtio_tx(ETH_HEADER + ARP_LENGTH);
+}
+
 static void arp_input(const uint8_t *arp, size_t len)
 {
     if (len < ARP_LENGTH || get16(arp) != 1 || get16(arp + 2) != ETH_TYPE_IPV4 ||
-        arp[4] != 6 || arp[5] != 4 || get16(arp + 6) != ARP_REQUEST)
+        arp[4] != 6 || arp[5] != 4)
+        return;
+    if (get16(arp + 6) == ARP_REPLY)
+        reach_neighbour(get32(arp + 14), arp + 8);
+    if (get16(arp + 6) != ARP_REQUEST)
         return;
     if (config.no_arp || !address || get32(arp + 24) != address)
         return;
@@ -182,6 +207,8 @@ static void ip_input(const uint8_t *frame, const uint8_t *ip, size_t len)
     if (ip[9] == PROTO_UDP)
         udp_input(&from, to, ip + header, total - header);
     if (!address || to != address)
+        return;
+    if (ip[9] == PROTO_TCP && reach_input(&from, ip + header, total - header))
         return;
     if (ip[9] == PROTO_TCP)
         tcp_input(&from, to, ip + header, total - header);

@@ -28,6 +28,7 @@ bool param_is(const struct param *p, const char *key);
 #define NAME_MAX_LEN  64  /* one unit name */
 #define UNITS_MAX     16
 #define BODY_MAX_LEN  512
+#define REACH_MAX     8
 
 #define NEVER         UINT32_MAX /* as a number of milliseconds */
 
@@ -36,6 +37,8 @@ struct config {
     char vm_id[NAME_MAX_LEN + 1]; /* empty: leave vmId out */
     char units[UNITS_MAX][NAME_MAX_LEN + 1];
     uint32_t unit_count;
+    struct { uint32_t ip; uint16_t port; } reach[REACH_MAX];
+    uint32_t reach_count;
 
     bool no_dhcp, dhcp_silent_after_offer, no_arp;
     bool agent_down, hang, no_id, wrong_id, silent;
@@ -109,6 +112,8 @@ uint32_t net_address(void);
 #define IP_PAYLOAD_MAX (FRAME_MAX - 34)
 uint8_t *net_ip_payload(void);
 void net_ip_send(const struct peer *to, uint32_t source, uint8_t protocol, size_t len);
+/* Asks who has an address; reach_neighbour() hears of it. */
+void net_arp_ask(uint32_t ip);
 /* Checksum over the pseudo header and the segment, 0 when a received one is right. */
 uint16_t net_transport_checksum(uint32_t from, uint32_t to, uint8_t protocol,
                                 const uint8_t *data, size_t len);
@@ -129,6 +134,12 @@ void tcp_close_all(void);              /* as a killed process: resets and a clos
 void tcp_input(const struct peer *from, uint32_t to, const uint8_t *segment, size_t len);
 void tcp_tick(uint64_t now);
 uint32_t tcp_open_connections(void);
+
+/* ---- reach.c: what can this guest reach? ---- */
+void reach_tick(uint64_t now);
+void reach_neighbour(uint32_t ip, const uint8_t *mac);
+/* True when the segment is an answer to us. */
+bool reach_input(const struct peer *from, const uint8_t *segment, size_t len);
 
 /* ---- http.c: the agent ---- */
 /*

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use stoker_schemas::diagnosis::HostSignal;
 use stoker_schemas::event::Stage;
-use stoker_schemas::image::Driver;
-use stoker_schemas::spec::{Network as NetworkSpec, kernel_args::static_argument};
+use stoker_schemas::image::{Driver, ImageNetwork, Reach};
+use stoker_schemas::spec::{
+    Network as NetworkSpec,
+    kernel_args::{network_parameter, static_argument},
+};
 
 use super::{Report, Runner};
 use crate::console::Capture;
@@ -45,12 +48,14 @@ impl Runner {
             }
             None => std::path::PathBuf::new(),
         };
-        let (disk, attachment) = tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request()));
+        let (disk, attachment) =
+            tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request(image.manifest.reach)));
         let disk = disk?;
         let attachment = attachment.map_err(|e| HostSignal::Network(e.to_string()))?;
         self.seen.mark(Stage::NetworkReady, attachment.agent.to_string());
         let kernel_args = self.kernel_line(&image);
         self.seen.kernel_args(&kernel_args);
+        one_owner_of_the_network(&image, &self.plan.spec.network, &kernel_args)?;
         let plan = VmPlan {
             vm: self.plan.vm,
             vcpus: self.plan.spec.vcpus,
@@ -61,6 +66,7 @@ impl Runner {
             disk,
             nic: attachment.nic.clone(),
             dir: dir.clone(),
+            owner: attachment.owner,
         };
         let vm = self.rig.hypervisor.boot(plan).await.map_err(|e| {
             self.seen.boot_error(&e);
@@ -68,6 +74,11 @@ impl Runner {
         })?;
         self.seen.mark(Stage::Spawned, format!("pid {}", vm.record().pid));
         self.note_record(&vm);
+        if let Err(error) = self.rig.network.verify(self.plan.vm).await {
+            // Nobody could ever reach it: no use in waiting for its deadline.
+            let _ = vm.stop(std::time::Duration::ZERO).await;
+            return Err(Some(HostSignal::Network(error.to_string())));
+        }
         let console = Capture::start(vm.console(), &dir);
         Ok(Held { vm, attachment, console })
     }
@@ -85,7 +96,16 @@ impl Runner {
                 return None;
             }
         };
-        let attachment = match self.rig.network.reattach(self.attach_request()).await {
+        let noted = self.rig.dirs.as_ref().is_some_and(|dirs| dirs.read_record(self.plan.vm).is_some());
+        if !noted && !vm.started().await {
+            let why = "the worker ended between starting the VMM and booting the guest in it".to_owned();
+            self.seen.host_error(HostSignal::Interrupted(why));
+            let _ = vm.stop(std::time::Duration::ZERO).await;
+            return None;
+        }
+        // An image that is gone allows nothing any more; the VM itself goes on.
+        let reach = self.image().map(|image| image.manifest.reach).unwrap_or_default();
+        let attachment = match self.rig.network.reattach(self.attach_request(reach)).await {
             Ok(attachment) => attachment,
             Err(error) => {
                 self.seen.host_error(HostSignal::Network(error.to_string()));
@@ -140,18 +160,23 @@ impl Runner {
             .map_err(|e| HostSignal::Disk(e.to_string()))
     }
 
-    pub(super) fn attach_request(&self) -> AttachRequest {
+    fn attach_request(&self, reach: Reach) -> AttachRequest {
         AttachRequest {
             vm: self.plan.vm,
             address: self.plan.address,
             agent_port: self.plan.spec.readiness.port,
             dhcp: self.plan.spec.network == NetworkSpec::Dhcp,
+            reach,
         }
     }
 
     /// Image's arguments, the job's, and our own, in this order: Linux takes the last of equals.
     fn kernel_line(&self, image: &Image) -> String {
-        let mut parts = vec![image.manifest.kernel_args.clone(), self.plan.spec.kernel_args.clone()];
+        let given = [image.manifest.kernel_args.as_str(), self.plan.spec.kernel_args.as_str()].join(" ");
+        let mut parts = vec![given.trim().to_owned()];
+        if self.rig.hypervisor.driver() == Driver::Firecracker {
+            parts.insert(0, defaults(&given));
+        }
         if let NetworkSpec::Static(address) = self.plan.spec.network {
             parts.push(static_argument(address));
         }
@@ -167,5 +192,42 @@ impl Runner {
             // Without it the VMM is still found by its working directory.
             tracing::warn!(vm = %self.plan.vm, %error, "vm.json could not be written");
         }
+    }
+}
+
+/// What Firecracker's guests get unless image or job say otherwise: Firecracker's own default has no
+/// console, and a guest that reboots or panics is to end its VMM.
+const DEFAULT_ARGUMENTS: [&str; 3] = ["console=ttyS0", "reboot=k", "panic=1"];
+
+/// Those defaults that nobody gave a value.
+fn defaults(given: &str) -> String {
+    let name = |argument: &str| argument.split('=').next().unwrap_or_default().to_owned();
+    let names: Vec<String> = given.split_ascii_whitespace().map(name).collect();
+    let missing: Vec<_> = DEFAULT_ARGUMENTS.into_iter().filter(|wanted| !names.contains(&name(wanted))).collect();
+    missing.join(" ")
+}
+
+/// The network rule once more, on the whole line: an image may break it by itself.
+fn one_owner_of_the_network(image: &Image, network: &NetworkSpec, line: &str) -> Result<(), HostSignal> {
+    if image.manifest.network != ImageNetwork::Dhcp || matches!(network, NetworkSpec::Static(_)) {
+        return Ok(());
+    }
+    match line.split_ascii_whitespace().find(|argument| network_parameter(argument).is_some()) {
+        None => Ok(()),
+        Some(argument) => Err(HostSignal::Image(format!(
+            "{argument} on its kernel command line configures the network, and its userland does so by DHCP: two \
+             owners of eth0; remove it from image.json, or set \"network\": \"static\" there"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_give_way_to_what_is_given() {
+        assert_eq!(defaults(""), "console=ttyS0 reboot=k panic=1");
+        assert_eq!(defaults("console=hvc0 quiet panic=-1"), "reboot=k");
     }
 }

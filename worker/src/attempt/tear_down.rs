@@ -53,6 +53,8 @@ impl Runner {
         if let Some(vm) = vm {
             vm.stop(grace).await.map_err(|e| e.to_string())?;
         }
+        // Also where there is no VMM: one that ended by itself, or before anybody noted it, left the same.
+        self.rig.hypervisor.clean_up(self.plan.vm).await.map_err(|e| e.to_string())?;
         self.rig.network.detach(self.plan.vm, self.plan.address).await.map_err(|e| e.to_string())
     }
 }

@@ -14,7 +14,7 @@ use stoker_schemas::{HostName, PoolName};
 
 pub use raw::{Flags, RawConfig};
 
-use crate::supervisor::Capacity;
+use crate::{supervisor::Capacity, vm::Rates};
 
 /// A broker's URL, which may hold a password: never printed with it.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,9 +54,22 @@ pub enum NetworkMode {
         gateway: Ipv4Addr,
         /// Prefix length of the subnet.
         prefix: u8,
+        /// Whether VMs are kept from the host, from each other and from metadata services.
+        firewall: bool,
     },
     /// QEMU's user network with a forwarded port: no privileges needed, judged by HTTP only.
     User,
+}
+
+/// Whether Firecracker runs jailed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JailerMode {
+    /// As root, with the jailer that lies beside Firecracker (or along PATH); else not.
+    Auto,
+    /// With this jailer.
+    Program(PathBuf),
+    /// Not.
+    Off,
 }
 
 /// Settings, resolved and checked.
@@ -76,6 +89,14 @@ pub struct Config {
     pub driver: Driver,
     /// Firecracker's program.
     pub firecracker: PathBuf,
+    /// Whether Firecracker runs jailed.
+    pub jailer: JailerMode,
+    /// User of the jailed VM at the first address; the other addresses' follow.
+    pub jailer_uid_base: u32,
+    /// Control group that jailed VMs' groups lie in, relative to the top.
+    pub cgroup_parent: String,
+    /// What each Firecracker VM may move at most.
+    pub rates: Rates,
     /// QEMU's program.
     pub qemu: PathBuf,
     /// How VMs get a network.

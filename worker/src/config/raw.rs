@@ -9,10 +9,14 @@ use clap::Args;
 use serde::Deserialize;
 use stoker_schemas::image::Driver;
 
-use super::{BrokerUrl, Capacity, Config, ConfigErrors, NetworkMode};
+use super::{BrokerUrl, Capacity, Config, ConfigErrors, JailerMode, NetworkMode};
+use crate::vm::Rates;
+use crate::vm::firecracker::jail::{DEFAULT_CGROUP_PARENT, DEFAULT_UID_BASE};
 
 /// A settings file is a page of text.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
+/// A control group's path; generous.
+const MAX_CGROUP_BYTES: usize = 200;
 
 /// The file. Every field may be absent.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -25,6 +29,11 @@ pub struct RawConfig {
     images: Option<PathBuf>,
     driver: Option<Driver>,
     firecracker: Option<PathBuf>,
+    jailer: Option<PathBuf>,
+    jailer_uid_base: Option<u32>,
+    cgroup_parent: Option<String>,
+    disk_mib_per_s: Option<u32>,
+    net_mib_per_s: Option<u32>,
     qemu: Option<PathBuf>,
     broker: Option<String>,
     broker_ca: Option<PathBuf>,
@@ -49,6 +58,7 @@ struct RawNetwork {
     bridge: Option<String>,
     gateway: Option<Ipv4Addr>,
     prefix: Option<u8>,
+    firewall: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -79,6 +89,9 @@ pub struct Flags {
     /// Firecracker's program
     #[arg(long, env = "STOKER_FIRECRACKER", value_name = "FILE")]
     pub firecracker: Option<PathBuf>,
+    /// Firecracker's jailer, or `off`; as root the one beside Firecracker is used
+    #[arg(long, env = "STOKER_JAILER", value_name = "FILE|off")]
+    pub jailer: Option<PathBuf>,
     /// RabbitMQ, amqp://host:port/vhost; with a password better in the environment, where ps does not show it
     #[arg(long, env = "STOKER_BROKER", value_name = "URL", hide_env_values = true)]
     pub broker: Option<String>,
@@ -159,6 +172,12 @@ impl Config {
                 errors.push(format!("{field}: 0 would take no job; 1 or more"));
             }
         }
+        let jailer_uid_base = uid_base(file.jailer_uid_base, &network, &mut errors);
+        let rates = Rates {
+            disk: rate("disk_mib_per_s", file.disk_mib_per_s, &mut errors),
+            net: rate("net_mib_per_s", file.net_mib_per_s, &mut errors),
+        };
+        let cgroup_parent = cgroup_parent(file.cgroup_parent, &mut errors);
         let broker = flags.broker.or(file.broker).and_then(|url| broker(url, &mut errors));
         let millis = |value: Option<u64>, default: u64| Duration::from_millis(value.unwrap_or(default));
         let (Some(host), true) = (host, errors.is_empty()) else { return Err(ConfigErrors(errors)) };
@@ -170,6 +189,10 @@ impl Config {
             images: flags.images.or(file.images).unwrap_or_else(|| "/var/lib/stoker/images".into()),
             driver,
             firecracker: flags.firecracker.or(file.firecracker).unwrap_or_else(|| "firecracker".into()),
+            jailer: jailer(flags.jailer.or(file.jailer)),
+            jailer_uid_base,
+            cgroup_parent,
+            rates,
             qemu: file.qemu.unwrap_or_else(|| "qemu-system-x86_64".into()),
             network,
             capacity,
@@ -182,6 +205,47 @@ impl Config {
             broker_ca: flags.broker_ca.or(file.broker_ca),
         })
     }
+}
+
+fn jailer(given: Option<PathBuf>) -> JailerMode {
+    match given {
+        None => JailerMode::Auto,
+        Some(word) if word.as_os_str() == "off" => JailerMode::Off,
+        Some(program) => JailerMode::Program(program),
+    }
+}
+
+/// Each address has a user of its own from here on: none may be root, none beyond what Linux knows.
+fn uid_base(given: Option<u32>, network: &NetworkMode, errors: &mut Vec<String>) -> u32 {
+    let base = given.unwrap_or(DEFAULT_UID_BASE);
+    let addresses = match network {
+        NetworkMode::Bridge { prefix, .. } => u32::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0),
+        NetworkMode::User => 0,
+    };
+    let last = i32::MAX.cast_unsigned() - addresses;
+    if base == 0 || base > last {
+        errors.push(format!("jailer_uid_base: {base} is out of range, 1 to {last} (one user per address follows)"));
+    }
+    base
+}
+
+fn rate(field: &str, mib: Option<u32>, errors: &mut Vec<String>) -> Option<u64> {
+    if mib == Some(0) {
+        errors.push(format!("{field}: 0 would let nothing through; leave it out for no limit"));
+    }
+    mib.map(|mib| u64::from(mib) << 20)
+}
+
+fn cgroup_parent(given: Option<String>, errors: &mut Vec<String>) -> String {
+    let parent = given.unwrap_or_else(|| DEFAULT_CGROUP_PARENT.to_owned());
+    let plain = |part: &str| {
+        let letters = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@:".contains(c));
+        letters && !part.is_empty() && part != "." && part != ".."
+    };
+    if parent.len() > MAX_CGROUP_BYTES || !parent.split('/').all(plain) {
+        errors.push("cgroup_parent: a path below the top of the control groups, such as stoker".to_owned());
+    }
+    parent
 }
 
 fn name<T: std::str::FromStr>(text: String, field: &str, errors: &mut Vec<String>) -> Option<T>
@@ -231,7 +295,8 @@ fn network(raw: RawNetwork, namespace: Option<String>, unprivileged: bool, error
         errors.push(format!("network.prefix: {prefix} is out of range, 16 to 29"));
     }
     let gateway = raw.gateway.unwrap_or(Ipv4Addr::new(192, 168, 100, 1));
-    NetworkMode::Bridge { namespace: (!namespace.is_empty()).then_some(namespace), bridge, gateway, prefix }
+    let namespace = (!namespace.is_empty()).then_some(namespace);
+    NetworkMode::Bridge { namespace, bridge, gateway, prefix, firewall: raw.firewall.unwrap_or(true) }
 }
 
 #[cfg(test)]

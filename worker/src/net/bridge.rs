@@ -10,11 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use stoker_schemas::{VmId, id::Mac};
+use stoker_schemas::{VmId, id::Mac, image::Reach};
 use tokio::sync::mpsc;
 
 use super::{
     dhcp::{Dhcp, Settings},
+    firewall::Firewall,
     links::Links,
     namespace::Namespace,
     system, tap,
@@ -26,6 +27,12 @@ const NEIGHBOUR_RETRY_MS: &str = "100";
 /// A neighbour noted at its ACK is asked itself after this long in use (kernel's default: 5 s), so
 /// that a guest which lost its address shows as such.
 const NEIGHBOUR_CHECK_S: &str = "1";
+
+/// Ids above this are negative to some programs, and the very last ones have meanings of their own.
+const MAX_UID: u32 = i32::MAX as u32;
+
+/// Groups of taps begin here ("St").
+const TAP_GROUPS: u32 = 0x5374_0000;
 
 /// A bridged network. The namespace says where.
 #[derive(Debug, Clone)]
@@ -45,8 +52,11 @@ pub struct BridgeConfig {
     /// dnsmasq's files. On a tmpfs: dnsmasq syncs its leases before each answer (5 ms on a disk,
     /// nothing in memory), and no VM outlives a reboot of the host.
     pub dir: PathBuf,
-    /// User that jailed VMMs run as, who then may open their tap.
-    pub tap_owner: Option<u32>,
+    /// Whether guests are kept from the host, from each other and from metadata services.
+    pub firewall: bool,
+    /// Jailed VMMs run as users of their own, who then may open their tap: this one at the first
+    /// address, and so on. Addresses are unique at a time, and so are the users.
+    pub uid_base: Option<u32>,
 }
 
 impl BridgeConfig {
@@ -69,7 +79,8 @@ impl BridgeConfig {
             last: Ipv4Addr::from((network | hosts).saturating_sub(1)),
             dns: Vec::new(),
             dir: dir.into(),
-            tap_owner: None,
+            firewall: true,
+            uid_base: None,
         }
     }
 
@@ -82,6 +93,10 @@ impl BridgeConfig {
         (self.first..=self.last).contains(&address) && address != self.address
     }
 
+    fn owner(&self, address: Ipv4Addr) -> Option<u32> {
+        self.uid_base.map(|base| base + (u32::from(address) - u32::from(self.first)))
+    }
+
     fn check(&self) -> Result<(), NetError> {
         let host_bits = 32 - u32::from(self.prefix.clamp(8, 30));
         let inside = |a: Ipv4Addr| u32::from(a) >> host_bits == u32::from(self.address) >> host_bits;
@@ -92,6 +107,8 @@ impl BridgeConfig {
         } else if is_tap(&self.bridge) || self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains('/')
         {
             "the bridge's name must be 1-15 bytes and unlike a tap's"
+        } else if !self.uid_base.is_none_or(|base| base > 0 && base <= MAX_UID - (u32::MAX >> self.prefix)) {
+            "the first user id must leave room for one per address, and root is none of them"
         } else {
             return Ok(());
         };
@@ -116,6 +133,7 @@ pub struct BridgedNetwork {
     links: Links,
     bridge: u32,
     dhcp: Dhcp,
+    firewall: Option<Firewall>,
 }
 
 impl BridgedNetwork {
@@ -126,6 +144,11 @@ impl BridgedNetwork {
         let bridge = links.ensure_bridge(&config.bridge, config.mac(), config.address, config.prefix).await?;
         let (name, private) = (config.bridge.clone(), namespace.name().is_some());
         namespace.run(move || tune(&name, private)).await?;
+        // Before any guest can send: also those that an earlier worker left.
+        let firewall = match config.firewall {
+            true => Some(Firewall::open(&namespace, &config.bridge, group(bridge)).await?),
+            false => None,
+        };
         let settings = Settings {
             bridge: config.bridge.clone(),
             bridge_index: bridge,
@@ -136,7 +159,7 @@ impl BridgedNetwork {
         };
         let with_tap: HashSet<Mac> = links.all().await?.iter().filter_map(|link| mac_of_tap(&link.name)).collect();
         let dhcp = Dhcp::start(&namespace, links.clone(), settings, |mac| with_tap.contains(&mac)).await?;
-        Ok(Self { config, namespace, links, bridge, dhcp })
+        Ok(Self { config, namespace, links, bridge, dhcp, firewall })
     }
 
     /// For a prober: tells VMs apart by MAC.
@@ -156,6 +179,9 @@ impl BridgedNetwork {
     /// Ends the DHCP server and removes the bridge.
     pub async fn destroy(self) -> Result<(), NetError> {
         self.dhcp.stop().await;
+        if let Some(firewall) = &self.firewall {
+            firewall.destroy().await?;
+        }
         self.links.delete(&self.config.bridge).await
     }
 
@@ -173,20 +199,20 @@ impl BridgedNetwork {
         if request.dhcp { self.dhcp.reserve(request.vm.mac(), address).await } else { Ok(()) }
     }
 
-    async fn fresh_tap(&self, name: &str) -> Result<(), NetError> {
-        if let Err(error) = self.make_tap(name).await {
+    async fn fresh_tap(&self, name: &str, owner: Option<u32>) -> Result<(), NetError> {
+        if let Err(error) = self.make_tap(name, owner).await {
             if error.kind() != std::io::ErrorKind::ResourceBusy {
                 return Err(system(format!("make tap {name}"), &error));
             }
             self.links.delete(name).await?;
-            self.make_tap(name).await.map_err(|e| system(format!("make tap {name}"), &e))?;
+            self.make_tap(name, owner).await.map_err(|e| system(format!("make tap {name}"), &e))?;
         }
-        self.links.join_bridge(name, self.bridge).await?;
+        self.links.join_bridge(name, self.bridge, group(self.bridge)).await?;
         self.verify_tap(name).await
     }
 
-    async fn make_tap(&self, name: &str) -> std::io::Result<()> {
-        let (name, owner) = (name.to_owned(), self.config.tap_owner);
+    async fn make_tap(&self, name: &str, owner: Option<u32>) -> std::io::Result<()> {
+        let name = name.to_owned();
         self.namespace.run(move || tap::create(&name, owner)).await
     }
 
@@ -201,12 +227,27 @@ impl BridgedNetwork {
         Err(NetError::System { what: format!("check tap {name}"), cause })
     }
 
+    async fn admit(&self, tap: &str, reach: &Reach) -> Result<(), NetError> {
+        match &self.firewall {
+            Some(firewall) => firewall.admit(tap, reach).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn forget(&self, tap: &str) -> Result<(), NetError> {
+        match &self.firewall {
+            Some(firewall) => firewall.forget(tap).await,
+            None => Ok(()),
+        }
+    }
+
     fn attachment(&self, request: &AttachRequest, address: Ipv4Addr, signals: mpsc::Receiver<NetSignal>) -> Attachment {
         Attachment {
             nic: Nic::Tap { name: request.vm.tap(), mac: request.vm.mac() },
             agent: SocketAddr::from((address, request.agent_port)),
             signals,
             sees_dhcp: true,
+            owner: self.config.owner(address),
         }
     }
 }
@@ -230,13 +271,14 @@ impl Network for BridgedNetwork {
         let (mac, tap) = (request.vm.mac(), request.vm.tap());
         let signals = self.dhcp.listen(mac);
         // All to their end even where one fails: undoing must not run beside doing.
-        let (reserved, made, forgotten) = tokio::join!(
+        let (reserved, admitted, made, forgotten) = tokio::join!(
             self.reserve(&request, address),
-            self.fresh_tap(&tap),
+            self.admit(&tap, &request.reach),
+            self.fresh_tap(&tap, self.config.owner(address)),
             // Whoever had the address before is not to get the first packets: 5 s until ARP notices.
             self.links.forget(self.bridge, address),
         );
-        if let Err(error) = reserved.and(made).and(forgotten) {
+        if let Err(error) = reserved.and(admitted).and(made).and(forgotten) {
             if let Err(left) = self.detach(request.vm, Some(address)).await {
                 tracing::warn!(vm = %request.vm, error = %left, "could not undo a failed attach");
             }
@@ -245,10 +287,15 @@ impl Network for BridgedNetwork {
         Ok(self.attachment(&request, address, signals))
     }
 
+    async fn verify(&self, vm: VmId) -> Result<(), NetError> {
+        self.verify_tap(&vm.tap()).await
+    }
+
     async fn reattach(&self, request: AttachRequest) -> Result<Attachment, NetError> {
         let address = self.pooled(&request)?;
         let signals = self.dhcp.listen(request.vm.mac());
         self.verify_tap(&request.vm.tap()).await?;
+        self.admit(&request.vm.tap(), &request.reach).await?;
         self.reserve(&request, address).await?;
         Ok(self.attachment(&request, address, signals))
     }
@@ -257,11 +304,12 @@ impl Network for BridgedNetwork {
         // All of it even where one part fails. The tap goes first: a guest cut off asks for nothing.
         let tap = self.links.delete(&vm.tap()).await;
         let lease = self.dhcp.withdraw(vm.mac()).await;
+        let exceptions = self.forget(&vm.tap()).await;
         let neighbour = match address {
             Some(address) => self.links.forget(self.bridge, address).await,
             None => Ok(()),
         };
-        tap.and(lease).and(neighbour)
+        tap.and(lease).and(exceptions).and(neighbour)
     }
 
     async fn evidence(&self, vm: VmId, address: Option<Ipv4Addr>) -> NetEvidence {
@@ -296,8 +344,13 @@ impl Network for BridgedNetwork {
         };
         // Its reservation would keep the address from everybody else.
         let removed = self.links.delete(name).await;
-        removed.and(self.dhcp.withdraw(mac).await)
+        removed.and(self.forget(name).await).and(self.dhcp.withdraw(mac).await)
     }
+}
+
+/// The device group of a bridge's taps, by which the firewall knows them; nobody else's by accident.
+fn group(bridge: u32) -> u32 {
+    TAP_GROUPS | (bridge & 0xffff)
 }
 
 /// `st` and twelve hexadecimal digits, as [`VmId::tap`] makes them.

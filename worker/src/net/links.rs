@@ -77,9 +77,9 @@ impl Links {
         }
     }
 
-    /// Up and on the bridge, in one message.
-    pub async fn join_bridge(&self, name: &str, bridge: u32) -> Result<(), NetError> {
-        let message = LinkUnspec::new_with_name(name).up().controller(bridge).build();
+    /// Up, on the bridge and in a group, in one message.
+    pub async fn join_bridge(&self, name: &str, bridge: u32, group: u32) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_name(name).up().controller(bridge).link_group(group).build();
         let joined = self.quick.link().set(message).execute().await;
         joined.map_err(|e| failed(format!("put {name} on the bridge"), e))
     }

@@ -6,6 +6,7 @@
 
 pub mod bridge;
 mod dhcp;
+mod firewall;
 mod links;
 pub mod namespace;
 pub mod tap;

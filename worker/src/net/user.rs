@@ -68,7 +68,7 @@ impl UserNetwork {
 fn attachment(request: &AttachRequest, port: u16) -> Attachment {
     let nic = Nic::User { mac: request.vm.mac(), host_port: port, guest_port: request.agent_port };
     let (_, signals) = mpsc::channel(1);
-    Attachment { nic, agent: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), signals, sees_dhcp: false }
+    Attachment { nic, agent: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), signals, sees_dhcp: false, owner: None }
 }
 
 #[async_trait]

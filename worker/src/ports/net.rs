@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use async_trait::async_trait;
 use stoker_schemas::VmId;
 use stoker_schemas::id::Mac;
+use stoker_schemas::image::Reach;
 use tokio::sync::mpsc;
 
 /// A VM's network card, as the hypervisor is told about it.
@@ -45,6 +46,8 @@ pub struct AttachRequest {
     pub dhcp: bool,
     /// The agent's port.
     pub agent_port: u16,
+    /// What its image may reach.
+    pub reach: Reach,
 }
 
 /// A VM's place on the network.
@@ -57,6 +60,8 @@ pub struct Attachment {
     pub signals: mpsc::Receiver<NetSignal>,
     /// Whether DHCP can be seen here (not on the user network).
     pub sees_dhcp: bool,
+    /// The user whose tap it is, where VMMs run as users of their own.
+    pub owner: Option<u32>,
 }
 
 /// One DHCP message seen by the host's server.
@@ -103,6 +108,12 @@ pub trait Network: Send + Sync + 'static {
     /// Makes the card and reserves the address. Anything left of an earlier VM with the same tap
     /// name is removed first. On error nothing is left.
     async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetError>;
+
+    /// Whether the card still is where it was put: asked once the VMM runs, because one that may
+    /// make devices makes a missing tap by itself, off the bridge, and reports success.
+    async fn verify(&self, _vm: VmId) -> Result<(), NetError> {
+        Ok(())
+    }
 
     /// Takes over the card of a VM that an earlier worker attached.
     async fn reattach(&self, request: AttachRequest) -> Result<Attachment, NetError>;

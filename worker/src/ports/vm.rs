@@ -31,6 +31,8 @@ pub struct VmPlan {
     pub nic: Nic,
     /// Working directory of this attempt: sockets, logs, console.
     pub dir: PathBuf,
+    /// User and group the VMM is to run as, where it is jailed; the tap is this user's.
+    pub owner: Option<u32>,
 }
 
 impl VmPlan {
@@ -98,6 +100,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Takes over a VM that an earlier worker started. `None` when that process is gone (or its
     /// pid now belongs to another process).
     async fn adopt(&self, record: VmRecord) -> Result<Option<Arc<dyn Vm>>, VmError>;
+
+    /// Removes what the VMM of this VM, which has ended, leaves outside its folder. Idempotent, and
+    /// asked for again after a crash.
+    async fn clean_up(&self, _vm: VmId) -> Result<(), VmError> {
+        Ok(())
+    }
 }
 
 /// A running VM. Dropping it leaves the VM running: VMs outlive workers.
@@ -112,6 +120,12 @@ pub trait Vm: Send + Sync + 'static {
     /// What the VMM says of itself (`running`, `io-error`), where it can be asked.
     async fn status(&self) -> Option<String> {
         None
+    }
+
+    /// Whether its guest was ever told to run: a worker may have died between starting the VMM and
+    /// that. Waits for a VMM that is just coming up.
+    async fn started(&self) -> bool {
+        true
     }
 
     /// Waits for the VMM's end; returns at once, with the same, when it has ended.

@@ -3,8 +3,10 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
 };
+
+use rustix::fs::{Mode, OFlags};
 
 use super::process::Ended;
 use crate::ports::vm::VmExit;
@@ -20,7 +22,7 @@ const WORDS_LINES: usize = 4;
 pub type NameCode = fn(i32) -> Option<&'static str>;
 
 /// The end of a VMM in words.
-pub fn describe(ended: Ended, name: NameCode, dir: &Path, logs: &[&str]) -> VmExit {
+pub fn describe(ended: Ended, name: NameCode, logs: &[PathBuf]) -> VmExit {
     let what = match (ended.code, ended.signal) {
         (_, Some(signal)) => format!("killed by signal {signal} ({})", signal_name(signal)),
         (Some(code), None) => match name(code) {
@@ -29,7 +31,7 @@ pub fn describe(ended: Ended, name: NameCode, dir: &Path, logs: &[&str]) -> VmEx
         },
         (None, None) => "ended (its exit code went to an earlier worker)".to_owned(),
     };
-    let words = last_words(dir, logs);
+    let words = last_words(logs);
     let reason = if words.is_empty() { what } else { format!("{what}; last words: {words}") };
     VmExit { code: ended.code, signal: ended.signal, reason }
 }
@@ -48,13 +50,13 @@ fn signal_name(signal: i32) -> &'static str {
 }
 
 /// The last lines of the first of these files that has any.
-pub fn last_words(dir: &Path, logs: &[&str]) -> String {
-    logs.iter().map(|log| tail(&dir.join(log))).find(|words| !words.is_empty()).unwrap_or_default()
+pub fn last_words(logs: &[PathBuf]) -> String {
+    logs.iter().map(|log| tail(log)).find(|words| !words.is_empty()).unwrap_or_default()
 }
 
 fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         let size = file.metadata()?.len();
         file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES)))?;
         let mut bytes = Vec::new();
@@ -69,6 +71,14 @@ fn tail(path: &Path) -> String {
     stoker_schemas::limits::clip(&plain, WORDS_BYTES)
 }
 
+/// A jailed VMM owns the folder of its log: neither a link to another file nor a pipe without a
+/// writer, put there in the log's place, must be followed or waited for.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,17 +88,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("empty"), "\n").unwrap();
         std::fs::write(dir.path().join("full"), "old\n".repeat(5000) + "\u{1b}[31mlast").unwrap();
-        assert_eq!(last_words(dir.path(), &["none", "empty"]), "");
-        let words = last_words(dir.path(), &["none", "empty", "full"]);
+        let logs = |names: &[&str]| names.iter().map(|name| dir.path().join(name)).collect::<Vec<_>>();
+        assert_eq!(last_words(&logs(&["none", "empty"])), "");
+        let words = last_words(&logs(&["none", "empty", "full"]));
         assert_eq!(words, "old | old | old | [31mlast");
         std::fs::write(dir.path().join("long"), "x".repeat(10_000)).unwrap();
-        assert!(last_words(dir.path(), &["long"]).len() <= WORDS_BYTES);
+        assert!(last_words(&logs(&["long"])).len() <= WORDS_BYTES);
+    }
+
+    #[test]
+    fn what_a_vmm_puts_in_its_logs_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, log) = (dir.path().join("secret"), dir.path().join("log"));
+        std::fs::write(&secret, "secret").unwrap();
+        std::os::unix::fs::symlink(&secret, &log).unwrap();
+        assert_eq!(last_words(&[log, dir.path().to_owned()]), "");
+        assert_eq!(last_words(&[secret]), "secret");
     }
 
     #[test]
     fn an_unknown_end_is_not_called_a_success() {
-        let dir = tempfile::tempdir().unwrap();
-        let exit = describe(Ended::default(), |_| None, dir.path(), &[]);
+        let exit = describe(Ended::default(), |_| None, &[]);
         assert_eq!(exit.code, None);
         assert!(exit.reason.contains("earlier worker"));
     }

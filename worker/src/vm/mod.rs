@@ -4,16 +4,17 @@
 //! found again by pid and start time ([`process`]); [`simulated`] keeps its guests in memory.
 
 mod boot_error;
+pub mod cgroup;
 pub mod exit;
 pub mod files;
 pub mod firecracker;
 pub mod process;
-mod program;
+pub mod program;
 pub mod qemu;
 pub mod simulated;
 mod socket;
 
-pub use firecracker::{Firecracker, FirecrackerOptions};
+pub use firecracker::{Firecracker, FirecrackerOptions, Jailer, Rates};
 pub use process::{Here, Spawner};
 pub use qemu::{Accel, AccelDecision, Qemu, QemuOptions, detect_accel};
 pub use simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};

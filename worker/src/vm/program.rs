@@ -1,12 +1,27 @@
 //! Asking a hypervisor's program what it is.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::boot_error;
 use crate::ports::vm::VmError;
 
 /// What is quoted of an unexpected answer, bytes.
 const QUOTED_BYTES: usize = 80;
+
+/// A program by path, or along PATH (and the sbin folders that unprivileged users' PATH lacks); as
+/// it was named where it is not found, so that the error names it.
+pub fn find(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut places = std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program));
+    places.find(|file| file.is_file()).unwrap_or_else(|| program.to_owned())
+}
 
 /// What `<binary> --version` says.
 pub async fn version_output(driver: &'static str, binary: &Path, within: Duration) -> Result<String, VmError> {

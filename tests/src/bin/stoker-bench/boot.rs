@@ -72,6 +72,8 @@ async fn overhead(case: Case) -> Fallible<Vec<Figure>> {
         "driver": case.driver,
         "images": images,
         "firecracker": case.program,
+        // What is compared is the same VMM, started by hand without a jail.
+        "jailer": "off",
         "stop_grace_ms": 0,
         "network": {"mode": "bridge", "namespace": namespace, "bridge": "stbench0", "gateway": GATEWAY, "prefix": 24},
     });

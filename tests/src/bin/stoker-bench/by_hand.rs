@@ -121,7 +121,13 @@ pub async fn boot(recipe: &Recipe, place: &Place) -> Fallible<Times> {
     let dir = place.dir.join(vm.to_string());
     std::fs::create_dir(&dir)?;
     let before = Instant::now();
-    let request = AttachRequest { vm, address: Some(place.address), agent_port: AGENT_PORT, dhcp: true };
+    let request = AttachRequest {
+        vm,
+        address: Some(place.address),
+        agent_port: AGENT_PORT,
+        dhcp: true,
+        reach: Default::default(),
+    };
     let attachment = place.network.attach(request).await?;
     let attach = millis(before);
     // Listened to until the end: that is what makes the network note its neighbour.

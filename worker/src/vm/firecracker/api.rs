@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use reqwest::{Client, StatusCode};
-use serde::Serialize;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::DRIVER;
 use crate::{
@@ -53,12 +53,24 @@ impl Api {
 
     /// Sends one request and waits for its answer.
     pub async fn put<B: Serialize + Sync>(&self, process: &VmmProcess, path: &str, body: &B) -> Result<(), VmError> {
-        let answer = tokio::time::timeout(self.timeout, self.send(path, body)).await;
-        self.judge(process, path, answer).await
+        let request = self.client.put(format!("http://localhost{path}")).json(body);
+        let answer = tokio::time::timeout(self.timeout, Self::send(request)).await;
+        self.judge(process, format!("PUT {path}"), answer).await.map(drop)
     }
 
-    async fn send<B: Serialize + Sync>(&self, path: &str, body: &B) -> reqwest::Result<(StatusCode, Vec<u8>)> {
-        let mut answer = self.client.put(format!("http://localhost{path}")).json(body).send().await?;
+    /// Asks for something; its answer.
+    pub async fn get<A: DeserializeOwned>(&self, process: &VmmProcess, path: &str) -> Result<A, VmError> {
+        let request = self.client.get(format!("http://localhost{path}"));
+        let answer = tokio::time::timeout(self.timeout, Self::send(request)).await;
+        let body = self.judge(process, format!("GET {path}"), answer).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let message = format!("an answer of another form than expected: {error}");
+            VmError::Refused { driver: DRIVER, request: format!("GET {path}"), message }
+        })
+    }
+
+    async fn send(request: RequestBuilder) -> reqwest::Result<(StatusCode, Vec<u8>)> {
+        let mut answer = request.send().await?;
         let mut text = Vec::new();
         // No body is read on success: there is none, and looking would cost a turn.
         if answer.status() != StatusCode::NO_CONTENT {
@@ -76,12 +88,11 @@ impl Api {
     async fn judge(
         &self,
         process: &VmmProcess,
-        path: &str,
+        request: String,
         answer: Result<reqwest::Result<(StatusCode, Vec<u8>)>, tokio::time::error::Elapsed>,
-    ) -> Result<(), VmError> {
-        let request = format!("PUT {path}");
+    ) -> Result<Vec<u8>, VmError> {
         match answer {
-            Ok(Ok((status, _))) if status.is_success() => Ok(()),
+            Ok(Ok((status, body))) if status.is_success() => Ok(body),
             Ok(Ok((status, body))) => {
                 Err(VmError::Refused { driver: DRIVER, request, message: error_message(status, &body) })
             }

@@ -1,6 +1,6 @@
 //! The bodies of Firecracker's requests, made of a plan.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::DRIVER;
 use crate::ports::{
@@ -28,13 +28,70 @@ pub struct Drive<'a> {
     is_root_device: bool,
     path_on_host: &'a str,
     is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limiter: Option<RateLimiter>,
 }
+
+/// A bucket of bytes that is filled again once a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RateLimiter {
+    bandwidth: Bucket,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Bucket {
+    size: u64,
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    fn per_second(bytes: u64) -> Self {
+        Self { bandwidth: Bucket { size: bytes, refill_time: 1_000 } }
+    }
+}
+
+/// What a VM may move at most, bytes per second; `None` for as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Each disk, reads and writes together.
+    pub disk: Option<u64>,
+    /// The network card, each direction.
+    pub net: Option<u64>,
+}
+
+/// What a version of Firecracker knows, beyond what all that Stoker takes know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// `PUT /entropy`: randomness from the host from the first moment on.
+    pub entropy: bool,
+}
+
+impl Features {
+    /// Of a version, as `GET /version` tells it.
+    pub fn of(version: (u32, u32)) -> Self {
+        Self { entropy: version >= (1, 5) }
+    }
+}
+
+/// `GET /version`.
+#[derive(Debug, Deserialize)]
+pub struct Version {
+    pub firecracker_version: String,
+}
+
+/// The entropy device has no required settings.
+#[derive(Debug, Serialize)]
+pub struct Entropy {}
 
 #[derive(Debug, PartialEq, Serialize)]
 pub struct NetworkInterface<'a> {
     pub iface_id: &'static str,
     host_dev_name: &'a str,
     guest_mac: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rx_rate_limiter: Option<RateLimiter>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,7 +117,7 @@ fn utf8<'a>(path: &'a std::path::Path, what: &str) -> Result<&'a str, VmError> {
 }
 
 impl<'a> Setup<'a> {
-    pub fn of(plan: &'a VmPlan) -> Result<Self, VmError> {
+    pub fn of(plan: &'a VmPlan, rates: Rates) -> Result<Self, VmError> {
         let Nic::Tap { name, mac } = &plan.nic else {
             return Err(unsupported("it needs a tap device; the user network is QEMU's".to_owned()));
         };
@@ -72,24 +129,37 @@ impl<'a> Setup<'a> {
                 boot_args: &plan.kernel_args,
                 initrd_path,
             },
-            drives: plan.disk.as_ref().map_or(Ok(Vec::new()), drives)?,
-            nic: NetworkInterface { iface_id: "eth0", host_dev_name: name, guest_mac: mac.to_string() },
+            drives: plan.disk.as_ref().map_or(Ok(Vec::new()), |disk| drives(disk, rates))?,
+            nic: NetworkInterface {
+                iface_id: "eth0",
+                host_dev_name: name,
+                guest_mac: mac.to_string(),
+                rx_rate_limiter: rates.net.map(RateLimiter::per_second),
+                tx_rate_limiter: rates.net.map(RateLimiter::per_second),
+            },
         })
     }
 }
 
-fn drives(disk: &Disk) -> Result<Vec<Drive<'_>>, VmError> {
+fn drives(disk: &Disk, rates: Rates) -> Result<Vec<Drive<'_>>, VmError> {
+    let rate_limiter = rates.disk.map(RateLimiter::per_second);
     if disk.format != DiskFormat::Raw {
         return Err(unsupported(format!("{:?} disks: it takes raw ones only", disk.format)));
     }
     let path = utf8(&disk.path, "disk")?;
     let Some(base) = &disk.read_only_base else {
-        return Ok(vec![Drive { drive_id: "root", is_root_device: true, path_on_host: path, is_read_only: false }]);
+        return Ok(vec![Drive {
+            drive_id: "root",
+            is_root_device: true,
+            path_on_host: path,
+            is_read_only: false,
+            rate_limiter,
+        }]);
     };
     let base = utf8(base, "base disk")?;
     Ok(vec![
-        Drive { drive_id: "root", is_root_device: true, path_on_host: base, is_read_only: true },
-        Drive { drive_id: "scratch", is_root_device: false, path_on_host: path, is_read_only: false },
+        Drive { drive_id: "root", is_root_device: true, path_on_host: base, is_read_only: true, rate_limiter },
+        Drive { drive_id: "scratch", is_root_device: false, path_on_host: path, is_read_only: false, rate_limiter },
     ])
 }
 
@@ -102,7 +172,10 @@ mod tests {
     #[test]
     fn a_base_comes_first_and_read_only() {
         let disk = Disk { path: "/d/scratch".into(), format: DiskFormat::Raw, read_only_base: Some("/i/base".into()) };
-        let drives = drives(&disk).unwrap();
+        let rates = Rates { disk: Some(1 << 20), net: None };
+        let drives = drives(&disk, rates).unwrap();
+        let limited = serde_json::to_value(&drives[1]).unwrap();
+        assert_eq!(limited["rate_limiter"]["bandwidth"], serde_json::json!({"size": 1 << 20, "refill_time": 1000}));
         assert_eq!((drives[0].path_on_host, drives[0].is_root_device, drives[0].is_read_only), ("/i/base", true, true));
         assert_eq!(
             (drives[1].path_on_host, drives[1].is_root_device, drives[1].is_read_only),
@@ -113,6 +186,6 @@ mod tests {
     #[test]
     fn qcow2_is_refused_with_the_reason() {
         let disk = Disk { path: PathBuf::from("/d/x"), format: DiskFormat::Qcow2, read_only_base: None };
-        assert!(drives(&disk).unwrap_err().to_string().contains("raw"));
+        assert!(drives(&disk, Rates::default()).unwrap_err().to_string().contains("raw"));
     }
 }

@@ -1,10 +1,16 @@
 //! A running Firecracker VM.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use serde::Deserialize;
+use stoker_schemas::VmId;
 
-use super::{DRIVER, api::Api, config::Action};
+use super::{DRIVER, api::Api, config::Action, jail::Jailer};
 use crate::{
     ports::vm::{ConsoleFeed, Vm, VmError, VmExit, VmRecord},
     vm::{
@@ -17,6 +23,10 @@ pub struct FirecrackerVm {
     pub record: VmRecord,
     pub process: VmmProcess,
     pub api_timeout: Duration,
+    /// Where the VMM keeps its socket and its log: the attempt's folder, or its jail below that.
+    pub home: PathBuf,
+    /// Who cleans up behind it.
+    pub jailer: Option<Arc<Jailer>>,
 }
 
 /// What its exit codes mean (`src/vmm/src/lib.rs`, `FcExitCode`).
@@ -38,14 +48,22 @@ fn name_code(code: i32) -> Option<&'static str> {
     }
 }
 
-pub fn describe(ended: Ended, dir: &Path) -> VmExit {
-    exit::describe(ended, name_code, dir, &[files::VMM_LOG, files::VMM_STDERR])
+pub fn describe(ended: Ended, dir: &Path, home: &Path) -> VmExit {
+    exit::describe(ended, name_code, &[home.join(files::VMM_LOG), dir.join(files::VMM_STDERR)])
+}
+
+/// Removes what an ended VMM leaves outside its folder.
+pub async fn clean_up(jailer: Option<&Arc<Jailer>>, vm: VmId) -> Result<(), VmError> {
+    let Some(jailer) = jailer.cloned() else { return Ok(()) };
+    let cleaned = tokio::task::spawn_blocking(move || jailer.clean_up(vm)).await;
+    let cleaned = cleaned.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    cleaned.map_err(|e| boot_error::spawn(DRIVER, "removing a control group", &e))
 }
 
 impl FirecrackerVm {
     async fn ask_to_stop(&self, grace: Duration) {
         let asked = async {
-            let api = Api::new(&self.record.dir, self.api_timeout)?;
+            let api = Api::new(&self.home, self.api_timeout)?;
             api.put(&self.process, "/actions", &Action { action_type: "SendCtrlAltDel" }).await
         };
         let stopped = async {
@@ -61,6 +79,12 @@ impl FirecrackerVm {
     }
 }
 
+/// What `GET /` says, as far as it matters.
+#[derive(Deserialize)]
+struct Instance {
+    state: String,
+}
+
 #[async_trait]
 impl Vm for FirecrackerVm {
     fn record(&self) -> VmRecord {
@@ -71,8 +95,19 @@ impl Vm for FirecrackerVm {
         Some(ConsoleFeed::File(self.record.dir.join(files::CONSOLE)))
     }
 
+    async fn status(&self) -> Option<String> {
+        let api = Api::new(&self.home, self.api_timeout).ok()?;
+        api.listening(&self.process).await.ok()?;
+        api.get::<Instance>(&self.process, "/").await.ok().map(|instance| instance.state)
+    }
+
+    async fn started(&self) -> bool {
+        // "Not started" waits for requests that nobody will send.
+        matches!(self.status().await.as_deref(), Some("Running" | "Paused"))
+    }
+
     async fn exited(&self) -> VmExit {
-        describe(self.process.wait().await, &self.record.dir)
+        describe(self.process.wait().await, &self.record.dir, &self.home)
     }
 
     async fn stop(&self, grace: Duration) -> Result<VmExit, VmError> {
@@ -81,7 +116,8 @@ impl Vm for FirecrackerVm {
         }
         self.process.kill().map_err(|e| boot_error::spawn(DRIVER, "killing the VMM", &e))?;
         let ended = self.process.wait().await;
-        files::remove(&self.record.dir, files::API_SOCKET).map_err(|e| boot_error::spawn(DRIVER, "socket", &e))?;
-        Ok(describe(ended, &self.record.dir))
+        files::remove(&self.home, files::API_SOCKET).map_err(|e| boot_error::spawn(DRIVER, "socket", &e))?;
+        clean_up(self.jailer.as_ref(), self.record.vm).await?;
+        Ok(describe(ended, &self.record.dir, &self.home))
     }
 }

@@ -101,7 +101,7 @@ async fn run_trial(
     let _ = trial.abandon().await;
     match heard {
         Ok(true) => Ok(()),
-        Ok(false) => Err(format!("QEMU ended: {}", crate::vm::exit::last_words(dir, &[files::VMM_STDERR]))),
+        Ok(false) => Err(format!("QEMU ended: {}", crate::vm::exit::last_words(&[dir.join(files::VMM_STDERR)]))),
         Err(_) => Err(format!("its console did not say {expected:?} within {deadline:?}")),
     }
 }

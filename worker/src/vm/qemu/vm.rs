@@ -34,7 +34,7 @@ fn name_code(code: i32) -> Option<&'static str> {
 }
 
 pub fn describe(ended: Ended, dir: &Path) -> VmExit {
-    exit::describe(ended, name_code, dir, &[files::VMM_STDERR])
+    exit::describe(ended, name_code, &[dir.join(files::VMM_STDERR)])
 }
 
 impl QemuVm {

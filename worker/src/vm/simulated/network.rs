@@ -43,6 +43,7 @@ impl SimulatedNetwork {
             agent,
             signals,
             sees_dhcp: request.address.is_some(),
+            owner: None,
         }
     }
 }

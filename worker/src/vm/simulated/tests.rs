@@ -31,7 +31,13 @@ fn vm(n: u128) -> VmId {
 }
 
 fn request(vm: VmId, last: u8) -> AttachRequest {
-    AttachRequest { vm, address: Some(Ipv4Addr::new(10, 0, 0, last)), agent_port: 8080, dhcp: true }
+    AttachRequest {
+        vm,
+        address: Some(Ipv4Addr::new(10, 0, 0, last)),
+        agent_port: 8080,
+        dhcp: true,
+        reach: Default::default(),
+    }
 }
 
 fn target(vm: VmId, last: u8) -> ProbeTarget {
@@ -58,6 +64,7 @@ impl Rig {
             kernel_args: args.to_owned(),
             disk: None,
             nic: Nic::Simulated { mac: vm.mac() },
+            owner: None,
             dir: PathBuf::from("d"),
         };
         self.hypervisor.boot(plan).await
