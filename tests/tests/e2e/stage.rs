@@ -123,7 +123,8 @@ impl Stage {
         let images = self.dir.path().canonicalize().unwrap().join("images");
         let (from, to) = (self.images.join(image), images.join(name));
         fs::create_dir_all(&to).unwrap();
-        let others = entries(&self.images).into_iter().map(|name| (self.images.join(&name), images.join(&name)));
+        let others = if self.images == images { Vec::new() } else { entries(&self.images) };
+        let others = others.into_iter().map(|name| (self.images.join(&name), images.join(&name)));
         let files = entries(&from).into_iter().map(|name| (from.join(&name), to.join(&name)));
         for (original, link) in others.chain(files) {
             std::os::unix::fs::symlink(original, link).unwrap();
@@ -237,6 +238,25 @@ impl Stage {
 
     fn has_namespace(&self) -> bool {
         Path::new("/run/netns").join(&self.name).exists()
+    }
+
+    /// Names of the taps that are there.
+    pub fn taps(&self) -> Vec<String> {
+        let links = self.links().unwrap_or_default().into_iter();
+        links.filter(|link| link != "lo" && link != BRIDGE).collect()
+    }
+
+    /// Runs `ip` in the stage's namespace.
+    pub fn ip(&self, arguments: &[&str]) {
+        let status = Command::new("ip").args(["-n", &self.name]).args(arguments).status().unwrap();
+        assert!(status.success(), "ip {arguments:?}");
+    }
+
+    /// kill -9 of the one VMM there is, as soon as there is one.
+    pub async fn kill_vmm(&self) {
+        let (pid, _) = eventually("a VMM", async || self.vmms().pop()).await;
+        kill(pid, "-KILL");
+        eventually("it is gone", async || self.vmms().iter().all(|(other, _)| *other != pid).then_some(())).await;
     }
 
     /// `None` where there is no namespace (user network).

@@ -1,0 +1,202 @@
+//! Faults made for real, each of which must be called by its name: in guests, on the host, in what
+//! lies between them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use stoker_schemas::{JobId, Phase};
+
+use crate::stage::{Needs, Stage, Up, eventually};
+
+/// Enough for a probe guest to come as far as it is going to come, on a busy machine.
+const DEADLINE_MS: u64 = 6_000;
+/// Longer than any deadline here.
+const NEVER: &str = "probe.fault=slow-boot-ms=60000";
+
+/// A job of the probe guest with one try.
+fn probe(fault: &str) -> Value {
+    let args = if fault.is_empty() { String::new() } else { format!("probe.fault={fault}") };
+    json!({"image": "probe", "kernel_args": args})
+}
+
+/// The same with more fields.
+fn with(mut job: Value, fields: Value) -> Value {
+    for (key, value) in fields.as_object().unwrap() {
+        job[key] = value.clone();
+    }
+    job
+}
+
+fn static_network(address: &str) -> Value {
+    json!({"static": {"address": address, "prefix": 24, "gateway": "192.168.100.1"}})
+}
+
+/// Enqueues it; unless it says otherwise with one try and the deadline above.
+async fn enqueue(up: &mut Up, job: &Value) -> JobId {
+    let mut job = with(job.clone(), json!({"retry": {"max_attempts": 1}}));
+    if job["readiness"]["deadline_ms"].is_null() {
+        job["readiness"]["deadline_ms"] = DEADLINE_MS.into();
+    }
+    let url = format!("{}/v1/jobs", up.server().await);
+    let answer = reqwest::Client::new().post(url).json(&job).send().await.unwrap();
+    let (status, answer) = (answer.status(), answer.text().await.unwrap());
+    assert_eq!(status, 202, "{job}: {answer}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    serde_json::from_value(answer["jobs"][0]["id"].clone()).unwrap()
+}
+
+/// What was said of a job's end: its cause, and everything else.
+async fn diagnosis(up: &mut Up, id: JobId) -> (String, Value) {
+    let job = up.reaches(id, Phase::Dead).await;
+    let found = job["attempts"].as_array().unwrap().last().unwrap()["diagnosis"].clone();
+    (found["cause"].as_str().unwrap_or_default().to_owned(), found)
+}
+
+/// All at once, each under the cause it must be given. Every difference is told, not just the first.
+async fn assert_named(up: &mut Up, wanted: &[(&str, JobId)]) {
+    let mut wrong = BTreeMap::new();
+    for (n, (cause, id)) in wanted.iter().enumerate() {
+        let (found, whole) = diagnosis(up, *id).await;
+        if found != *cause {
+            wrong.insert((n, *cause), whole);
+        }
+        assert!(!whole["remedy"].as_str().unwrap_or_default().is_empty(), "{cause} says what to do");
+    }
+    assert!(wrong.is_empty(), "wrongly named: {wrong:#?}");
+}
+
+async fn end(stage: &Stage, mut up: Up, wanted: &[(&str, JobId)]) {
+    for (cause, id) in wanted {
+        up.job(*id, &format!("({cause}) is cleared away"), |job| {
+            // An attempt that never made a VM has nothing to clear away but itself.
+            job["attempts"].as_array().unwrap().iter().all(|attempt| attempt["gone"].is_object())
+        })
+        .await;
+    }
+    up.end().await;
+    stage.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_of_guests_are_named() {
+    let Some(stage) = Stage::open("faults_of_guests_are_named", Needs::Qemu, "probe") else { return };
+    let stage = stage.with_image_like("probe", "probe-static", |manifest| {
+        manifest["network"] = "static".into();
+        manifest["allow_static"] = true.into();
+    });
+    let mut up = stage.up(&["--no-vm"]).await;
+    let mislabelled = json!({"image": "probe-static", "network": static_network("192.168.100.200")});
+    let faults = [
+        ("no_dhcp_request", probe("no-dhcp")),
+        ("dhcp_unanswered", probe("dhcp-silent-after-offer")),
+        ("agent_not_listening", probe("agent-down")),
+        ("agent_hanging", probe("hang")),
+        ("agent_unhealthy", probe("status=503")),
+        ("wrong_body", with(probe("body=no"), json!({"readiness": {"http": {"body_contains": "yes"}}}))),
+        ("wrong_vm", probe("wrong-id")),
+        ("unit_failed", probe("unit-failed=VM Browser OAuth Agent".replace(' ', "+").as_str())),
+        ("unit_missing", with(probe(""), json!({"readiness": {"units": ["Nobody Knows"]}}))),
+        ("kernel_panic", probe("panic")),
+        ("guest_out_of_memory", probe("oom")),
+        ("emergency_mode", probe("emergency")),
+        ("guest_exited", probe("exit")),
+        ("slow_boot", json!({"image": "probe", "kernel_args": NEVER})),
+        ("conflicting_network", mislabelled),
+    ];
+    let mut wanted = Vec::new();
+    for (cause, job) in &faults {
+        wanted.push((*cause, enqueue(&mut up, job).await));
+    }
+    assert_named(&mut up, &wanted).await;
+    end(&stage, up, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_of_hosts_are_named() {
+    let Some(stage) = Stage::open("faults_of_hosts_are_named", Needs::Qemu, "probe") else { return };
+    let stage = stage
+        .with_image_like("probe", "probe-static", |manifest| {
+            manifest["network"] = "static".into();
+            manifest["allow_static"] = true.into();
+        })
+        .with_image_like("probe", "no-kernel", |manifest| manifest["kernel"] = "image.json".into())
+        .with_image_like("probe", "incomplete", |manifest| manifest["initrd"] = "initrd.cpio".into());
+    let mut up = stage.up(&["--no-vm"]).await;
+    let elsewhere = json!({"image": "probe-static", "network": static_network("10.9.8.7")});
+    let mut wanted = Vec::new();
+    for (cause, job) in [
+        ("hypervisor_not_started", json!({"image": "no-kernel"})),
+        ("image_invalid", json!({"image": "nobody-has-it"})),
+        ("image_invalid", json!({"image": "incomplete"})),
+        ("host_resource", elsewhere),
+    ] {
+        wanted.push((cause, enqueue(&mut up, &job).await));
+    }
+    assert_named(&mut up, &wanted).await;
+
+    // Taken off the bridge before the guest asks for its address.
+    let slow = enqueue(&mut up, &probe("slow-boot-ms=2500")).await;
+    wanted.push(("tap_not_bridged", slow));
+    let tap = eventually("a tap", async || stage.taps().into_iter().next()).await;
+    eventually("its guest runs", async || (!stage.vmms().is_empty()).then_some(())).await;
+    stage.ip(&["link", "set", &tap, "nomaster"]);
+    assert_named(&mut up, &wanted[4..]).await;
+
+    // The VMM killed under a booting guest.
+    let long = with(probe("slow-boot-ms=60000"), json!({"readiness": {"deadline_ms": 60_000}}));
+    wanted.push(("hypervisor_crashed", enqueue(&mut up, &long).await));
+    stage.kill_vmm().await;
+    assert_named(&mut up, &wanted[5..]).await;
+
+    // Worker and VMM gone together.
+    let id = enqueue(&mut up, &long).await;
+    eventually("a VMM starts", async || (!stage.vmms().is_empty()).then_some(())).await;
+    up.crash().await;
+    stage.kill_vmm().await;
+    let mut up = stage.up(&["--no-vm"]).await;
+    wanted.push(("interrupted", id));
+    assert_named(&mut up, &wanted[6..]).await;
+    end(&stage, up, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_firecracker_refuses_is_named() {
+    let Some(stage) = Stage::open("what_firecracker_refuses_is_named", Needs::Firecracker, "probe") else { return };
+    let stage = stage.with_image_like("probe", "no-kernel", |manifest| manifest["kernel"] = "image.json".into());
+    let mut up = stage.up(&["--no-vm"]).await;
+    let wanted = [("hypervisor_refused", enqueue(&mut up, &json!({"image": "no-kernel"})).await)];
+    assert_named(&mut up, &wanted).await;
+    end(&stage, up, &wanted).await;
+}
+
+/// In the words of a real kernel and a real systemd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_of_a_whole_linux_are_named() {
+    let Some(stage) = Stage::open("faults_of_a_whole_linux_are_named", Needs::Qemu, "golden") else { return };
+    let stage = stage.with_image_like("linux-minimal", "no-initrd", |manifest| {
+        manifest["initrd"] = Value::Null;
+    });
+    let mut up = stage.up(&["--no-vm"]).await;
+    let golden = |args: &str, deadline_ms: u64, units: &[&str]| {
+        json!({
+            "image": "golden", "memory_mib": 512, "kernel_args": args,
+            "readiness": {"deadline_ms": deadline_ms, "units": units},
+        })
+    };
+    let command = "Command from Kernel Command Line";
+    let faults = [
+        // "VFS: Unable to mount root fs".
+        ("kernel_panic", json!({"image": "no-initrd", "readiness": {"deadline_ms": 60_000}})),
+        // "Attempted to kill init!".
+        ("kernel_panic", golden("init=/nowhere", 60_000, &[])),
+        ("emergency_mode", golden("systemd.unit=emergency.target", 90_000, &[])),
+        ("unit_failed", golden("systemd.run=/bin/false systemd.run_failure_action=none", 90_000, &[command])),
+        ("slow_boot", golden("", 9_000, &[])),
+    ];
+    let mut wanted = Vec::new();
+    for (cause, job) in &faults {
+        wanted.push((*cause, enqueue(&mut up, job).await));
+    }
+    assert_named(&mut up, &wanted).await;
+    end(&stage, up, &wanted).await;
+}
