@@ -11,6 +11,8 @@ mod crash;
 mod golden;
 #[path = "e2e/jobs.rs"]
 mod jobs;
+#[path = "e2e/leaks.rs"]
+mod leaks;
 #[path = "e2e/stage.rs"]
 mod stage;
 #[path = "e2e/up.rs"]

@@ -140,7 +140,7 @@ impl Stage {
         self
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         let root = self.dir.path().canonicalize().unwrap();
         if self.user.is_some() { root.join("home").join("data") } else { root.join("data") }
     }
@@ -230,6 +230,13 @@ impl Stage {
             let left = fs::read_to_string(self.dhcp().join(file)).unwrap();
             assert_eq!(left, "", "{file} left");
         }
+    }
+
+    /// Lines of the firewall that name a VM's tap.
+    pub fn rules_with_taps(&self) -> Vec<String> {
+        let listed = Command::new("ip").args(["netns", "exec", &self.name, "nft", "list", "ruleset"]).output().unwrap();
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        text.lines().filter(|line| line.contains("elements")).map(str::to_owned).collect()
     }
 
     fn dhcp(&self) -> PathBuf {

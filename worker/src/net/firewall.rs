@@ -36,8 +36,10 @@ const BRIDGED: u32 = 0x5374_6f6c;
 const METADATA: &str = "169.254.169.254";
 /// The tables' own order: after what the host may have for these hooks' raw stages, before its filters.
 const PRIORITY: i32 = -10;
+/// Whether an image's wishes include one.
+type Allows = fn(&Reach) -> bool;
 /// Sets of exceptions, by what they allow.
-const SETS: [(&str, fn(&Reach) -> bool); 3] =
+const SETS: [(&str, Allows); 3] =
     [("reach_host", |reach| reach.host), ("reach_vms", |reach| reach.vms), ("reach_metadata", |reach| reach.metadata)];
 
 /// The rules of one bridge.
@@ -89,7 +91,7 @@ impl Firewall {
         self.excepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn elements(&self, verb: &str, tap: &str, chosen: impl Fn(fn(&Reach) -> bool) -> bool) -> String {
+    fn elements(&self, verb: &str, tap: &str, chosen: impl Fn(Allows) -> bool) -> String {
         let table = &self.table;
         let line = |set: &str| format!("{verb} element bridge {table} {set} {{ \"{tap}\" }}\n");
         SETS.iter().filter(|(_, allows)| chosen(*allows)).map(|(set, _)| line(set)).collect()

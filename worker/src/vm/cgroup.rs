@@ -60,8 +60,8 @@ impl Cgroups {
         let entries: Vec<_> = mounts.lines().filter_map(entry).collect();
         for (_, root, _) in entries.iter().filter(|(kind, ..)| kind == "cgroup2") {
             let offered = controllers(root);
-            let has = |wanted: &&str| offered.split_ascii_whitespace().any(|name| name == *wanted);
-            if CONTROLLERS.iter().all(|c| has(&c)) {
+            let has = |wanted: &str| offered.split_ascii_whitespace().any(|name| name == wanted);
+            if CONTROLLERS.iter().all(|c| has(c)) {
                 return Self::V2 { root: root.clone() };
             }
         }

@@ -17,6 +17,10 @@ const SERVER_PORT: u16 = 67;
 const CONFIRM_WITHIN: Duration = Duration::from_millis(200);
 /// How often it is asked.
 const TRIES: usize = 3;
+/// Looks for a lease before it is taken not to be there.
+const LOOKS: u32 = 3;
+/// Between them; a rewrite of the file takes a fraction of it.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 /// A line of the lease file: `expiry mac address name client-id`.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,8 +50,7 @@ fn read(path: &Path) -> io::Result<String> {
 /// Gives back what this MAC holds, if anything; returns once dnsmasq says so.
 pub(super) async fn release(namespace: &Namespace, settings: &Settings, hub: &Hub, mac: Mac) -> Result<(), NetError> {
     let what = || format!("give back the lease of {mac}");
-    let text = read(&settings.leases()).map_err(|e| system(what(), &e))?;
-    let Some(lease) = text.lines().filter_map(parse).find(|lease| lease.mac == mac) else { return Ok(()) };
+    let Some(lease) = find(settings, mac).await.map_err(|e| system(what(), &e))? else { return Ok(()) };
     let packet = release_packet(&lease, settings.server);
     let mut releases = hub.releases();
     for _ in 0..TRIES {
@@ -59,6 +62,21 @@ pub(super) async fn release(namespace: &Namespace, settings: &Settings, hub: &Hu
         }
     }
     Err(NetError::System { what: what(), cause: format!("dnsmasq did not confirm {TRIES} requests") })
+}
+
+/// The lease of this MAC. dnsmasq empties its file and writes it anew at every change, so a look in
+/// between sees none: only what is missing several times is not there.
+async fn find(settings: &Settings, mac: Mac) -> io::Result<Option<Lease>> {
+    for look in 0..LOOKS {
+        if look > 0 {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        let text = read(&settings.leases())?;
+        if let Some(lease) = text.lines().filter_map(parse).find(|lease| lease.mac == mac) {
+            return Ok(Some(lease));
+        }
+    }
+    Ok(None)
 }
 
 async fn heard(releases: &mut broadcast::Receiver<Mac>, mac: Mac) {
