@@ -3,6 +3,24 @@
 //! A pure function of [`Signals`]. Rules are tried from the strongest evidence to the weakest, as
 //! the order of looking: VMM, console, tap, DHCP, addresses, TCP, HTTP, identity. What no rule
 //! explains stays [`Cause::Unknown`], with all the evidence: never a guess dressed as fact.
+//!
+//! | cause | what must have been seen |
+//! | --- | --- |
+//! | image invalid, host out of resource, interrupted | the worker's own error before or while it made the VM |
+//! | hypervisor refused, not started | the VMM's words |
+//! | kernel panic, guest out of memory, emergency mode | the console's line |
+//! | guest shut down | the VMM ended with 0; hypervisor crashed: with anything else |
+//! | conflicting network configuration | an address on (or from) the kernel line, and a DHCP request or lease |
+//! | another VM answered | an answer with another id or MAC |
+//! | tap not on the bridge | a tap without a bridge, and no lease |
+//! | unit failed | `[FAILED]` or `[DEPEND]` of a unit; at once where the job waits for it |
+//! | DHCP unanswered | a request or a refusal and no lease; or packets, and no DHCP server |
+//! | no DHCP request | units that started, or packets, and no request |
+//! | agent unhealthy, wrong body, hanging | its answer; a connection without one |
+//! | unit not started | a healthy agent, and a unit that the job waits for |
+//! | slow boot | a unit still starting |
+//! | agent not listening | a refused connection |
+//! | lease but unreachable | a lease, and no route or no connection |
 
 mod cause;
 mod rules;
@@ -123,6 +141,8 @@ pub struct Signals {
     pub emergency_mode: bool,
     /// Address the kernel gave itself from `ip=`.
     pub kernel_address: Option<Ipv4Addr>,
+    /// How many units started: without one, nothing is known of the guest's userland.
+    pub started_units: u32,
     /// Units that failed.
     pub failed_units: Vec<String>,
     /// Units asked for and not (yet) started.

@@ -16,7 +16,21 @@ struct Finding {
 type Rule = fn(&Signals) -> Option<Finding>;
 
 const RULES: &[Rule] = &[
-    host, vmm_start, panic, memory, emergency, vmm_end, conflict, identity, tap, dhcp, agent_http, unit, tcp, address,
+    host,
+    vmm_start,
+    panic,
+    memory,
+    emergency,
+    vmm_end,
+    conflict,
+    identity,
+    tap,
+    wanted_unit,
+    dhcp,
+    agent_http,
+    unit,
+    tcp,
+    address,
     slow,
 ];
 
@@ -224,7 +238,8 @@ fn dhcp(s: &Signals) -> Option<Finding> {
             "look at the DHCP server's lines in the worker's log; stoker-worker doctor checks it",
         );
     }
-    if s.starting_units.is_empty() && (s.console_bytes > 0 || s.packets_from_guest > 0) {
+    // Before its first unit a guest may not have come to its network: that would be a guess.
+    if s.starting_units.is_empty() && (s.started_units > 0 || s.packets_from_guest > 0) {
         return found(
             Cause::NoDhcpRequest,
             Likely,
@@ -263,16 +278,26 @@ fn agent_http(s: &Signals) -> Option<Finding> {
     None
 }
 
+/// What the job waits for has failed: whatever else did not come, it may have come of this.
+fn wanted_unit(s: &Signals) -> Option<Finding> {
+    s.failed_units.iter().any(|unit| s.missing_units.contains(unit)).then(|| failed_units(s))?
+}
+
+fn failed_units(s: &Signals) -> Option<Finding> {
+    let name = s.failed_units.first()?;
+    found(
+        Cause::UnitFailed,
+        Certain,
+        format!("{} failed in the guest", s.failed_units.join(", ")),
+        format!(
+            "read why on the console (systemd.journald.forward_to_console=1 shows it): systemctl status for {name}"
+        ),
+    )
+}
+
 fn unit(s: &Signals) -> Option<Finding> {
-    if let Some(name) = s.failed_units.first() {
-        return found(
-            Cause::UnitFailed,
-            Certain,
-            format!("{} failed in the guest", s.failed_units.join(", ")),
-            format!(
-                "read why on the console (systemd.journald.forward_to_console=1 shows it): systemctl status for {name}"
-            ),
-        );
+    if let Some(failed) = failed_units(s) {
+        return Some(failed);
     }
     if s.probe.healthy && !s.missing_units.is_empty() {
         return found(
@@ -348,7 +373,11 @@ fn evidence(s: &Signals) -> Vec<String> {
     if let Some(argument) = s.kernel_args.split_ascii_whitespace().find(|a| network_parameter(a).is_some()) {
         add(format!("kernel line: {argument}"));
     }
-    add(format!("console: {} bytes", s.console_bytes));
+    add(match s.started_units {
+        0 => format!("console: {} bytes", s.console_bytes),
+        1 => format!("console: {} bytes, 1 unit started", s.console_bytes),
+        n => format!("console: {} bytes, {n} units started", s.console_bytes),
+    });
     if s.has_tap {
         add(format!(
             "tap: on {}, {} packets from the guest",

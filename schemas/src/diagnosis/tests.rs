@@ -1,5 +1,7 @@
 //! Given these signals, then this cause.
 
+mod guesses;
+
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;

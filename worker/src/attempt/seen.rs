@@ -151,6 +151,7 @@ impl Seen {
         let mut signals = self.signals.clone();
         signals.after_ms = u64::try_from(self.clock.now().since(self.plan.started_at).as_millis()).unwrap_or(u64::MAX);
         signals.console_bytes = console_bytes;
+        signals.started_units = u32::try_from(self.started_units.len()).unwrap_or(u32::MAX);
         signals.missing_units = self.missing_units();
         signals.starting_units = self.starting_units.iter().cloned().collect();
         signals.dhcp_visible = sees_dhcp;
