@@ -38,21 +38,19 @@ enum Heard {
 impl ReadModel {
     /// Reads the history, from where it stopped, until told to stop or the broker is closed.
     pub async fn follow(&self, broker: Arc<dyn Broker>, stop: CancellationToken) -> Result<(), ReadModelError> {
-        while let Some(mut reader) = self.reader(broker.as_ref(), &stop).await {
-            let mut entries = Vec::with_capacity(MAX_ENTRIES_PER_BATCH);
-            loop {
-                match self.hear(broker.as_ref(), &mut reader, &mut entries, &stop).await {
-                    Heard::Entries => {
-                        let entries = std::mem::take(&mut entries);
-                        self.off_thread(move |model| model.apply_all(&entries)).await?;
-                    }
-                    Heard::Quiet => self.off_thread(Self::now_caught_up).await?,
-                    Heard::Idle => self.off_thread(|model| model.shorten_next_start(REOPEN_AFTER)).await?,
-                    Heard::End => return self.end().await,
+        let Some(mut reader) = self.reader(broker.as_ref(), &stop).await else { return self.end().await };
+        let mut entries = Vec::with_capacity(MAX_ENTRIES_PER_BATCH);
+        loop {
+            match self.hear(broker.as_ref(), &mut reader, &mut entries, &stop).await {
+                Heard::Entries => {
+                    let entries = std::mem::take(&mut entries);
+                    self.off_thread(move |model| model.apply_all(&entries)).await?;
                 }
+                Heard::Quiet => self.off_thread(Self::now_caught_up).await?,
+                Heard::Idle => self.off_thread(|model| model.shorten_next_start(REOPEN_AFTER)).await?,
+                Heard::End => return self.end().await,
             }
         }
-        self.end().await
     }
 
     /// The history from where it stopped; `None` when told to stop, or the broker is closed.

@@ -81,7 +81,7 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     let started = AttemptStarted { host, vm, driver, address, spec: spec.clone(), enqueued_at, asked_at };
     let tell = |time, data| Event::about_job(id, epoch, &source, time, data);
     let mut events = vec![tell(taken, EventData::AttemptStarted(started))];
-    if n % DEAD_OF != 0 {
+    if !n.is_multiple_of(DEAD_OF) {
         let ready = AttemptReady {
             agent: "192.168.100.17:8080".parse()?,
             status: 200,
