@@ -65,9 +65,11 @@ impl Database {
                 Err(TryLockError::WouldBlock) => return Ok(false),
             }
         };
-        if let Some(db) = place.take() {
+        // While it is still open: on a full disk the old one goes on.
+        if let Some(db) = place.as_ref() {
             db.flush()?;
         }
+        drop(place.take());
         *place = Some(open(&self.dir)?);
         Ok(true)
     }
