@@ -3,8 +3,6 @@
 # kernel, and a RAM disk that loads its drivers. Only root can make it.
 
 readonly GOLDEN_SOURCE="$STOKER_ROOT/worker/guest/golden"
-# Beyond what every guest needs: its disk. ext4's own dependencies are looked up.
-readonly GOLDEN_MODULES=("${GUEST_MODULES[@]}" virtio_blk ext4)
 # The network's interface is called eth0, as netplan in the image expects.
 readonly GOLDEN_KERNEL_ARGS="console=ttyS0 root=/dev/vda net.ifnames=0 loglevel=4 systemd.log_color=0 panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off nokaslr cryptomgr.notests"
 # Holds 750 MB of packages; what a VM writes goes into its overlay, which may be larger.

@@ -4,6 +4,8 @@
 
 # What a microVM with virtio-mmio network devices needs; their dependencies are looked up.
 readonly GUEST_MODULES=(virtio_mmio virtio_net)
+# The golden image has a disk besides.
+readonly GOLDEN_MODULES=("${GUEST_MODULES[@]}" virtio_blk ext4)
 
 # Prints the folder: vmlinux, modules/NN-name.ko in load order, modules-golden/ with more of them.
 guest_kernel() {
