@@ -55,9 +55,11 @@ impl SimHost {
             }
         };
         let in_time = timeout(patience, seen).await.is_ok();
+        // Asked once more only to have the caller know what is missing.
+        let late = in_time || holds(self);
         assert!(
             in_time,
-            "{what} did not happen within {patience:?}; the broker is {:?}",
+            "{what} did not happen within {patience:?} (holds now, so the log did not tell: {late}); the broker is {:?}",
             *self.broker.status().borrow()
         );
         assert!(!self.running.is_finished(), "the worker ended");

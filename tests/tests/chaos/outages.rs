@@ -217,8 +217,14 @@ async fn every_202_is_kept_whatever_becomes_of_the_broker() {
 
     let jobs = seen.accepted.borrow().clone();
     let mut open = jobs.clone();
+    let last = Instant::now() + PATIENCE;
     host.until("every accepted job is ready", PATIENCE, |host| {
         open.retain(|id| host.state(*id).phase() != Phase::Ready);
+        if Instant::now() >= last {
+            for id in &open {
+                eprintln!("not ready: {:#?}", host.state(*id));
+            }
+        }
         open.is_empty()
     })
     .await;
