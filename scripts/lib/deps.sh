@@ -55,6 +55,13 @@ cmd_deps() {
   have apt-get || die "deps: no apt-get here; install what these Debian packages hold: ${missing[*]}"
   with_lock deps install_packages "${missing[@]}"
   mapfile -t missing < <(missing_packages "${groups[@]}")
+  # Debian removes what does not go with a new package: qemu-utils of the backports goes when
+  # qemu-system-x86 of the release comes. What was there before is missing now.
+  if ((${#missing[@]} > 0)); then
+    note "deps: still missing: ${missing[*]}"
+    with_lock deps install_packages "${missing[@]}"
+    mapfile -t missing < <(missing_packages "${groups[@]}")
+  fi
   ((${#missing[@]} == 0)) || warn "deps: could not be installed: ${missing[*]}"
 }
 

@@ -73,12 +73,9 @@ fn host(s: &Signals) -> Option<Finding> {
             format!("the image cannot be used: {why}"),
             "rebuild or import the image on this host, then retry",
         ),
-        HostSignal::Disk(why) => found(
-            Cause::HostResource,
-            Certain,
-            format!("the disk overlay could not be made: {why}"),
-            "free disk space on the host (or move the data folder), then retry",
-        ),
+        HostSignal::Disk(why) => {
+            found(Cause::HostResource, Certain, format!("the disk overlay could not be made: {why}"), disk_remedy(why))
+        }
         HostSignal::Network(why) => found(
             Cause::HostResource,
             Certain,
@@ -91,6 +88,16 @@ fn host(s: &Signals) -> Option<Finding> {
             format!("the worker was gone while the VM booted: {why}"),
             "nothing: another attempt follows",
         ),
+    }
+}
+
+/// The system's words say whether space is the matter; the rest carries its own way out.
+fn disk_remedy(why: &str) -> &'static str {
+    let no_space = ["No space left", "Disk quota exceeded"];
+    if no_space.iter().any(|words| why.contains(words)) {
+        "free disk space on the host (or move the data folder), then retry"
+    } else {
+        "run stoker-worker doctor on the host: it names what is missing"
     }
 }
 

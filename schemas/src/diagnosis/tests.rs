@@ -138,6 +138,14 @@ fn each_kind_of_evidence_has_its_cause() {
 }
 
 #[test]
+fn space_is_asked_for_only_where_space_is_the_matter() {
+    let remedy =
+        |why: &str| diagnose(&Signals { host_error: Some(HostSignal::Disk(why.into())), ..Signals::default() }).remedy;
+    assert!(remedy("write /data/disk.raw: No space left on device (os error 28)").starts_with("free disk space"));
+    assert!(remedy("qemu-img could not be started: No such file or directory").contains("doctor"));
+}
+
+#[test]
 fn nothing_seen_is_unknown_and_says_so() {
     let d = diagnose(&Signals { after_ms: 5_000, ..Signals::default() });
     assert_eq!(d.cause, Cause::Unknown);

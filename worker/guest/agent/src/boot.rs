@@ -12,6 +12,8 @@ use crate::console;
 
 /// Drivers, named so that alphabetical order is load order.
 const MODULES: &str = "/modules";
+/// The machine's id.
+pub const MACHINE_ID: &str = "/etc/machine-id";
 /// The kernel's limit for a host name.
 const MAX_HOSTNAME: usize = 64;
 
@@ -54,6 +56,20 @@ pub fn set_hostname(name: &str) {
     }
 }
 
+/// What programs know the machine by, beside its name (machine-id(5)): the VM's id without hyphens.
+/// An id of another form leaves the machine without one, rather than with a wrong one.
+pub fn set_machine_id(vm_id: &str) {
+    let Some(id) = machine_id(vm_id) else { return };
+    if let Err(error) = fs::create_dir_all("/etc").and_then(|()| fs::write(MACHINE_ID, id)) {
+        console::say(format_args!("cannot write {MACHINE_ID}: {error}"));
+    }
+}
+
+fn machine_id(vm_id: &str) -> Option<String> {
+    let digits: String = vm_id.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+    (digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then(|| format!("{digits}\n"))
+}
+
 fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let mut paths: Vec<_> = entries
@@ -67,6 +83,13 @@ fn modules_in(folder: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_id_is_made_of_a_uuid_only() {
+        let id = machine_id("0199B0C4-7d3e-7000-8000-000000000001");
+        assert_eq!(id.as_deref(), Some("0199b0c47d3e70008000000000000001\n"));
+        assert_eq!(machine_id("vm-7"), None);
+    }
 
     #[test]
     fn modules_come_in_order_and_other_files_do_not_count() {

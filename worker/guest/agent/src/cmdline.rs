@@ -16,13 +16,16 @@ pub struct Settings {
     pub vm_id: String,
     /// TCP port of the agent.
     pub port: u16,
+    /// Whether this guest is to become a template: it waits, without an identity, to be continued as
+    /// many VMs (see [`crate::resume`]).
+    pub template: bool,
     /// Ways in which this guest is asked to be broken.
     pub faults: Faults,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { vm_id: String::new(), port: DEFAULT_PORT, faults: Faults::default() }
+        Self { vm_id: String::new(), port: DEFAULT_PORT, template: false, faults: Faults::default() }
     }
 }
 
@@ -38,6 +41,7 @@ impl Settings {
             match key {
                 "stoker.vm_id" => settings.vm_id = value.to_owned(),
                 "stoker.port" => settings.port = value.parse().unwrap_or(DEFAULT_PORT),
+                "stoker.template" => settings.template = value == "1",
                 "stoker.fault" => settings.faults.add(value),
                 _ => {}
             }
@@ -84,6 +88,12 @@ mod tests {
     fn an_unreadable_port_leaves_the_default() {
         assert_eq!(Settings::parse("stoker.port=http").port, DEFAULT_PORT);
         assert_eq!(Settings::parse("stoker.port=70000").port, DEFAULT_PORT);
+    }
+
+    #[test]
+    fn only_a_one_makes_a_template() {
+        assert!(Settings::parse("stoker.template=1").template);
+        assert!(!Settings::parse("stoker.template=0 stoker.template").template);
     }
 
     #[test]

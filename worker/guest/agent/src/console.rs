@@ -24,6 +24,15 @@ pub fn say(message: impl Display) {
     line(&format!("stoker-agent: {message}"));
 }
 
+/// What comes in over the console is not shown on it.
+pub fn no_echo() -> std::io::Result<()> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let input = std::io::stdin();
+    let mut settings = tcgetattr(&input)?;
+    settings.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL);
+    Ok(tcsetattr(&input, OptionalActions::Now, &settings)?)
+}
+
 fn started_line(unit: &str) -> String {
     format!("[  OK  ] Started {unit}.")
 }

@@ -7,10 +7,13 @@
 mod boot;
 mod cmdline;
 mod console;
+mod entropy;
 mod fault;
 mod http;
+mod identity;
 mod net;
 mod power;
+mod resume;
 mod status;
 
 use std::process::ExitCode;
@@ -34,7 +37,7 @@ fn run_guest() -> ExitCode {
     console::say(concat!("version ", env!("CARGO_PKG_VERSION"), " is process 1"));
     boot::mount_kernel_file_systems();
     let settings = kernel_settings();
-    let status = Arc::new(Status::new(&settings.vm_id));
+    let status = Arc::new(if settings.template { Status::without_id() } else { Status::new(&settings.vm_id) });
     status.reached(Stage::Init);
     if !settings.faults.unknown.is_empty() {
         console::say(format_args!("unknown stoker.fault {:?}: halting", settings.faults.unknown));
@@ -44,7 +47,10 @@ fn run_guest() -> ExitCode {
         console::say("asked to fail: process 1 ends");
         return ExitCode::FAILURE;
     }
-    boot::set_hostname(&settings.vm_id);
+    if !settings.template {
+        boot::set_hostname(&settings.vm_id);
+        boot::set_machine_id(&settings.vm_id);
+    }
     boot::load_modules();
     status.reached(Stage::Modules);
     for unit in &settings.faults.failed_units {
@@ -149,13 +155,17 @@ fn run_network(settings: &Settings, status: &Status, listening: bool) {
 
 /// Returns at once when the guest is asked to have no DHCP client, else only with an error.
 fn keep_network(settings: &Settings, status: &Status, announce_agent: &mut impl FnMut()) -> Result<(), net::NetError> {
-    let (link, mac) = bring_up_link()?;
+    net::up_loopback()?;
+    let (name, own_mac) = net::wait_for_interface()?;
+    let link = net::Link::find(&name)?;
+    let mac = if settings.template { become_somebody(status, &link)? } else { own_mac };
+    link.up()?;
     status.reached(Stage::Link);
     if settings.faults.no_dhcp || settings.faults.fails_unit(console::NETWORK_UNIT) {
         return Ok(());
     }
     let mut announced = false;
-    net::run_dhcp(&link, &net::Client::new(mac, &settings.vm_id), status, || {
+    net::run_dhcp(&link, &net::Client::new(mac, status.vm_id()), status, || {
         if !std::mem::replace(&mut announced, true) {
             console::started(console::NETWORK_UNIT);
             announce_agent();
@@ -163,12 +173,13 @@ fn keep_network(settings: &Settings, status: &Status, announce_agent: &mut impl 
     })
 }
 
-fn bring_up_link() -> Result<(net::Link, EthernetAddress), net::NetError> {
-    net::up_loopback()?;
-    let (name, mac) = net::wait_for_interface()?;
-    let link = net::Link::find(&name)?;
-    link.up()?;
-    Ok((link, mac))
+/// Waits, as a template, to be continued as one VM of many; then its card has that VM's address.
+fn become_somebody(status: &Status, link: &net::Link) -> Result<EthernetAddress, net::NetError> {
+    let resume = resume::wait().map_err(net::NetError::during("wait to be told who this is"))?;
+    resume.apply();
+    link.set_mac(resume.mac)?;
+    status.becomes(&resume.vm_id);
+    Ok(resume.mac)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> bool {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -39,7 +39,8 @@ impl Stage {
 /// Counters and timings, shared between the threads of the agent.
 #[derive(Debug)]
 pub struct Status {
-    vm_id: String,
+    /// Unset while a template waits for it.
+    vm_id: OnceLock<String>,
     stages: Mutex<BTreeMap<Stage, Duration>>,
     requests: AtomicU64,
     refused: AtomicU64,
@@ -60,12 +61,27 @@ struct Health<'a> {
 impl Status {
     /// A guest that has reached nothing yet.
     pub fn new(vm_id: &str) -> Self {
+        Self { vm_id: vm_id.to_owned().into(), ..Self::without_id() }
+    }
+
+    /// A template, which does not know yet who it will be.
+    pub fn without_id() -> Self {
         Self {
-            vm_id: vm_id.to_owned(),
+            vm_id: OnceLock::new(),
             stages: Mutex::default(),
             requests: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
+    }
+
+    /// Who this is, once and for all.
+    pub fn becomes(&self, vm_id: &str) {
+        self.vm_id.get_or_init(|| vm_id.to_owned());
+    }
+
+    /// Who this is; empty for a template.
+    pub fn vm_id(&self) -> &str {
+        self.vm_id.get().map_or("", String::as_str)
     }
 
     /// Notes that a milestone is reached; only the first time counts.
@@ -89,7 +105,7 @@ impl Status {
             status: if healthy { "ok" } else { "unhealthy" },
             timestamp: format!("{:.3}", jiff::Timestamp::now()),
             active_sessions: 0,
-            vm_id: &self.vm_id,
+            vm_id: self.vm_id(),
             uptime: uptime().as_secs_f64(),
         };
         // Strings and numbers always serialise.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::request::{Request, RequestError};
 use crate::fault::Faults;
+use crate::identity;
 use crate::status::Status;
 
 /// One answer.
@@ -52,8 +53,9 @@ impl Routes {
         }
         let mut response = match request.path.as_str() {
             "/health" => self.health(),
+            "/identity" => Response { content_type: JSON, ..plain(200, &identity::show(self.status.vm_id())) },
             "/metrics" => Response { content_type: PROMETHEUS, ..plain(200, &self.status.metrics()) },
-            _ => plain(404, "not found; there are /health and /metrics\n"),
+            _ => plain(404, "not found; there are /health, /identity and /metrics\n"),
         };
         response.head_only = head_only;
         response

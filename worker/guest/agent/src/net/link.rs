@@ -7,7 +7,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -15,6 +15,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::netdevice::name_to_index;
+use smoltcp::wire::EthernetAddress;
 
 use super::NetError;
 
@@ -50,6 +51,14 @@ impl Link {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         request(RouteNetlinkMessage::SetLink(message), 0).map_err(NetError::during("set the link up"))
+    }
+
+    /// `ip link set NAME address MAC`, while the link is down.
+    pub fn set_mac(&self, mac: EthernetAddress) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.attributes = vec![LinkAttribute::Address(mac.0.to_vec())];
+        request(RouteNetlinkMessage::SetLink(message), 0).map_err(NetError::during("set the MAC"))
     }
 
     /// `ip address replace ADDRESS/PREFIX dev NAME`

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 pub use client::run as run_dhcp;
 pub use link::{Link, up_loopback};
-pub use message::Client;
+pub use message::{Client, parse_mac};
 
 /// Where the kernel lists interfaces.
 const CLASS_NET: &str = "/sys/class/net";
@@ -39,7 +39,7 @@ pub enum NetError {
 
 impl NetError {
     /// For `map_err`: the action that the error stopped.
-    fn during(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn during(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Kernel { action, source }
     }
 }
@@ -58,6 +58,12 @@ pub fn wait_for_interface() -> Result<(String, EthernetAddress), NetError> {
     }
 }
 
+/// The hardware address of the first interface, as the kernel shows it.
+pub fn first_mac() -> Option<String> {
+    let (_, mac) = first_interface()?;
+    Some(mac.0.map(|byte| format!("{byte:02x}")).join(":"))
+}
+
 fn first_interface() -> Option<(String, EthernetAddress)> {
     let mut names: Vec<_> = fs::read_dir(CLASS_NET)
         .ok()?
@@ -67,6 +73,6 @@ fn first_interface() -> Option<(String, EthernetAddress)> {
     names.sort();
     names.into_iter().find_map(|name| {
         let text = fs::read_to_string(format!("{CLASS_NET}/{name}/address")).ok()?;
-        Some((name, message::parse_mac(text.trim())?))
+        Some((name, parse_mac(text.trim())?))
     })
 }
