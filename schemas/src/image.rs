@@ -97,6 +97,10 @@ pub struct ImageManifest {
     /// What its VMs may reach.
     #[serde(default)]
     pub reach: Reach,
+    /// Its guest can wait, booted, to be told who it is (`stoker.template=1` on its kernel command
+    /// line): VMs may go on from a saved one instead of booting.
+    #[serde(default)]
+    pub prewarmed: bool,
     /// `sha256:…` of each file.
     #[serde(default)]
     pub digests: BTreeMap<String, String>,

@@ -84,6 +84,7 @@ build_linux_minimal() {
   "units": ["Network Configuration", "VM Browser OAuth Agent"],
   "min_memory_mib": 128,
   "drivers": ["qemu"],
+  "prewarmed": true,
   "digests": {
     "vmlinux": "sha256:$(sha256_of "$out/vmlinux")",
     "initrd.cpio": "sha256:$(sha256_of "$out/initrd.cpio")"

@@ -5,6 +5,7 @@
 //! <data>/vms/<vm id>/    one attempt: sockets, overlay, console, vm.json
 //! <data>/consoles/<vm>.log  consoles of attempts that are gone (bounded by count)
 //! <data>/net/            dnsmasq's files
+//! <data>/templates/      templates of prewarmed images, of this boot of the host
 //! ```
 
 use std::io;
@@ -46,6 +47,11 @@ impl Dirs {
     /// The event log.
     pub fn log(&self) -> PathBuf {
         self.root.join("log")
+    }
+
+    /// Templates of prewarmed images.
+    pub fn templates(&self) -> PathBuf {
+        self.root.join("templates")
     }
 
     /// dnsmasq's files.

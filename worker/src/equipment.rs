@@ -20,7 +20,7 @@ use crate::ports::vm::{Hypervisor, VmError};
 use crate::probe::HttpProber;
 use crate::vm::{
     AccelDecision, Firecracker, FirecrackerOptions, Jailer, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
-    SimulatedProber, Spawner, cgroup::Cgroups, detect_accel, program,
+    SimulatedProber, Spawner, TemplateFolders, cgroup::Cgroups, detect_accel, program,
 };
 
 /// How long a trial guest may take to say its first line on KVM; real KVM needs milliseconds.
@@ -105,7 +105,9 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
             Arc::new(Firecracker::new(&config.firecracker, spawner, options).await?)
         }
         Driver::Qemu | Driver::Simulated => {
-            let options = QemuOptions::with_accel(accel(config, dirs).await);
+            let templates =
+                config.prewarm.then(|| TemplateFolders { store: dirs.templates(), drafts: dirs.vms() });
+            let options = QemuOptions { templates, ..QemuOptions::with_accel(accel(config, dirs).await) };
             Arc::new(Qemu::new(&config.qemu, spawner, options).await?)
         }
     })

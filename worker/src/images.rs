@@ -135,6 +135,7 @@ fn simulated(name: &ImageName) -> Image {
         dir: PathBuf::new(),
         manifest: ImageManifest {
             reach: Default::default(),
+            prewarmed: false,
             schema: IMAGE_SCHEMA.to_owned(),
             name: name.to_string(),
             kernel: String::new(),

@@ -113,6 +113,7 @@ impl Stage {
             kernel: self.kernel.clone(),
             initrd: None,
             kernel_args: format!("console=ttyS0 {args} stoker.vm_id={vm}"),
+            template_args: None,
             disk: None,
             nic: attachment.nic.clone(),
             dir: dir.path().to_owned(),

@@ -55,6 +55,7 @@ impl Image {
             kernel: self.folder.join(&self.manifest.kernel),
             initrd: self.manifest.initrd.as_ref().map(|file| self.folder.join(file)),
             kernel_args: format!("{} {args} stoker.vm_id={vm}", self.manifest.kernel_args),
+            template_args: None,
             disk: None,
             nic: nic(vm),
             dir: dir.to_owned(),

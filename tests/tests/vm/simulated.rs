@@ -29,6 +29,7 @@ fn plan(dir: &Path, args: &str) -> VmPlan {
         kernel: "kernel".into(),
         initrd: None,
         kernel_args: args.to_owned(),
+        template_args: None,
         disk: None,
         nic: Nic::Simulated { mac: vm.mac() },
         dir: dir.to_owned(),

@@ -24,6 +24,8 @@ pub(super) struct Held {
     pub(super) vm: Arc<dyn Vm>,
     pub(super) attachment: Attachment,
     pub(super) console: Capture,
+    /// What it was booted by; a worker that took it over does not know.
+    pub(super) booted: Option<VmPlan>,
 }
 
 impl Runner {
@@ -63,16 +65,23 @@ impl Runner {
             kernel: image.kernel(),
             initrd: image.initrd(),
             kernel_args,
+            template_args: self.template_line(&image),
             disk,
             nic: attachment.nic.clone(),
             dir: dir.clone(),
             owner: attachment.owner,
         };
-        let vm = self.rig.hypervisor.boot(plan).await.map_err(|e| {
+        let vm = self.rig.hypervisor.boot(plan.clone()).await.map_err(|e| {
             self.seen.boot_error(&e);
             None
         })?;
-        self.seen.mark(Stage::Spawned, format!("pid {}", vm.record().pid));
+        let pid = vm.record().pid;
+        if vm.restored() {
+            self.seen.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
+            self.seen.mark(Stage::KernelStarted, "in the template");
+        } else {
+            self.seen.mark(Stage::Spawned, format!("pid {pid}"));
+        }
         self.note_record(&vm);
         if let Err(error) = self.rig.network.verify(self.plan.vm).await {
             // Nobody could ever reach it: no use in waiting for its deadline.
@@ -80,7 +89,7 @@ impl Runner {
             return Err(Some(HostSignal::Network(error.to_string())));
         }
         let console = Capture::start(vm.console(), &dir);
-        Ok(Held { vm, attachment, console })
+        Ok(Held { vm, attachment, console, booted: Some(plan) })
     }
 
     /// Takes over what an earlier worker started. `None` when the VM is gone.
@@ -116,7 +125,7 @@ impl Runner {
         self.report(Report::Adopted { pid: vm.record().pid }).await;
         let dir = self.rig.dirs.as_ref().map(|d| d.vm(self.plan.vm)).unwrap_or_default();
         let console = Capture::start(vm.console(), &dir);
-        Some(Held { vm, attachment, console })
+        Some(Held { vm, attachment, console, booted: None })
     }
 
     /// The VMM of this try, if it lives: by its record, or (cut off before the record was written)
@@ -183,6 +192,25 @@ impl Runner {
         parts.push(format!("stoker.vm_id={}", self.plan.vm));
         parts.retain(|part| !part.is_empty());
         parts.join(" ")
+    }
+
+    /// The image's arguments for a guest that waits to be told who it is. A job with arguments of its
+    /// own boots cold: templates are for what many jobs have in common.
+    fn template_line(&self, image: &Image) -> Option<String> {
+        let spec = &self.plan.spec;
+        let common = spec.kernel_args.trim().is_empty() && spec.network == NetworkSpec::Dhcp;
+        let line = format!("{} stoker.template=1", image.manifest.kernel_args.trim());
+        (image.manifest.prewarmed && common).then(|| line.trim().to_owned())
+    }
+
+    /// Lets the hypervisor know what became of it. That a VM which booted cold failed says nothing
+    /// of a template.
+    pub(super) fn learn(&self, held: &Held, ready: bool) {
+        if let Some(plan) = &held.booted
+            && (ready || held.vm.restored())
+        {
+            self.rig.hypervisor.learn(plan, ready);
+        }
     }
 
     fn note_record(&self, vm: &Arc<dyn Vm>) {

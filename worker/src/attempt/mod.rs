@@ -178,6 +178,9 @@ impl Runner {
             None if was_ready => return self.remove(held, GoneWhy::Exited, "the VM ended while no worker ran").await,
             None => Some(Waited::Failed),
         };
+        if let (Some(held), Some(Waited::Ready(_) | Waited::Failed)) = (&held, &waited) {
+            self.learn(held, matches!(waited, Some(Waited::Ready(_))));
+        }
         let up = match waited {
             None => true,
             Some(Waited::Ready(proof)) => {

@@ -99,6 +99,8 @@ pub struct Config {
     pub rates: Rates,
     /// QEMU's program.
     pub qemu: PathBuf,
+    /// Whether VMs of prewarmed images may go on from a template.
+    pub prewarm: bool,
     /// How VMs get a network.
     pub network: NetworkMode,
     /// What the host may give out.

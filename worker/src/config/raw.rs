@@ -35,6 +35,7 @@ pub struct RawConfig {
     disk_mib_per_s: Option<u32>,
     net_mib_per_s: Option<u32>,
     qemu: Option<PathBuf>,
+    prewarm: Option<bool>,
     broker: Option<String>,
     broker_ca: Option<PathBuf>,
     slots: Option<u32>,
@@ -92,6 +93,9 @@ pub struct Flags {
     /// Firecracker's jailer, or `off`; as root the one beside Firecracker is used
     #[arg(long, env = "STOKER_JAILER", value_name = "FILE|off")]
     pub jailer: Option<PathBuf>,
+    /// Whether VMs of prewarmed images go on from a template (QEMU); default true
+    #[arg(long, env = "STOKER_PREWARM", value_name = "BOOL")]
+    pub prewarm: Option<bool>,
     /// RabbitMQ, amqp://host:port/vhost; with a password better in the environment, where ps does not show it
     #[arg(long, env = "STOKER_BROKER", value_name = "URL", hide_env_values = true)]
     pub broker: Option<String>,
@@ -194,6 +198,7 @@ impl Config {
             cgroup_parent,
             rates,
             qemu: file.qemu.unwrap_or_else(|| "qemu-system-x86_64".into()),
+            prewarm: flags.prewarm.or(file.prewarm).unwrap_or(true),
             network,
             capacity,
             max_booting,

@@ -25,6 +25,9 @@ pub struct VmPlan {
     pub initrd: Option<PathBuf>,
     /// The whole kernel command line, `stoker.vm_id=` included.
     pub kernel_args: String,
+    /// The kernel command line of a template, where this VM may be a copy of one: a guest that has
+    /// booted, waits to be told who it is, and is then any number of VMs.
+    pub template_args: Option<String>,
     /// Root disk, already an overlay of this attempt.
     pub disk: Option<Disk>,
     /// Network card.
@@ -101,6 +104,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// pid now belongs to another process).
     async fn adopt(&self, record: VmRecord) -> Result<Option<Arc<dyn Vm>>, VmError>;
 
+    /// What became of a VM of this plan. A driver may keep a template of those that became ready,
+    /// and throw away one whose copy did not. Returns at once.
+    fn learn(&self, _plan: &VmPlan, _ready: bool) {}
+
     /// Removes what the VMM of this VM, which has ended, leaves outside its folder. Idempotent, and
     /// asked for again after a crash.
     async fn clean_up(&self, _vm: VmId) -> Result<(), VmError> {
@@ -120,6 +127,11 @@ pub trait Vm: Send + Sync + 'static {
     /// What the VMM says of itself (`running`, `io-error`), where it can be asked.
     async fn status(&self) -> Option<String> {
         None
+    }
+
+    /// Whether it is a copy of a template, whose kernel had booted before.
+    fn restored(&self) -> bool {
+        false
     }
 
     /// Whether its guest was ever told to run: a worker may have died between starting the VMM and

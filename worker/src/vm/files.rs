@@ -18,6 +18,12 @@ pub const VMM_LOG: &str = "vmm.log";
 pub const VMM_STDERR: &str = "vmm.stderr";
 /// Firecracker's API.
 pub const API_SOCKET: &str = "api.sock";
+/// The serial line to a copy of a template, as QEMU's pipes want it: this with `.in` and `.out`.
+pub const SERIAL: &str = "serial";
+/// What the guest is to read.
+pub const SERIAL_IN: &str = "serial.in";
+/// What the guest wrote; a VM's console is in [`CONSOLE`], so there it leads nowhere.
+pub const SERIAL_OUT: &str = "serial.out";
 /// QEMU's machine protocol.
 pub const QMP_SOCKET: &str = "qmp.sock";
 

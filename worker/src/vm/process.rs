@@ -206,8 +206,17 @@ impl Drop for Starting {
 
 /// Starts a VMM in its own process group (a terminal's Ctrl-C for the worker is not for its VMs)
 /// with nothing to read.
-pub async fn start(spawner: &Arc<dyn Spawner>, mut command: Command) -> io::Result<Starting> {
-    command.stdin(Stdio::null()).process_group(0);
+pub async fn start(spawner: &Arc<dyn Spawner>, command: Command) -> io::Result<Starting> {
+    start_reading(spawner, command, Stdio::null()).await
+}
+
+/// The same with something to read.
+pub async fn start_reading(
+    spawner: &Arc<dyn Spawner>,
+    mut command: Command,
+    stdin: impl Into<Stdio>,
+) -> io::Result<Starting> {
+    command.stdin(stdin).process_group(0);
     let spawner = Arc::clone(spawner);
     // As a task, so that a caller who gives up between fork and the return value does not lose the
     // process: the task runs to its end and drops, that is kills, what nobody takes.

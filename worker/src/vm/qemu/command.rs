@@ -20,6 +20,9 @@ const TCG_CACHE_MIB: u32 = 32;
 /// System calls a device emulator has no use for; a guest that breaks out finds them closed.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// A network card's other end that leads nowhere.
+const NOWHERE: &str = "hubport,id=net0,hubid=0";
+
 /// What of the host goes into a command line.
 #[derive(Debug, Clone, Copy)]
 pub struct HostFacts {
@@ -29,9 +32,19 @@ pub struct HostFacts {
     pub sandbox: bool,
 }
 
-pub fn arguments(plan: &VmPlan, host: HostFacts) -> Result<Vec<String>, VmError> {
-    let mut args =
-        vec!["-name".to_owned(), format!("guest=stoker-{}", plan.vm), "-M".to_owned(), "microvm,acpi=on".to_owned()];
+/// What becomes of the guest's memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Memory<'a> {
+    /// Its own, and gone with it.
+    Own,
+    /// In this file, for copies to start from.
+    Template(&'a Path),
+    /// Copied from this file as it is written to; waits for the rest of the state.
+    CopyOf(&'a Path),
+}
+
+pub fn arguments(plan: &VmPlan, host: HostFacts, memory: Memory<'_>) -> Result<Vec<String>, VmError> {
+    let mut args = vec!["-name".to_owned(), format!("guest=stoker-{}", plan.vm)];
     let mut add = |pair: [&str; 2]| args.extend(pair.map(str::to_owned));
     match host.accel {
         Accel::Kvm => add(["-accel", "kvm"]),
@@ -40,8 +53,10 @@ pub fn arguments(plan: &VmPlan, host: HostFacts) -> Result<Vec<String>, VmError>
     add(["-cpu", if host.accel == Accel::Kvm { "host" } else { "qemu64" }]);
     add(["-smp", &plan.vcpus.to_string()]);
     add(["-m", &plan.memory_mib.to_string()]);
+    for pair in machine(plan, memory)? {
+        add([pair.0, &pair.1]);
+    }
     add(["-display", "none"]);
-    add(["-chardev", &format!("file,id=console,path={},append=on", files::CONSOLE)]);
     add(["-serial", "chardev:console"]);
     add(["-qmp", &format!("unix:{},server=on,wait=off", files::QMP_SOCKET)]);
     add(["-kernel", utf8(&plan.kernel, "kernel")?]);
@@ -50,7 +65,9 @@ pub fn arguments(plan: &VmPlan, host: HostFacts) -> Result<Vec<String>, VmError>
     }
     add(["-append", &kernel_args(&plan.kernel_args, host)]);
     let (netdev, mac) = netdev(&plan.nic)?;
-    add(["-netdev", &netdev]);
+    // A template has a card, and nothing at its other end.
+    let netdev = if let Memory::Template(_) = memory { NOWHERE } else { &netdev };
+    add(["-netdev", netdev]);
     add(["-device", &format!("virtio-net-device,netdev=net0,mac={mac}")]);
     if host.sandbox {
         add(["-sandbox", SANDBOX]);
@@ -61,6 +78,32 @@ pub fn arguments(plan: &VmPlan, host: HostFacts) -> Result<Vec<String>, VmError>
     }
     args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     Ok(args)
+}
+
+/// Machine, memory and serial line. A VM with a template's memory is spoken to over the line, so it
+/// has one to read from; other guests have none.
+fn machine(plan: &VmPlan, memory: Memory<'_>) -> Result<Vec<(&'static str, String)>, VmError> {
+    const MACHINE: &str = "microvm,acpi=on";
+    let (file, share) = match memory {
+        Memory::Own => {
+            let console = format!("file,id=console,path={},append=on", files::CONSOLE);
+            return Ok(vec![("-M", MACHINE.to_owned()), ("-chardev", console)]);
+        }
+        Memory::Template(file) => (file, "on"),
+        Memory::CopyOf(file) => (file, "off"),
+    };
+    let path = utf8(file, "the template's memory")?.replace(',', ",,");
+    let size = plan.memory_mib;
+    let console = format!("pipe,id=console,path={},logfile={},logappend=on", files::SERIAL, files::CONSOLE);
+    let mut pairs = vec![
+        ("-object", format!("memory-backend-file,id=memory,size={size}M,mem-path={path},share={share}")),
+        ("-M", format!("{MACHINE},memory-backend=memory")),
+        ("-chardev", console),
+    ];
+    if let Memory::CopyOf(_) = memory {
+        pairs.push(("-incoming", "defer".to_owned()));
+    }
+    Ok(pairs)
 }
 
 fn unsupported(what: String) -> VmError {

@@ -3,12 +3,14 @@
 
 mod accel;
 mod command;
+mod launch;
 mod qmp;
+mod template;
 mod vm;
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -16,17 +18,20 @@ use std::{
 use async_trait::async_trait;
 use stoker_schemas::image::Driver;
 
-pub use self::accel::{Accel, AccelDecision, detect_accel, host_tsc_khz};
+pub use self::{
+    accel::{Accel, AccelDecision, detect_accel, host_tsc_khz},
+    template::TemplateFolders,
+};
 use self::{
-    command::HostFacts,
-    qmp::{Qmp, QmpError},
+    command::{HostFacts, Memory},
+    launch::Launcher,
+    template::{Template, Templates},
     vm::QemuVm,
 };
 use super::{
-    boot_error,
-    files::{self, ShortDir},
-    process::{self, Identity, Spawner, Starting, VmmProcess},
-    program, socket,
+    boot_error, files,
+    process::{Identity, Spawner, Starting, VmmProcess},
+    program,
 };
 use crate::ports::vm::{Hypervisor, Vm, VmError, VmPlan, VmRecord};
 
@@ -48,6 +53,8 @@ pub struct QemuOptions {
     pub sandbox: bool,
     /// The host's TSC in kHz; `None` to find out.
     pub tsc_khz: Option<u32>,
+    /// Where templates of prewarmed images are kept; `None` to boot every VM cold.
+    pub templates: Option<TemplateFolders>,
 }
 
 impl Default for QemuOptions {
@@ -61,17 +68,16 @@ impl Default for QemuOptions {
 impl QemuOptions {
     /// The usual settings with this accelerator.
     pub fn with_accel(accel: AccelDecision) -> Self {
-        Self { accel, qmp_timeout: Duration::from_secs(10), sandbox: true, tsc_khz: None }
+        Self { accel, qmp_timeout: Duration::from_secs(10), sandbox: true, tsc_khz: None, templates: None }
     }
 }
 
 /// The driver.
 pub struct Qemu {
-    binary: PathBuf,
     version: String,
-    spawner: Arc<dyn Spawner>,
-    host: HostFacts,
-    options: QemuOptions,
+    launcher: Launcher,
+    reason: String,
+    templates: Option<Templates>,
 }
 
 impl Qemu {
@@ -79,49 +85,76 @@ impl Qemu {
     pub async fn new(binary: &Path, spawner: Arc<dyn Spawner>, options: QemuOptions) -> Result<Self, VmError> {
         let version = version(binary).await?;
         let tsc_khz = options.tsc_khz.or_else(host_tsc_khz);
-        let host = HostFacts { accel: options.accel.accel, tsc_khz, sandbox: options.sandbox };
-        Ok(Self { binary: binary.to_owned(), version, spawner, host, options })
-    }
-
-    async fn start(&self, plan: &VmPlan) -> Result<Starting, VmError> {
-        let failed = |error| boot_error::spawn(DRIVER, &self.binary.display().to_string(), &error);
-        let arguments = command::arguments(plan, self.host)?;
-        files::remove(&plan.dir, files::QMP_SOCKET).map_err(failed)?;
-        let log = files::append(&plan.dir, files::VMM_STDERR).map_err(failed)?;
-        let mut command = Command::new(&self.binary);
-        command.current_dir(&plan.dir).args(arguments).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        process::start(&self.spawner, command).await.map_err(failed)
-    }
-
-    /// The guest runs as soon as QEMU does; what is waited for is QEMU's word that it is set up.
-    async fn confirm(&self, plan: &VmPlan, process: &VmmProcess) -> Result<(), VmError> {
-        let within = self.options.qmp_timeout;
-        let dir = ShortDir::open(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "attempt directory", &e))?;
-        let connected = socket::connect(dir.file(files::QMP_SOCKET), process.clone(), within).await;
-        let stream = connected.map_err(|e| boot_error::silent(DRIVER, files::QMP_SOCKET, process, within, &e))?;
-        let greeted = async {
-            stream.set_nonblocking(true)?;
-            let stream = tokio::net::UnixStream::from_std(stream)?;
-            Qmp::open(stream, within).await?.status().await
+        let AccelDecision { accel, reason, .. } = options.accel;
+        let host = HostFacts { accel, tsc_khz, sandbox: options.sandbox };
+        let open = |folders| {
+            let hypervisor = format!("{} {version} {host:?}", binary.display());
+            Templates::open(folders, hypervisor).map_err(|e| boot_error::spawn(DRIVER, "folder of templates", &e))
         };
-        match greeted.await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(qmp_failed(error, process).await),
+        let templates = options.templates.map(open).transpose()?;
+        let launcher = Launcher { binary: binary.to_owned(), spawner, host, qmp_timeout: options.qmp_timeout };
+        Ok(Self { version, launcher, reason, templates })
+    }
+
+    /// Boots it, or lets it go on from a template. On error nothing is left running.
+    async fn run(&self, plan: &VmPlan, template: Option<Template>) -> Result<Arc<dyn Vm>, VmError> {
+        let starting = match template {
+            Some(Template { memory, state }) => {
+                template::lay_serial(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "serial line", &e))?;
+                let starting = self.launcher.start(plan, Memory::CopyOf(&memory), state).await?;
+                self.settle(plan, starting, true).await?
+            }
+            None => {
+                let starting = self.launcher.start(plan, Memory::Own, Stdio::null()).await?;
+                self.settle(plan, starting, false).await?
+            }
+        };
+        let Some(process) = starting.keep() else {
+            return Err(VmError::Died { driver: DRIVER, reason: "it was stopped while it started".to_owned() });
+        };
+        let Identity { pid, start_ticks } = process.identity();
+        let record = VmRecord { vm: plan.vm, driver: Driver::Qemu, pid, start_ticks, dir: plan.dir.clone() };
+        Ok(self.vm(record, process))
+    }
+
+    /// Waits until it is set up, and kills it if that fails.
+    async fn settle(&self, plan: &VmPlan, starting: Starting, copy: bool) -> Result<Starting, VmError> {
+        let outcome = match starting.process() {
+            Some(process) => self.set_up(plan, process, copy).await,
+            None => Ok(()),
+        };
+        let Err(error) = outcome else { return Ok(starting) };
+        let ended = starting.abandon().await;
+        // Nobody can connect to it any more, and a retry in this directory must not meet it.
+        let _ = files::remove(&plan.dir, files::QMP_SOCKET);
+        Err(boot_error::explained(error, || ended.map(|ended| vm::describe(ended, &plan.dir))))
+    }
+
+    /// A guest that boots runs as soon as QEMU does; a copy has to be loaded and told who it is.
+    async fn set_up(&self, plan: &VmPlan, process: &VmmProcess, copy: bool) -> Result<(), VmError> {
+        let mut qmp = self.launcher.connect(&plan.dir, process).await?;
+        if copy && let Err(error) = template::go_on(&mut qmp, plan).await {
+            return Err(launch::failed(error, "migrate-incoming", process).await);
+        }
+        Ok(())
+    }
+
+    /// A copy of this plan's template, where there is one that works.
+    async fn copy(&self, plan: &VmPlan) -> Option<Arc<dyn Vm>> {
+        let templates = self.templates.as_ref()?;
+        let template = templates.find(plan)?;
+        match self.run(plan, Some(template)).await {
+            Ok(vm) => Some(vm),
+            Err(error) => {
+                tracing::warn!(vm = %plan.vm, %error, "its template cannot be continued and goes; booting cold");
+                templates.forget(plan);
+                None
+            }
         }
     }
 
     fn vm(&self, record: VmRecord, process: VmmProcess) -> Arc<dyn Vm> {
-        Arc::new(QemuVm { record, process, qmp_timeout: self.options.qmp_timeout })
-    }
-}
-
-async fn qmp_failed(error: QmpError, process: &VmmProcess) -> VmError {
-    let request = "query-status".to_owned();
-    match error {
-        QmpError::Timeout(within) => VmError::Unresponsive { driver: DRIVER, request, within },
-        // A guest that has already ended is not a failure to boot, but there is nothing to hand on.
-        error if boot_error::died(process).await => VmError::Died { driver: DRIVER, reason: error.to_string() },
-        error => VmError::Refused { driver: DRIVER, request, message: error.to_string() },
+        Arc::new(QemuVm { record, process, qmp_timeout: self.launcher.qmp_timeout })
     }
 }
 
@@ -132,32 +165,30 @@ impl Hypervisor for Qemu {
     }
 
     fn describe(&self) -> String {
-        let accel = match self.host.accel {
+        let accel = match self.launcher.host.accel {
             Accel::Kvm => "KVM",
             Accel::Tcg => "TCG",
         };
-        format!("QEMU {}, {accel} ({})", self.version, self.options.accel.reason)
+        format!("QEMU {}, {accel} ({})", self.version, self.reason)
     }
 
     async fn boot(&self, plan: VmPlan) -> Result<Arc<dyn Vm>, VmError> {
         let plan = plan.with_absolute_paths().map_err(|e| boot_error::spawn(DRIVER, "paths of the plan", &e))?;
-        let starting = self.start(&plan).await?;
-        let outcome = match starting.process() {
-            Some(process) => self.confirm(&plan, process).await,
-            None => Ok(()),
-        };
-        if let Err(error) = outcome {
-            let ended = starting.abandon().await;
-            // Nobody can connect to it any more, and a retry in this directory must not meet it.
-            let _ = files::remove(&plan.dir, files::QMP_SOCKET);
-            return Err(boot_error::explained(error, || ended.map(|ended| vm::describe(ended, &plan.dir))));
+        if let Some(vm) = self.copy(&plan).await {
+            return Ok(vm);
         }
-        let Some(process) = starting.keep() else {
-            return Err(VmError::Died { driver: DRIVER, reason: "it was stopped while it started".to_owned() });
-        };
-        let Identity { pid, start_ticks } = process.identity();
-        let record = VmRecord { vm: plan.vm, driver: Driver::Qemu, pid, start_ticks, dir: plan.dir.clone() };
-        Ok(self.vm(record, process))
+        template::remove_serial(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "serial line", &e))?;
+        self.run(&plan, None).await
+    }
+
+    fn learn(&self, plan: &VmPlan, ready: bool) {
+        let Some(templates) = &self.templates else { return };
+        let Ok(plan) = plan.clone().with_absolute_paths() else { return };
+        if ready {
+            templates.make_soon(&self.launcher, &plan);
+        } else {
+            templates.forget(&plan);
+        }
     }
 
     async fn adopt(&self, record: VmRecord) -> Result<Option<Arc<dyn Vm>>, VmError> {

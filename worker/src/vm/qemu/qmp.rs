@@ -1,5 +1,5 @@
-//! QEMU's machine protocol, as much of it as Stoker speaks: greeting, capabilities, commands
-//! without arguments. Events in between are skipped.
+//! QEMU's machine protocol, as much of it as Stoker speaks: greeting, capabilities, commands, and
+//! waiting for an event. Events in between are skipped.
 
 use std::{io, time::Duration};
 
@@ -76,10 +76,33 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs one command.
+    /// Runs one command without arguments.
     pub async fn execute(&mut self, command: &str) -> Result<Value, QmpError> {
+        self.exchange(json!({ "execute": command })).await
+    }
+
+    /// Runs one command.
+    pub async fn execute_with(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.exchange(json!({ "execute": command, "arguments": arguments })).await
+    }
+
+    /// Waits until the guest runs.
+    pub async fn running(&mut self) -> Result<(), QmpError> {
+        // The event comes after the answer, or the answer knows already.
+        if self.status().await? == "running" { Ok(()) } else { self.event("RESUME").await }
+    }
+
+    async fn event(&mut self, name: &str) -> Result<(), QmpError> {
         let timeout = self.timeout;
-        tokio::time::timeout(timeout, self.exchange(command)).await.map_err(|_| QmpError::Timeout(timeout))?
+        let awaited = async {
+            for _ in 0..MAX_EVENTS {
+                if self.read().await?.event.as_deref() == Some(name) {
+                    return Ok(());
+                }
+            }
+            Err(QmpError::Malformed(format!("no {name} among {MAX_EVENTS} events")))
+        };
+        tokio::time::timeout(timeout, awaited).await.map_err(|_| QmpError::Timeout(timeout))?
     }
 
     /// The guest's run state in QEMU's words (`running`, `io-error`, `internal-error`, …).
@@ -89,8 +112,13 @@ impl Qmp {
         status.ok_or_else(|| QmpError::Malformed("query-status without a status".to_owned()))
     }
 
-    async fn exchange(&mut self, command: &str) -> Result<Value, QmpError> {
-        let line = format!("{}\n", json!({ "execute": command }));
+    async fn exchange(&mut self, command: Value) -> Result<Value, QmpError> {
+        let timeout = self.timeout;
+        tokio::time::timeout(timeout, self.ask(command)).await.map_err(|_| QmpError::Timeout(timeout))?
+    }
+
+    async fn ask(&mut self, command: Value) -> Result<Value, QmpError> {
+        let line = format!("{command}\n");
         self.stream.get_mut().write_all(line.as_bytes()).await?;
         for _ in 0..MAX_EVENTS {
             let line = self.read().await?;
@@ -150,6 +178,17 @@ mod tests {
         ];
         let mut qmp = open(ANSWERS).await.unwrap();
         assert_eq!(qmp.status().await.unwrap(), "io-error");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_runs_only_after_the_answer_is_waited_for() {
+        const ANSWERS: &[&str] = &[
+            "{\"return\": {}}\n",
+            "{\"return\": {\"status\": \"inmigrate\"}}\n{\"event\": \"NIC\"}\n{\"event\": \"RESUME\"}\n",
+        ];
+        open(ANSWERS).await.unwrap().running().await.unwrap();
+        const ENDED: &[&str] = &["{\"return\": {}}\n", "{\"return\": {\"status\": \"inmigrate\"}}\n"];
+        assert!(matches!(open(ENDED).await.unwrap().running().await, Err(QmpError::Closed)));
     }
 
     #[tokio::test]

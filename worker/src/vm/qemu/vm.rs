@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 use super::{
     DRIVER,
     qmp::{Qmp, QmpError},
+    template,
 };
 use crate::{
     ports::vm::{ConsoleFeed, Vm, VmError, VmExit, VmRecord},
@@ -71,6 +72,14 @@ impl Vm for QemuVm {
 
     fn console(&self) -> Option<ConsoleFeed> {
         Some(ConsoleFeed::File(self.record.dir.join(files::CONSOLE)))
+    }
+
+    fn restored(&self) -> bool {
+        self.record.dir.join(files::SERIAL_OUT).exists()
+    }
+
+    async fn started(&self) -> bool {
+        template::was_told(&self.record.dir)
     }
 
     async fn exited(&self) -> VmExit {

@@ -62,6 +62,7 @@ impl Rig {
             kernel: PathBuf::from("k"),
             initrd: None,
             kernel_args: args.to_owned(),
+            template_args: None,
             disk: None,
             nic: Nic::Simulated { mac: vm.mac() },
             owner: None,
