@@ -15,5 +15,7 @@ mod jobs;
 mod leaks;
 #[path = "e2e/stage.rs"]
 mod stage;
+#[path = "e2e/templates.rs"]
+mod templates;
 #[path = "e2e/up.rs"]
 mod up;

@@ -105,8 +105,7 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
             Arc::new(Firecracker::new(&config.firecracker, spawner, options).await?)
         }
         Driver::Qemu | Driver::Simulated => {
-            let templates =
-                config.prewarm.then(|| TemplateFolders { store: dirs.templates(), drafts: dirs.vms() });
+            let templates = config.prewarm.then(|| TemplateFolders { store: dirs.templates(), drafts: dirs.vms() });
             let options = QemuOptions { templates, ..QemuOptions::with_accel(accel(config, dirs).await) };
             Arc::new(Qemu::new(&config.qemu, spawner, options).await?)
         }

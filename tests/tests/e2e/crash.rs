@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 use stoker_schemas::{JobId, Phase};
-use stoker_worker::net::Namespace;
 
 use crate::stage::{Needs, Stage, Up, eventually};
 
@@ -51,15 +50,6 @@ async fn killed_in_a_boot_in_firecracker() {
     killed_in_a_boot("killed_in_a_boot_in_firecracker", Needs::Firecracker, "probe", &slow).await;
 }
 
-/// Asks the agent of a job from within the VMs' network.
-async fn answer(stage: &Stage, job: &Value) -> Value {
-    let attempt = job["attempts"].as_array().unwrap().last().unwrap();
-    let url = format!("http://{}/health", attempt["proof"]["agent"].as_str().unwrap());
-    let namespace = Namespace::open(&stage.name).await.unwrap();
-    let text = namespace.within(async move { reqwest::get(url).await.unwrap().text().await.unwrap() }).await;
-    serde_json::from_str(&text).unwrap()
-}
-
 async fn killed_with_ready_vms(test: &str, driver: Needs) {
     let Some(stage) = Stage::open(test, driver, "probe") else { return };
     let mut up = stage.up(&["--no-vm"]).await;
@@ -80,7 +70,7 @@ async fn killed_with_ready_vms(test: &str, driver: Needs) {
         let adopted = |job: &Value| job["attempts"][0]["adopted"].as_u64() == Some(1);
         let job = up.job(*id, "is taken over", adopted).await;
         assert_eq!(job["phase"], "ready", "{job:#}");
-        assert_eq!(answer(&stage, &job).await["vmId"], job["attempts"][0]["vm"], "{job:#}");
+        assert_eq!(stage.ask(&job, "/health").await["vmId"], job["attempts"][0]["vm"], "{job:#}");
     }
     assert_eq!(stage.vmms(), before, "the same processes");
     stop_all(&mut up, &stage, &ids).await;

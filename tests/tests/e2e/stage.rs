@@ -12,6 +12,7 @@ use std::{
 use serde_json::Value;
 use stoker_schemas::{JobId, Phase};
 use stoker_tests::{processes, setting, skipped};
+use stoker_worker::net::Namespace;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Child,
@@ -171,8 +172,14 @@ impl Stage {
         self.programs.join("stoker")
     }
 
-    /// `stoker up` with this stage's settings and these arguments.
+    /// `stoker up` with this stage's settings and these arguments. Each VM boots: a template in the
+    /// making would be one more that a test does not know of.
     pub async fn up(&self, arguments: &[&str]) -> Up {
+        self.up_prewarmed(&[&["--prewarm", "false"], arguments].concat()).await
+    }
+
+    /// The same as users have it: a VM may go on from a template.
+    pub async fn up_prewarmed(&self, arguments: &[&str]) -> Up {
         let mut command = tokio::process::Command::new(self.program());
         command.args(["up", "--listen", "127.0.0.1:0", "--host", "e2e", "--namespace", &self.name]);
         command.arg("--data").arg(self.data()).arg("--images").arg(&self.images);
@@ -230,6 +237,15 @@ impl Stage {
             let left = fs::read_to_string(self.dhcp().join(file)).unwrap();
             assert_eq!(left, "", "{file} left");
         }
+    }
+
+    /// Asks the agent of a job from within the VMs' network.
+    pub async fn ask(&self, job: &Value, path: &str) -> Value {
+        let attempt = job["attempts"].as_array().unwrap().last().unwrap();
+        let url = format!("http://{}{path}", attempt["proof"]["agent"].as_str().unwrap());
+        let namespace = Namespace::open(&self.name).await.unwrap();
+        let text = namespace.within(async move { reqwest::get(url).await.unwrap().text().await.unwrap() }).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
     }
 
     /// Lines of the firewall that name a VM's tap.

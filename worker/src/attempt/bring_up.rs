@@ -75,13 +75,7 @@ impl Runner {
             self.seen.boot_error(&e);
             None
         })?;
-        let pid = vm.record().pid;
-        if vm.restored() {
-            self.seen.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
-            self.seen.mark(Stage::KernelStarted, "in the template");
-        } else {
-            self.seen.mark(Stage::Spawned, format!("pid {pid}"));
-        }
+        self.seen.spawned(vm.record().pid, vm.restored());
         self.note_record(&vm);
         if let Err(error) = self.rig.network.verify(self.plan.vm).await {
             // Nobody could ever reach it: no use in waiting for its deadline.

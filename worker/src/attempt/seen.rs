@@ -30,6 +30,7 @@ pub(super) struct Seen {
     pub(super) probe: Arc<ProbeLog>,
     /// The answer that counted.
     pub(super) answer: Option<Answer>,
+    restored: bool,
 }
 
 impl Seen {
@@ -43,6 +44,18 @@ impl Seen {
             starting_units: BTreeSet::new(),
             probe: Arc::default(),
             answer: None,
+            restored: false,
+        }
+    }
+
+    /// The VMM runs; of a copy of a template, the kernel does, too.
+    pub(super) fn spawned(&mut self, pid: u32, restored: bool) {
+        self.restored = restored;
+        if restored {
+            self.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
+            self.mark(Stage::KernelStarted, "in the template");
+        } else {
+            self.mark(Stage::Spawned, format!("pid {pid}"));
         }
     }
 
@@ -101,6 +114,8 @@ impl Seen {
 
     pub(super) fn console(&mut self, event: ConsoleEvent) {
         match event {
+            // A copy of a template had its kernel started already; its first line is no news.
+            ConsoleEvent::KernelStarted if self.restored => {}
             ConsoleEvent::KernelStarted => self.mark(Stage::KernelStarted, ""),
             ConsoleEvent::UnitStarting(name) if self.starting_units.len() < MAX_NOTED_UNITS => {
                 self.starting_units.insert(clip(&name, MAX_UNIT_BYTES));

@@ -17,12 +17,12 @@ use crate::host::{self, BenchHost};
 use crate::journal::Journal;
 
 /// Images, made by `scripts/dev image`; `scripts/dev bench` sets it.
-const IMAGES: &str = "STOKER_TEST_IMAGES";
+pub const IMAGES: &str = "STOKER_TEST_IMAGES";
 /// Firecracker's program; `scripts/dev bench` sets it.
 const FIRECRACKER: &str = "STOKER_TEST_FIRECRACKER";
-const KINDS: [&str; 2] = ["attempt.ready", "vm.gone"];
+pub const KINDS: [&str; 2] = ["attempt.ready", "vm.gone"];
 /// Gateway of the bench's own bridge, in its own namespace.
-const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 168, 142, 1);
+pub const GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 168, 142, 1);
 /// The last address of the pool: Stoker takes them from the front.
 const BY_HAND: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 168, 142, 254);
 
@@ -58,7 +58,7 @@ pub async fn qemu(quick: bool) -> Fallible<Vec<Figure>> {
     overhead(Case { name, driver, image, memory_mib, pairs, target: Target::AtMost(1.03), program: None }).await
 }
 
-fn variable(name: &str) -> Option<PathBuf> {
+pub fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
@@ -74,6 +74,7 @@ async fn overhead(case: Case) -> Fallible<Vec<Figure>> {
         "firecracker": case.program,
         // What is compared is the same VMM, started by hand without a jail.
         "jailer": "off",
+        "prewarm": false,
         "stop_grace_ms": 0,
         "network": {"mode": "bridge", "namespace": namespace, "bridge": "stbench0", "gateway": GATEWAY, "prefix": 24},
     });
@@ -87,7 +88,7 @@ async fn overhead(case: Case) -> Fallible<Vec<Figure>> {
 }
 
 /// The namespace's name, and with it the bridge: nothing else lives there.
-async fn remove(namespace: &str) {
+pub async fn remove(namespace: &str) {
     if !Path::new("/run/netns").join(namespace).exists() {
         return;
     }
@@ -124,7 +125,7 @@ async fn on_host(case: &Case, host: BenchHost, namespace: &str) -> Fallible<Vec<
 
 /// A worker leaves its DHCP server, and VMs, to the next worker; here there is none. They are known by
 /// files that are named after this run.
-fn end_left_over(data: &Path, namespace: &str) {
+pub fn end_left_over(data: &Path, namespace: &str) {
     let mark = format!("/run/stoker/{namespace}-stbench0/");
     let Ok(processes) = std::fs::read_dir("/proc") else { return };
     for entry in processes.flatten() {
@@ -182,7 +183,7 @@ fn figure(case: &Case, stoker: &[Boot], hand: &[Times]) -> Figure {
     Figure::measured(case.name, "x", case.target, ratio, detail)
 }
 
-fn stages(boots: &[Boot]) -> String {
+pub fn stages(boots: &[Boot]) -> String {
     let mut by_stage: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (stage, after) in boots.iter().flat_map(|boot| &boot.stages) {
         by_stage.entry(stage).or_default().push(*after);
@@ -195,12 +196,12 @@ fn stages(boots: &[Boot]) -> String {
 }
 
 /// One boot by Stoker, in milliseconds after the enqueue's confirm.
-struct Boot {
-    ready: f64,
+pub struct Boot {
+    pub ready: f64,
     stages: Vec<(&'static str, f64)>,
 }
 
-async fn by_stoker(host: &BenchHost, journal: &Journal, spec: &JobSpec) -> Fallible<Boot> {
+pub async fn by_stoker(host: &BenchHost, journal: &Journal, spec: &JobSpec) -> Fallible<Boot> {
     let (id, confirmed) = host.enqueue(spec).await?;
     let at = Clock::system().now();
     let ready = journal.wait(id, "attempt.ready").await?.saturating_duration_since(confirmed);

@@ -18,6 +18,7 @@ mod machine;
 mod memory;
 mod rabbit;
 mod render;
+mod restore;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -57,9 +58,10 @@ struct Arguments {
 }
 
 /// The benchmarks, by the figures they give.
-const GROUPS: [&str; 8] = [
+const GROUPS: [&str; 9] = [
     "boot-overhead-firecracker",
     "boot-overhead-qemu",
+    "restore",
     "queue-to-start-embedded",
     "queue-to-start-rabbitmq",
     "log",
@@ -114,6 +116,7 @@ async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
     match name {
         "boot-overhead-firecracker" => boot::firecracker(quick).await,
         "boot-overhead-qemu" => boot::qemu(quick).await,
+        "restore" => restore::figures(quick).await,
         "queue-to-start-embedded" => flow::queue_to_start(None, quick).await,
         "queue-to-start-rabbitmq" => match rabbit::Rabbit::from_environment() {
             Some(rabbit) => flow::queue_to_start(Some(rabbit), quick).await,

@@ -17,6 +17,8 @@ use crate::{
 /// Translation cache of TCG, MiB: the default takes up to 1 GiB per VM, and a guest that boots and
 /// serves runs as fast with this.
 const TCG_CACHE_MIB: u32 = 32;
+/// Random bytes a guest may take each second; a kernel needs 32 to begin with.
+const ENTROPY_BYTES: u32 = 64 * 1024;
 /// System calls a device emulator has no use for; a guest that breaks out finds them closed.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -69,6 +71,8 @@ pub fn arguments(plan: &VmPlan, host: HostFacts, memory: Memory<'_>) -> Result<V
     let netdev = if let Memory::Template(_) = memory { NOWHERE } else { &netdev };
     add(["-netdev", netdev]);
     add(["-device", &format!("virtio-net-device,netdev=net0,mac={mac}")]);
+    add(["-object", "rng-random,id=rng,filename=/dev/urandom"]);
+    add(["-device", &format!("virtio-rng-device,rng=rng,max-bytes={ENTROPY_BYTES},period=1000")]);
     if host.sandbox {
         add(["-sandbox", SANDBOX]);
     }

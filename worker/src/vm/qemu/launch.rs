@@ -34,12 +34,7 @@ pub struct Launcher {
 
 impl Launcher {
     /// Starts QEMU for this plan, in the plan's folder.
-    pub async fn start(
-        &self,
-        plan: &VmPlan,
-        memory: Memory<'_>,
-        stdin: impl Into<Stdio>,
-    ) -> Result<Starting, VmError> {
+    pub async fn start(&self, plan: &VmPlan, memory: Memory<'_>, stdin: impl Into<Stdio>) -> Result<Starting, VmError> {
         let failed = |error| boot_error::spawn(DRIVER, &self.binary.display().to_string(), &error);
         let arguments = command::arguments(plan, self.host, memory)?;
         files::remove(&plan.dir, files::QMP_SOCKET).map_err(failed)?;

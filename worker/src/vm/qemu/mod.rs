@@ -8,12 +8,7 @@ mod qmp;
 mod template;
 mod vm;
 
-use std::{
-    path::Path,
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use stoker_schemas::image::Driver;

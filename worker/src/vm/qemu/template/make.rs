@@ -7,10 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use stoker_schemas::{
-    VmId,
-    limits::clip,
-};
+use stoker_schemas::{VmId, limits::clip};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -19,14 +16,14 @@ use tokio::{
     },
 };
 
-use super::{
-    resume::{fifo, leave_out_memory},
-    store::{Key, MAX_STATE_BYTES, MEMORY, NOTE, STATE, Store},
-};
 use super::super::{
     command::Memory,
     launch::Launcher,
     qmp::{Qmp, QmpError},
+};
+use super::{
+    resume::{fifo, leave_out_memory},
+    store::{Key, MAX_STATE_BYTES, MEMORY, NOTE, STATE, Store},
 };
 use crate::{
     ports::vm::{VmError, VmPlan},
@@ -202,7 +199,9 @@ async fn completed(qmp: &mut Qmp) -> Result<(), TemplateError> {
         let answer = qmp.execute("query-migrate").await?;
         match answer.get("status").and_then(Value::as_str) {
             Some("completed") => return Ok(()),
-            Some("failed" | "cancelled") => return Err(TemplateError::Save(clip(&answer.to_string(), LAST_WORDS_BYTES))),
+            Some("failed" | "cancelled") => {
+                return Err(TemplateError::Save(clip(&answer.to_string(), LAST_WORDS_BYTES)));
+            }
             _ => tokio::time::sleep(LOOK).await,
         }
     }

@@ -24,11 +24,11 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+use self::store::{Key, Store};
 pub use self::{
     resume::{go_on, lay_serial, remove_serial, was_told},
     store::Template,
 };
-use self::store::{Key, Store};
 use super::launch::Launcher;
 use crate::ports::vm::VmPlan;
 
