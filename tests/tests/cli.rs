@@ -280,6 +280,36 @@ async fn tokens_are_asked_for_and_their_roles_named() {
     Access::from_file(&path).unwrap();
 }
 
+#[tokio::test]
+async fn images_are_listed_and_verified() {
+    let root = tempfile::tempdir().unwrap();
+    let image = root.path().join("small");
+    std::fs::create_dir(&image).unwrap();
+    std::fs::write(image.join("vmlinux"), "kernel").unwrap();
+    let mut manifest = serde_json::json!({
+        "schema": "dev.stoker.image.v1", "name": "small", "kernel": "vmlinux", "min_memory_mib": 64, "prewarmed": true,
+        "digests": {"vmlinux": "sha256:2f7f2cbebae58a4bb3ac4cc5ba0ee24ae9aa1ad5a1a4d1a3a4d7bbd6b3eb94a5"},
+    });
+    let write = |manifest: &serde_json::Value| std::fs::write(image.join("image.json"), manifest.to_string()).unwrap();
+    write(&manifest);
+    let images = root.path().display().to_string();
+    let run = async |args: &str| {
+        let shown = stoker(&format!("image --images {images} {args}")).at("http://127.0.0.1:1").await;
+        shown.replace(&images, "[IMAGES]")
+    };
+    check!("image_list", run("list").await);
+    check!("image_verify_damaged", run("verify").await);
+    check!("image_verify_damaged_json", run("verify small --json").await);
+    let found = stoker_worker::images::digest_of(&image.join("vmlinux")).unwrap();
+    manifest["digests"]["vmlinux"] = found.into();
+    write(&manifest);
+    check!("image_verify_right", run("verify").await);
+    check!("image_verify_missing", run("verify other").await);
+    std::fs::write(image.join("image.json"), "{}").unwrap();
+    check!("image_list_unusable", run("list").await);
+    check!("image_no_folder", stoker("image --images /does/not/exist list").at("http://127.0.0.1:1").await);
+}
+
 /// Plays the rest of a job's life once it was enqueued.
 async fn play(server: &Server, rest: impl FnOnce(Story) -> Story) {
     let mut news = server.model.changes();

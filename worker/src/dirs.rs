@@ -69,6 +69,11 @@ impl Dirs {
         self.root.join("accel.json")
     }
 
+    /// Note of images' files that were found right.
+    pub fn digests(&self) -> PathBuf {
+        self.root.join("digests.json")
+    }
+
     /// All attempts' folders.
     pub fn vms(&self) -> PathBuf {
         self.root.join("vms")

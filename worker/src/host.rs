@@ -67,11 +67,15 @@ impl Host {
         let log = EventLog::open(dirs.log(), options)?;
         let equipment = equip(config, &dirs).await?;
         let simulated = config.driver == Driver::Simulated;
+        let images = match simulated {
+            true => ImageStore::Simulated,
+            false => ImageStore::folder_with_note(&config.images, dirs.digests()),
+        };
         let rig = Rig {
             hypervisor: equipment.hypervisor,
             network: equipment.network,
             prober: equipment.prober,
-            images: Arc::new(if simulated { ImageStore::Simulated } else { ImageStore::folder(&config.images) }),
+            images: Arc::new(images),
             dirs: (!simulated).then_some(dirs),
             clock: Clock::system(),
             stop_grace: config.stop_grace,

@@ -24,8 +24,8 @@ pub use error::CliError;
 pub use printer::Io;
 
 use command::{
-    completions, control, dead, doctor, enqueue, hooks, hosts, list, log, logs, man, pools, report, serve, show, token,
-    up, watch,
+    completions, control, dead, doctor, enqueue, hooks, hosts, image, list, log, logs, man, pools, report, serve, show,
+    token, up, watch,
 };
 use printer::Printer;
 use settings::Settings;
@@ -112,6 +112,8 @@ enum Command {
     Pool(pools::PoolArgs),
     /// Webhooks: try a hooks file with a payload
     Hooks(hooks::HooksArgs),
+    /// Images on this host: list, verify
+    Image(image::ImageArgs),
     /// The event log: tail, export, verify
     Log(log::LogArgs),
     /// Tokens: who may use the API and the pages
@@ -172,6 +174,7 @@ async fn dispatch(command: Command, settings: &Settings, printer: &mut Printer) 
         Command::Pools => pools::list(settings, printer).await,
         Command::Pool(args) => pools::run(args, settings, printer).await,
         Command::Hooks(args) => hooks::run(args, printer),
+        Command::Image(args) => image::run(args, printer),
         Command::Log(args) => log::run(args, settings, printer).await,
         Command::Token(args) => token::run(args, printer),
         Command::Doctor => doctor::run(settings, printer).await,

@@ -111,7 +111,10 @@ async fn faults_of_hosts_are_named() {
             manifest["allow_static"] = true.into();
         })
         .with_image_like("probe", "no-kernel", |manifest| manifest["kernel"] = "image.json".into())
-        .with_image_like("probe", "incomplete", |manifest| manifest["initrd"] = "initrd.cpio".into());
+        .with_image_like("probe", "incomplete", |manifest| manifest["initrd"] = "initrd.cpio".into())
+        .with_image_like("probe", "damaged", |manifest| {
+            manifest["digests"]["probe.elf"] = format!("sha256:{}", "0".repeat(64)).into();
+        });
     let mut up = stage.up(&["--no-vm"]).await;
     let network = json!({"static": {"address": "10.9.8.7", "prefix": 24, "gateway": "10.9.8.1"}});
     let elsewhere = json!({"image": "probe-static", "network": network});
@@ -120,6 +123,7 @@ async fn faults_of_hosts_are_named() {
         ("hypervisor_not_started", json!({"image": "no-kernel"})),
         ("image_invalid", json!({"image": "nobody-has-it"})),
         ("image_invalid", json!({"image": "incomplete"})),
+        ("image_invalid", json!({"image": "damaged"})),
         ("host_resource", elsewhere),
     ] {
         wanted.push((cause, enqueue(&mut up, &job).await));
@@ -133,7 +137,7 @@ async fn faults_of_hosts_are_named() {
     // Once the worker has looked at the tap itself, and before the guest asks for its address.
     up.job(slow, "runs", |job| job["attempts"][0]["stages"].to_string().contains("kernel_started")).await;
     stage.ip(&["link", "set", &tap, "nomaster"]);
-    assert_named(&mut up, &wanted[4..]).await;
+    assert_named(&mut up, &wanted[5..]).await;
 
     // The VMM killed under a booting guest.
     let long = with(probe("slow-boot-ms=60000"), json!({"readiness": {"deadline_ms": 60_000}}));
@@ -142,7 +146,7 @@ async fn faults_of_hosts_are_named() {
     // One that ends before it runs its guest was never started.
     up.job(id, "runs", |job| job["attempts"][0]["stages"].to_string().contains("kernel_started")).await;
     stage.kill_vmm().await;
-    assert_named(&mut up, &wanted[5..]).await;
+    assert_named(&mut up, &wanted[6..]).await;
 
     // Worker and VMM gone together.
     let id = enqueue(&mut up, &long).await;
@@ -151,7 +155,7 @@ async fn faults_of_hosts_are_named() {
     stage.kill_vmm().await;
     let mut up = stage.up(&["--no-vm"]).await;
     wanted.push(("interrupted", id));
-    assert_named(&mut up, &wanted[6..]).await;
+    assert_named(&mut up, &wanted[7..]).await;
     end(&stage, up, &wanted).await;
 }
 

@@ -44,6 +44,7 @@ impl Runner {
     /// `Err(None)`: the hypervisor's error has been noted already.
     async fn try_bring_up(&mut self) -> Result<Held, Option<HostSignal>> {
         let image = self.image()?;
+        self.rig.images.check(&image).await.map_err(|e| HostSignal::Image(e.to_string()))?;
         let dir = match &self.rig.dirs {
             Some(dirs) => {
                 dirs.create_vm(self.plan.vm).map_err(|e| HostSignal::Disk(format!("attempt's folder: {e}")))?

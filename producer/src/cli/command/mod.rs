@@ -8,6 +8,7 @@ pub mod enqueue;
 pub mod front;
 pub mod hooks;
 pub mod hosts;
+pub mod image;
 pub mod list;
 pub mod log;
 pub mod logs;

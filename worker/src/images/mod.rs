@@ -1,6 +1,8 @@
 //! The image store: one folder per image with `image.json`. Manifests are read once per change of
 //! the file, never per boot.
 
+mod digests;
+
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +10,8 @@ use std::time::SystemTime;
 
 use stoker_schemas::ImageName;
 use stoker_schemas::image::{IMAGE_SCHEMA, ImageManifest};
+
+pub use digests::{Digests, digest_of};
 
 /// A manifest is a page of JSON; more is not one.
 const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
@@ -38,6 +42,13 @@ impl Image {
     pub fn rootfs(&self) -> Option<PathBuf> {
         self.manifest.rootfs.as_ref().map(|f| self.dir.join(f))
     }
+
+    /// Its files, as the manifest names them.
+    pub fn files(&self) -> Vec<&str> {
+        let manifest = &self.manifest;
+        let files = [Some(&manifest.kernel), manifest.initrd.as_ref(), manifest.rootfs.as_ref()];
+        files.into_iter().flatten().map(String::as_str).collect()
+    }
 }
 
 /// Why an image cannot be used.
@@ -54,6 +65,31 @@ pub enum ImageError {
         /// What is wrong, and what would be right.
         what: String,
     },
+    /// A file is not what the manifest says.
+    #[error(
+        "image {image}: {file} is not the file that image.json names ({expected}), but {found}; rebuild or import it \
+         (stoker image verify {image} looks at all of it)"
+    )]
+    Damaged {
+        /// Which image.
+        image: String,
+        /// Which file.
+        file: String,
+        /// The digest in the manifest.
+        expected: String,
+        /// The file's.
+        found: String,
+    },
+    /// A file cannot be read.
+    #[error("image {image}: {file} cannot be read: {why}")]
+    Unreadable {
+        /// Which image.
+        image: String,
+        /// Which file.
+        file: String,
+        /// The system's words.
+        why: String,
+    },
 }
 
 /// When a manifest was read, by the file's modification time.
@@ -68,6 +104,8 @@ pub enum ImageStore {
         root: PathBuf,
         /// Manifests already read.
         cache: Mutex<HashMap<ImageName, Cached>>,
+        /// Files already read.
+        digests: Arc<Digests>,
     },
     /// Every name is an image (simulated guests have no files).
     Simulated,
@@ -76,14 +114,42 @@ pub enum ImageStore {
 impl ImageStore {
     /// Images below `root`.
     pub fn folder(root: impl Into<PathBuf>) -> Self {
-        Self::Folder { root: root.into(), cache: Mutex::default() }
+        Self::Folder { root: root.into(), cache: Mutex::default(), digests: Arc::default() }
+    }
+
+    /// The same; what is found of their files is written down in `note`.
+    pub fn folder_with_note(root: impl Into<PathBuf>, note: PathBuf) -> Self {
+        Self::Folder { root: root.into(), cache: Mutex::default(), digests: Arc::new(Digests::open(note)) }
+    }
+
+    /// Names of the images that are here, in order; they may be damaged.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn names(&self) -> std::io::Result<Vec<ImageName>> {
+        let Self::Folder { root, .. } = self else { return Ok(Vec::new()) };
+        let with_manifest = std::fs::read_dir(root)?.flatten().filter(|e| e.path().join("image.json").is_file());
+        let mut names: Vec<ImageName> = with_manifest.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        Ok(names)
+    }
+
+    /// Looks, once for each, whether the image's files are what its manifest says.
+    ///
+    /// # Errors
+    /// Names the file that is not.
+    pub async fn check(&self, image: &Arc<Image>) -> Result<(), ImageError> {
+        match self {
+            Self::Folder { digests, .. } => digests.check(image).await,
+            Self::Simulated => Ok(()),
+        }
     }
 
     /// The image of that name.
     pub fn load(&self, name: &ImageName) -> Result<Arc<Image>, ImageError> {
         match self {
             Self::Simulated => Ok(Arc::new(simulated(name))),
-            Self::Folder { root, cache } => {
+            Self::Folder { root, cache, .. } => {
                 // ImageName allows no '/' and no '..': the folder lies below the root.
                 let dir = root.join(name.as_str());
                 let modified = std::fs::metadata(dir.join("image.json"))
@@ -118,16 +184,17 @@ fn read(name: &ImageName, dir: PathBuf) -> Result<Image, ImageError> {
     if manifest.schema != IMAGE_SCHEMA {
         return Err(wrong(format!("has schema {:?}, expected {IMAGE_SCHEMA:?}", manifest.schema)));
     }
-    for file in [Some(&manifest.kernel), manifest.initrd.as_ref(), manifest.rootfs.as_ref()].into_iter().flatten() {
+    let image = Image { dir, manifest };
+    for file in image.files() {
         let plain = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
         if !plain || file.is_empty() {
             return Err(wrong(format!("names {file:?}, which is not a file below the image's folder")));
         }
-        if !dir.join(file).is_file() {
+        if !image.dir.join(file).is_file() {
             return Err(wrong(format!("names {file:?}, which is not there; rebuild the image")));
         }
     }
-    Ok(Image { dir, manifest })
+    Ok(image)
 }
 
 fn simulated(name: &ImageName) -> Image {

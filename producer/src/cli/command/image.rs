@@ -1,0 +1,156 @@
+//! `stoker image`: the images in a folder of this host. No server is asked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use stoker_schemas::ImageName;
+use stoker_schemas::image::{Driver, ImageManifest};
+use stoker_worker::images::{Image, ImageError, ImageStore, digest_of};
+
+use crate::cli::CliError;
+use crate::cli::printer::Printer;
+
+const MIB: u64 = 1024 * 1024;
+const NOT_HERE: &str = "name the folder with --images or STOKER_IMAGES; scripts/dev image builds the ones Stoker ships";
+
+/// Flags of `image`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Folder with images
+    #[arg(long, env = "STOKER_IMAGES", value_name = "DIR", default_value = "/var/lib/stoker/images", global = true)]
+    images: PathBuf,
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// List images
+    #[command(visible_alias = "ls")]
+    List,
+    /// Read every file of images and compare it with its digest in image.json
+    Verify {
+        /// Images; all of them when none is named
+        #[arg(value_name = "IMAGE")]
+        names: Vec<ImageName>,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    mib: u64,
+    #[serde(flatten)]
+    manifest: &'a ImageManifest,
+}
+
+/// One file, judged.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    image: String,
+    file: String,
+    ok: bool,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<String>,
+}
+
+pub fn run(args: ImageArgs, printer: &mut Printer) -> Result<(), CliError> {
+    let store = ImageStore::folder(&args.images);
+    let all = || {
+        let folder = args.images.display();
+        store.names().map_err(|e| CliError::system(format!("images in {folder} cannot be listed"), e, NOT_HERE))
+    };
+    match args.command {
+        ImageCommand::List => list(&store, &all()?, printer),
+        ImageCommand::Verify { names } if names.is_empty() => verify(&store, &all()?, printer),
+        ImageCommand::Verify { names } => verify(&store, &names, printer),
+    }
+}
+
+fn list(store: &ImageStore, names: &[ImageName], printer: &mut Printer) -> Result<(), CliError> {
+    let loaded: Vec<_> = names.iter().map(|name| (name, store.load(name))).collect();
+    if printer.json() {
+        let images = loaded.iter().filter_map(|(_, image)| image.as_ref().ok());
+        let images: Vec<_> = images.map(|image| Listed { mib: mib(image), manifest: &image.manifest }).collect();
+        printer.value(&images)?;
+    } else if loaded.is_empty() {
+        printer.note(&format!("no images; {NOT_HERE}"))?;
+    } else {
+        let row = |(name, image): &(&ImageName, Result<Arc<Image>, ImageError>)| match image {
+            Ok(image) => row(image),
+            Err(_) => vec![name.to_string(), "cannot be used, see below".to_owned()],
+        };
+        let header = ["IMAGE", "DRIVERS", "NETWORK", "PORT", "MIN MEMORY", "SIZE", "PREWARMED", "UNITS"];
+        printer.table(&header, loaded.iter().map(row).collect())?;
+    }
+    match loaded.into_iter().find_map(|(_, image)| image.err()) {
+        None => Ok(()),
+        Some(error) => Err(CliError::system("not every image can be used", error, "correct or rebuild it")),
+    }
+}
+
+fn row(image: &Image) -> Vec<String> {
+    let manifest = &image.manifest;
+    let drivers: Vec<_> = manifest.drivers.iter().copied().map(Driver::as_str).collect();
+    vec![
+        manifest.name.clone(),
+        if drivers.is_empty() { "any".to_owned() } else { drivers.join(",") },
+        format!("{:?}", manifest.network).to_ascii_lowercase(),
+        manifest.agent_port.to_string(),
+        format!("{} MiB", manifest.min_memory_mib),
+        format!("{} MiB", mib(image)),
+        if manifest.prewarmed { "yes" } else { "no" }.to_owned(),
+        manifest.units.len().to_string(),
+    ]
+}
+
+/// MiB of its files, begun ones counted.
+fn mib(image: &Image) -> u64 {
+    let length = |file: &&str| std::fs::metadata(image.dir.join(file)).map_or(0, |meta| meta.len());
+    image.files().iter().map(length).sum::<u64>().div_ceil(MIB)
+}
+
+fn verify(store: &ImageStore, names: &[ImageName], printer: &mut Printer) -> Result<(), CliError> {
+    let mut verdicts = Vec::new();
+    for name in names {
+        match store.load(name) {
+            Ok(image) => verdicts.extend(image.files().iter().map(|file| judge(&image, file))),
+            Err(error) => {
+                let (image, file) = (name.to_string(), "image.json".to_owned());
+                verdicts.push(Verdict { image, file, ok: false, found: error.to_string(), expected: None });
+            }
+        }
+    }
+    if printer.json() {
+        printer.value(&verdicts)?;
+    } else if verdicts.is_empty() {
+        printer.note(&format!("no images; {NOT_HERE}"))?;
+    } else {
+        let word = |ok| if ok { "ok" } else { "WRONG" };
+        let row = |v: &Verdict| vec![word(v.ok).to_owned(), v.image.clone(), v.file.clone(), v.found.clone()];
+        printer.table(&["STATUS", "IMAGE", "FILE", "FOUND"], verdicts.iter().map(row).collect())?;
+    }
+    match verdicts.iter().find(|verdict| !verdict.ok) {
+        None => Ok(()),
+        Some(Verdict { image, file, found, expected, .. }) => {
+            let (what, cause) = match expected {
+                Some(expected) => ("is damaged", format!("{file}: {found}, not {expected}")),
+                None => ("cannot be used", found.clone()),
+            };
+            Err(CliError::system(format!("image {image} {what}"), cause, "rebuild or import it"))
+        }
+    }
+}
+
+fn judge(image: &Image, file: &str) -> Verdict {
+    let expected = image.manifest.digests.get(file).map(|digest| digest.to_ascii_lowercase());
+    let (ok, found) = match (digest_of(&image.dir.join(file)), &expected) {
+        (Err(error), _) => (false, error.to_string()),
+        // Nothing was promised of it.
+        (Ok(digest), None) => (true, format!("{digest}, no digest in image.json")),
+        (Ok(digest), Some(expected)) => (digest == *expected, digest),
+    };
+    Verdict { image: image.manifest.name.clone(), file: file.to_owned(), ok, found, expected }
+}
