@@ -307,6 +307,17 @@ async fn images_are_listed_and_verified() {
     check!("image_verify_missing", run("verify other").await);
     std::fs::write(image.join("image.json"), "{}").unwrap();
     check!("image_list_unusable", run("list").await);
+    write(&manifest);
+    let store = root.path().join("store").display().to_string();
+    let import = async |args: &str| {
+        let shown =
+            stoker(&format!("image --images {store} import {images}/small {args}")).at("http://127.0.0.1:1").await;
+        shown.replace(&store, "[STORE]").replace(&images, "[IMAGES]")
+    };
+    check!("image_import", import("--name mine").await);
+    check!("image_import_again", import("--name mine").await);
+    check!("image_import_replace", import("--name mine --replace --json").await);
+    check!("image_import_bad_name", import("--name ../mine").await);
     check!("image_no_folder", stoker("image --images /does/not/exist list").at("http://127.0.0.1:1").await);
 }
 

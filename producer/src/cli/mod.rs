@@ -112,7 +112,7 @@ enum Command {
     Pool(pools::PoolArgs),
     /// Webhooks: try a hooks file with a payload
     Hooks(hooks::HooksArgs),
-    /// Images on this host: list, verify
+    /// Images on this host: list, import, verify
     Image(image::ImageArgs),
     /// The event log: tail, export, verify
     Log(log::LogArgs),

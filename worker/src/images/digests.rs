@@ -131,8 +131,12 @@ pub fn digest_of(path: &Path) -> io::Result<String> {
             read => hasher.update(chunk.get(..read).unwrap_or_default()),
         }
     }
-    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("{SHA256}{hex}"))
+    Ok(hex(&hasher.finalize()))
+}
+
+/// A hash as manifests write it.
+pub(super) fn hex(hash: &[u8]) -> String {
+    hash.iter().fold(SHA256.to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! the file, never per boot.
 
 mod digests;
+mod import;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +13,10 @@ use stoker_schemas::ImageName;
 use stoker_schemas::image::{IMAGE_SCHEMA, ImageManifest};
 
 pub use digests::{Digests, digest_of};
+pub use import::{Import, ImportError};
 
+/// The manifest's file.
+const MANIFEST: &str = "image.json";
 /// A manifest is a page of JSON; more is not one.
 const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
 /// Manifests kept in memory.
@@ -128,7 +132,7 @@ impl ImageStore {
     /// The folder cannot be read.
     pub fn names(&self) -> std::io::Result<Vec<ImageName>> {
         let Self::Folder { root, .. } = self else { return Ok(Vec::new()) };
-        let with_manifest = std::fs::read_dir(root)?.flatten().filter(|e| e.path().join("image.json").is_file());
+        let with_manifest = std::fs::read_dir(root)?.flatten().filter(|e| e.path().join(MANIFEST).is_file());
         let mut names: Vec<ImageName> = with_manifest.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
         names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         Ok(names)
@@ -152,7 +156,7 @@ impl ImageStore {
             Self::Folder { root, cache, .. } => {
                 // ImageName allows no '/' and no '..': the folder lies below the root.
                 let dir = root.join(name.as_str());
-                let modified = std::fs::metadata(dir.join("image.json"))
+                let modified = std::fs::metadata(dir.join(MANIFEST))
                     .and_then(|m| m.modified())
                     .map_err(|_| ImageError::Missing(name.clone()))?;
                 let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,7 +178,7 @@ impl ImageStore {
 
 fn read(name: &ImageName, dir: PathBuf) -> Result<Image, ImageError> {
     let wrong = |what: String| ImageError::Manifest { name: name.clone(), what };
-    let path = dir.join("image.json");
+    let path = dir.join(MANIFEST);
     let size = std::fs::metadata(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?.len();
     if size > MAX_MANIFEST_BYTES {
         return Err(wrong(format!("has {size} bytes, at most {MAX_MANIFEST_BYTES}")));

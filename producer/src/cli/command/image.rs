@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use stoker_schemas::ImageName;
 use stoker_schemas::image::{Driver, ImageManifest};
-use stoker_worker::images::{Image, ImageError, ImageStore, digest_of};
+use stoker_worker::images::{Image, ImageError, ImageStore, Import, digest_of};
 
 use crate::cli::CliError;
 use crate::cli::printer::Printer;
@@ -30,6 +30,17 @@ enum ImageCommand {
     /// List images
     #[command(visible_alias = "ls")]
     List,
+    /// Take a folder with an image.json and its files in as an image, with a digest of each file
+    Import {
+        /// The folder
+        folder: PathBuf,
+        /// What to call the image; without it, as its manifest says
+        #[arg(long, value_name = "NAME")]
+        name: Option<ImageName>,
+        /// Take it in although there is an image of that name
+        #[arg(long)]
+        replace: bool,
+    },
     /// Read every file of images and compare it with its digest in image.json
     Verify {
         /// Images; all of them when none is named
@@ -64,9 +75,23 @@ pub fn run(args: ImageArgs, printer: &mut Printer) -> Result<(), CliError> {
     };
     match args.command {
         ImageCommand::List => list(&store, &all()?, printer),
+        ImageCommand::Import { folder, name, replace } => {
+            import(Import { from: folder, store: args.images, name, replace }, printer)
+        }
         ImageCommand::Verify { names } if names.is_empty() => verify(&store, &all()?, printer),
         ImageCommand::Verify { names } => verify(&store, &names, printer),
     }
+}
+
+fn import(import: Import, printer: &mut Printer) -> Result<(), CliError> {
+    let image = import.run().map_err(|error| {
+        let hint = "nothing was changed; schemas/json/image.json describes it";
+        CliError::usage(format!("image not imported: {error}"), hint)
+    })?;
+    if printer.json() {
+        return printer.value(&Listed { mib: mib(&image), manifest: &image.manifest });
+    }
+    printer.line(&format!("{}  imported to {}", image.manifest.name, image.dir.display()))
 }
 
 fn list(store: &ImageStore, names: &[ImageName], printer: &mut Printer) -> Result<(), CliError> {
