@@ -2,9 +2,10 @@
 # An uncompressed kernel and its virtio modules, out of Debian's cloud kernel package. The
 # package is only downloaded and unpacked, never installed.
 
-# What a microVM with virtio-mmio network devices needs, and a source of random numbers, without which a
-# guest waits a minute and more for its first; their dependencies are looked up.
-readonly GUEST_MODULES=(virtio_mmio virtio_net virtio_rng)
+# What a microVM with virtio-mmio network devices needs; a source of random numbers, without which a
+# guest waits a minute and more for its first; and the power button, by which it is asked to end.
+# Their dependencies are looked up.
+readonly GUEST_MODULES=(virtio_mmio virtio_net virtio_rng button evdev)
 # The golden image has a disk besides.
 readonly GOLDEN_MODULES=("${GUEST_MODULES[@]}" virtio_blk ext4)
 
@@ -13,7 +14,7 @@ guest_kernel() {
   local deb folder
   deb="$(kernel_deb)" || return 1
   # The number counts the forms that this folder has had: one of an older Stoker is not taken for it.
-  folder="$CACHE_DIR/kernel/$(basename "$deb" .deb).3"
+  folder="$CACHE_DIR/kernel/$(basename "$deb" .deb).4"
   if [[ ! -d $folder ]]; then
     unpack_kernel "$deb" "$folder" || return 1
   fi

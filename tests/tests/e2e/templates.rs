@@ -37,6 +37,15 @@ fn is_copy(job: &Value) -> bool {
     spawned["detail"].as_str().unwrap().contains("a copy of its image's template")
 }
 
+/// Stopped, a guest hears its power button, and is not killed after a while.
+async fn ends_by_itself(up: &mut Up, id: JobId) {
+    let (code, _, stderr) = up.stoker(&["stop", &id.to_string()]).await;
+    assert_eq!(code, 0, "{stderr}");
+    up.job(id, "is cleared away", |job| job["attempts"][0]["gone"].is_object()).await;
+    let (_, console, _) = up.stoker(&["logs", "--console", &id.to_string()]).await;
+    assert!(console.contains("stoker-agent: PowerOff"), "{console}");
+}
+
 /// What the guest says of itself, once its kernel has random numbers: booted without a source of
 /// entropy that takes a while, and a copy is given some.
 async fn identity(stage: &Stage, job: &Value) -> Value {
@@ -75,11 +84,22 @@ async fn copies_of_a_template_are_not_each_other() {
         assert!(off.abs() < 60_000.0, "its clock is {off} ms off, which a template's would be in a minute");
     }
     for (id, _) in &jobs {
-        up.stoker(&["stop", &id.to_string()]).await;
-        up.job(*id, "is cleared away", |job| job["attempts"][0]["gone"].is_object()).await;
+        ends_by_itself(&mut up, *id).await;
     }
     up.end().await;
     stage.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_needs_no_privileges() {
+    let Some(stage) = Stage::open("a_copy_needs_no_privileges", Needs::Qemu, IMAGE) else { return };
+    let mut up = stage.up_prewarmed(&["--no-vm", "--unprivileged"]).await;
+    ready(&mut up).await;
+    template(&stage).await;
+    let (id, job) = ready(&mut up).await;
+    assert!(is_copy(&job), "{job:#}");
+    ends_by_itself(&mut up, id).await;
+    up.end().await;
 }
 
 /// Damage that is seen before the VM starts, damage that QEMU sees, and damage that only shows when the

@@ -15,6 +15,7 @@ use crate::by_hand::{self, Place, Recipe, Times};
 use crate::figure::{Figure, Samples, Target};
 use crate::host::{self, BenchHost};
 use crate::journal::Journal;
+use crate::restore;
 
 /// Images, made by `scripts/dev image`; `scripts/dev bench` sets it.
 pub const IMAGES: &str = "STOKER_TEST_IMAGES";
@@ -155,7 +156,11 @@ async fn pairs(case: &Case, host: &BenchHost, journal: &Journal, place: &Place) 
             stoker.push(by_stoker(host, journal, &spec).await?);
         }
     }
-    Ok(vec![figure(case, &stoker, &hand)])
+    let mut figures = vec![figure(case, &stoker, &hand)];
+    if case.program.is_some() {
+        figures.push(restore::by_hand(&recipe, place, case.pairs).await?);
+    }
+    Ok(figures)
 }
 
 fn figure(case: &Case, stoker: &[Boot], hand: &[Times]) -> Figure {

@@ -39,8 +39,11 @@ pub struct Recipe {
     /// The VM they were for.
     of: VmId,
     /// Requests to Firecracker's API, in order; none for QEMU.
-    api: Vec<(&'static str, Value)>,
+    api: Vec<Request>,
 }
+
+/// Method, path and body.
+type Request = (&'static str, &'static str, Value);
 
 /// Where.
 pub struct Place {
@@ -59,6 +62,8 @@ pub struct Times {
     pub attach: f64,
     /// From the start of the VMM to the DHCP server's ACK.
     pub dhcp_ack: f64,
+    /// From the start of the VMM to its last answer about what to run.
+    pub told: f64,
     /// From the start of the VMM to the first 200.
     pub healthy: f64,
 }
@@ -78,12 +83,23 @@ impl Recipe {
         let nic = json!({"iface_id": "eth0", "host_dev_name": self.of.tap(), "guest_mac": self.of.mac().to_string()});
         let boot_args = format!("{kernel_args} stoker.vm_id={}", self.of);
         self.api = vec![
-            ("/machine-config", json!({"vcpu_count": 1, "mem_size_mib": memory_mib})),
-            ("/boot-source", json!({"kernel_image_path": kernel, "boot_args": boot_args})),
-            ("/network-interfaces/eth0", nic),
-            ("/actions", json!({"action_type": "InstanceStart"})),
+            ("PUT", "/machine-config", json!({"vcpu_count": 1, "mem_size_mib": memory_mib})),
+            ("PUT", "/boot-source", json!({"kernel_image_path": kernel, "boot_args": boot_args})),
+            ("PUT", "/network-interfaces/eth0", nic),
+            ("PUT", "/actions", json!({"action_type": "InstanceStart"})),
         ];
         self
+    }
+
+    /// The same VMM for this VM, going on from a snapshot of it.
+    fn from_snapshot(&self, vm: VmId, files: &Path) -> Self {
+        let load = json!({
+            "snapshot_path": files.join("state"),
+            "mem_backend": {"backend_type": "File", "backend_path": files.join("memory")},
+            "resume_vm": true,
+        });
+        let command = self.command.iter().map(|word| self.renamed(word, vm)).collect();
+        Self { command, of: vm, api: vec![("PUT", "/snapshot/load", load)] }
     }
 
     fn renamed(&self, text: &str, to: VmId) -> String {
@@ -104,20 +120,59 @@ impl Recipe {
 
     /// The requests as bytes, made before the clock starts.
     fn requests(&self, vm: VmId) -> Vec<String> {
-        let request = |(path, body): &(&str, Value)| {
-            let body = self.renamed(&body.to_string(), vm);
-            let length = body.len();
-            format!(
-                "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-            )
-        };
-        self.api.iter().map(request).collect()
+        self.api
+            .iter()
+            .map(|(method, path, body)| request(method, path, &self.renamed(&body.to_string(), vm)))
+            .collect()
     }
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+fn fresh_vm(place: &Place) -> VmId {
+    VmId::derive(JobId(uuid::Uuid::now_v7()), Epoch::first(1), &place.host)
 }
 
 /// Boots, waits for the first 200, and removes everything.
 pub async fn boot(recipe: &Recipe, place: &Place) -> Fallible<Times> {
-    let vm = VmId::derive(JobId(uuid::Uuid::now_v7()), Epoch::first(1), &place.host);
+    boot_as(recipe, place, fresh_vm(place), &[]).await
+}
+
+/// Firecracker's guest, saved once it was healthy.
+pub struct Snapshot {
+    recipe: Recipe,
+    vm: VmId,
+}
+
+impl Snapshot {
+    /// Boots one and saves it below the place's folder.
+    pub async fn take(recipe: &Recipe, place: &Place) -> Fallible<Self> {
+        let (vm, files) = (fresh_vm(place), place.dir.join("snapshot"));
+        std::fs::create_dir(&files)?;
+        let paths = json!({
+            "snapshot_type": "Full", "snapshot_path": files.join("state"), "mem_file_path": files.join("memory"),
+        });
+        let save = [
+            request("PATCH", "/vm", &json!({"state": "Paused"}).to_string()),
+            request("PUT", "/snapshot/create", &paths.to_string()),
+        ];
+        boot_as(recipe, place, vm, &save).await?;
+        Ok(Self { recipe: recipe.from_snapshot(vm, &files), vm })
+    }
+
+    /// Goes on from it in a fresh process, waits for the first 200, and removes everything.
+    pub async fn load(&self, place: &Place) -> Fallible<Times> {
+        boot_as(&self.recipe, place, self.vm, &[]).await
+    }
+}
+
+/// With these requests to its API once it is healthy.
+async fn boot_as(recipe: &Recipe, place: &Place, vm: VmId, at_last: &[String]) -> Fallible<Times> {
     let dir = place.dir.join(vm.to_string());
     std::fs::create_dir(&dir)?;
     let before = Instant::now();
@@ -132,12 +187,12 @@ pub async fn boot(recipe: &Recipe, place: &Place) -> Fallible<Times> {
     let attach = millis(before);
     // Listened to until the end: that is what makes the network note its neighbour.
     let acked = tokio::spawn(ack(attachment.signals));
-    let ran = run(recipe, place, vm, &dir).await;
+    let ran = run(recipe, place, vm, &dir, at_last).await;
     place.network.detach(vm, Some(place.address)).await?;
     std::fs::remove_dir_all(&dir)?;
-    let (clock, healthy) = ran?;
+    let (clock, told, healthy) = ran?;
     let dhcp_ack = acked.await?.map_or(f64::NAN, |at| at.saturating_duration_since(clock).as_secs_f64() * 1_000.0);
-    Ok(Times { attach, dhcp_ack, healthy })
+    Ok(Times { attach, dhcp_ack, told, healthy })
 }
 
 /// When the guest got its address; listens on until the network has nothing more to say.
@@ -151,16 +206,23 @@ async fn ack(mut signals: mpsc::Receiver<NetSignal>) -> Option<Instant> {
     first
 }
 
-async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<(Instant, f64)> {
+/// When the clock started; milliseconds until it was told everything, and until it was healthy.
+async fn run(
+    recipe: &Recipe,
+    place: &Place,
+    vm: VmId,
+    dir: &Path,
+    at_last: &[String],
+) -> Fallible<(Instant, f64, f64)> {
     let mut command = recipe.command(vm, dir)?;
     let (requests, socket) = (recipe.requests(vm), dir.join("api.sock"));
     let agent = SocketAddr::from((place.address, AGENT_PORT));
     let clock = Instant::now();
     let mut child = place.namespace.run(move || command.spawn()).await?;
     let healthy = place.namespace.spawn(until_healthy(agent, clock));
-    let told = tokio::task::spawn_blocking(move || call(&socket, &requests)).await;
-    let outcome = match told {
-        Ok(Ok(())) => timeout(DEADLINE, healthy).await,
+    let told = tokio::task::spawn_blocking(move || call(&socket, &requests).map(|()| millis(clock))).await;
+    let (told, outcome) = match told {
+        Ok(Ok(told)) => (told, timeout(DEADLINE, healthy).await),
         failed => {
             healthy.abort();
             end(&mut child)?;
@@ -168,9 +230,11 @@ async fn run(recipe: &Recipe, place: &Place, vm: VmId, dir: &Path) -> Fallible<(
             return Err("the VMM was not told what to boot".into());
         }
     };
+    let saved = call(&dir.join("api.sock"), at_last);
     end(&mut child)?;
+    saved?;
     let healthy = outcome.map_err(|_| format!("by hand, {agent} did not answer within {DEADLINE:?}"))??;
-    Ok((clock, healthy))
+    Ok((clock, told, healthy))
 }
 
 fn end(child: &mut Child) -> std::io::Result<()> {

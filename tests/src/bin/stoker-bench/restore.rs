@@ -1,5 +1,6 @@
 //! What a template saves: from the enqueue's confirm to the durable `attempt.ready`, of copies and of
-//! cold boots of the same image, in turns on the same host.
+//! cold boots of the same image, in turns on the same host. And what a snapshot would save where a
+//! guest boots in no time: Firecracker's probe guest, by hand.
 
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use serde_json::json;
 use stoker_schemas::JobSpec;
 
 use crate::boot::{self, Boot};
+use crate::by_hand::{self, Place, Recipe, Snapshot, Times};
 use crate::figure::{Figure, Samples, Target};
 use crate::host::{self, BenchHost};
 use crate::journal::Journal;
@@ -97,4 +99,31 @@ fn figure(copies: &[Boot], boots: &[Boot]) -> Figure {
         boot::stages(copies),
     );
     Figure::measured(NAME, "x", Target::AtMost(0.15), total(copies) / total(boots), detail)
+}
+
+/// Without a target: most of either is the VMM's own start.
+pub async fn by_hand(recipe: &Recipe, place: &Place, pairs: usize) -> Fallible<Figure> {
+    let snapshot = Snapshot::take(recipe, place).await?;
+    let (mut loads, mut boots) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        if pair % 2 == 0 {
+            loads.push(snapshot.load(place).await?);
+            boots.push(by_hand::boot(recipe, place).await?);
+        } else {
+            boots.push(by_hand::boot(recipe, place).await?);
+            loads.push(snapshot.load(place).await?);
+        }
+    }
+    let all = |times: &[Times], of: fn(&Times) -> f64| times.iter().map(of).collect::<Samples>();
+    let total = |times: &[Times]| times.iter().map(|times| times.healthy).sum::<f64>();
+    let detail = format!(
+        "{pairs} pairs; from a snapshot {} ms, of which {} ms until the VMM had started and loaded it; cold {} ms, of which {} ms \
+         until it had started and was told what to boot",
+        all(&loads, |t| t.healthy).summary(),
+        all(&loads, |t| t.told).summary(),
+        all(&boots, |t| t.healthy).summary(),
+        all(&boots, |t| t.told).summary(),
+    );
+    let value = total(&loads) / total(&boots);
+    Ok(Figure::measured("restore-to-healthy-firecracker-by-hand", "x", Target::None, value, detail))
 }

@@ -59,6 +59,9 @@ fn run_guest() -> ExitCode {
     let listening = start_agent(&settings, &status);
     // Apart from the first process, which must hear signals while the network is still coming up.
     spawn("network", move || run_network(&settings, &status, listening));
+    for input in power::inputs() {
+        spawn("button", move || power::watch_button(&input));
+    }
     match power::run_first_process() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
