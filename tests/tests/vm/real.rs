@@ -277,7 +277,7 @@ mod qemu_linux {
         let image = image(test, "linux-minimal").filter(|_| qemu_is_there(test))?;
         // The agent there is PID 1: told to run something that is not there, it ends, the kernel
         // panics, and `panic=-1` with `-no-reboot` is a clean exit of QEMU.
-        Some(OnUserNetwork { image, exits: "rdinit=/no/such/init", stops_when_asked: false })
+        Some(OnUserNetwork { image, exits: "rdinit=/no/such/init", stops_when_asked: true })
     }
 
     conformance!(subject);
