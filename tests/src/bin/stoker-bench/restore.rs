@@ -77,6 +77,7 @@ async fn template_is_kept(data: &Path) -> Fallible<()> {
     };
     let waited = async {
         while !kept() {
+            // Nobody is told of it: a folder appears.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
