@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use stoker_schemas::ImageName;
 
-use super::{Image, ImageError, MANIFEST, digests::hex, read};
+use super::{Image, ImageError, MANIFEST, digests::hex, manifest_in, read};
 
 /// Copied at a time, bytes; what is all zeros becomes a hole.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -94,17 +94,10 @@ impl Import {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
-        // Errors name the folder until the image's own name is known.
-        let path = self.from.join(MANIFEST);
-        let size = fs::metadata(&path).map_err(failed("reading", &path))?.len();
-        let wrong = |what: String| ImportError::Name(format!("{}: {what}", path.display()));
-        if size > super::MAX_MANIFEST_BYTES {
-            return Err(wrong(format!("{size} bytes, at most {}", super::MAX_MANIFEST_BYTES)));
-        }
-        let text = fs::read(&path).map_err(failed("reading", &path))?;
-        let manifest: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-        let name = manifest.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
-        name.parse().map_err(|e| wrong(format!("name: {e}")))
+        // Errors name the file until the image's own name is known.
+        let wrong = |what: String| ImportError::Name(format!("{} {what}", self.from.join(MANIFEST).display()));
+        let name = manifest_in(&self.from).map_err(wrong)?.name;
+        name.parse().map_err(|e| wrong(format!("has a name that cannot be used: {e}")))
     }
 }
 
@@ -225,7 +218,7 @@ mod tests {
     fn what_is_wrong_is_named_and_nothing_is_left() {
         let root = tempfile::tempdir().unwrap();
         let cases = [
-            ("name", serde_json::json!("../etc"), "name:"),
+            ("name", serde_json::json!("../etc"), "image.json has a name that cannot be used"),
             ("schema", serde_json::json!("dev.stoker.image.v9"), "dev.stoker.image.v9"),
             ("initrd", serde_json::json!("../../etc/passwd"), "not a file below"),
             ("rootfs", serde_json::json!("missing.ext4"), "not there"),

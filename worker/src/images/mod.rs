@@ -176,18 +176,24 @@ impl ImageStore {
     }
 }
 
+/// The manifest in a folder; an error says what is wrong with it.
+fn manifest_in(dir: &Path) -> Result<ImageManifest, String> {
+    let path = dir.join(MANIFEST);
+    let size = std::fs::metadata(&path).map_err(|e| format!("cannot be read: {e}"))?.len();
+    if size > MAX_MANIFEST_BYTES {
+        return Err(format!("has {size} bytes, at most {MAX_MANIFEST_BYTES}"));
+    }
+    let text = std::fs::read(&path).map_err(|e| format!("cannot be read: {e}"))?;
+    let manifest: ImageManifest = serde_json::from_slice(&text).map_err(|e| format!("is not valid: {e}"))?;
+    if manifest.schema != IMAGE_SCHEMA {
+        return Err(format!("has schema {:?}, expected {IMAGE_SCHEMA:?}", manifest.schema));
+    }
+    Ok(manifest)
+}
+
 fn read(name: &ImageName, dir: PathBuf) -> Result<Image, ImageError> {
     let wrong = |what: String| ImageError::Manifest { name: name.clone(), what };
-    let path = dir.join(MANIFEST);
-    let size = std::fs::metadata(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?.len();
-    if size > MAX_MANIFEST_BYTES {
-        return Err(wrong(format!("has {size} bytes, at most {MAX_MANIFEST_BYTES}")));
-    }
-    let text = std::fs::read(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-    let manifest: ImageManifest = serde_json::from_slice(&text).map_err(|e| wrong(format!("is not valid: {e}")))?;
-    if manifest.schema != IMAGE_SCHEMA {
-        return Err(wrong(format!("has schema {:?}, expected {IMAGE_SCHEMA:?}", manifest.schema)));
-    }
+    let manifest = manifest_in(&dir).map_err(wrong)?;
     let image = Image { dir, manifest };
     for file in image.files() {
         let plain = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
