@@ -7,6 +7,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::time::Time;
+
 /// Namespace of job ids made from idempotency keys (UUIDv5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x5b1f_6f0e_0a52_5c0e_9d1c_7a4b_3b0d_5e11);
 /// Namespace of VM ids (UUIDv5).
@@ -70,7 +72,7 @@ impl FromStr for Epoch {
     }
 }
 
-/// One VM: derived from its job and epoch.
+/// One VM: derived from its job and epoch, or from its host where it was up before its job came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct VmId(pub Uuid);
@@ -79,6 +81,11 @@ impl VmId {
     /// The VM of this job in this epoch on this host.
     pub fn derive(job: JobId, epoch: Epoch, host: &HostName) -> Self {
         Self(Uuid::new_v5(&VM_NAMESPACE, format!("{job}/{epoch}@{host}").as_bytes()))
+    }
+
+    /// The VM that a host boots for a job to come, by when its worker began and how many it had booted.
+    pub fn warm(host: &HostName, since: Time, number: u64) -> Self {
+        Self(Uuid::new_v5(&VM_NAMESPACE, format!("warm/{}/{number}@{host}", since.unix_micros()).as_bytes()))
     }
 
     /// A locally administered unicast MAC address.

@@ -4,6 +4,8 @@
 
 #[path = "scenario/waiting.rs"]
 mod waiting;
+#[path = "scenario/warm.rs"]
+mod warm;
 
 use std::time::Duration;
 

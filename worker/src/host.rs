@@ -93,6 +93,7 @@ impl Host {
             max_booting: config.max_booting,
             hold: config.hold,
             drain: config.drain,
+            warm: config.warm.clone(),
             shares_log: config.broker.is_none(),
             seed: fastrand::u64(..),
         };

@@ -65,6 +65,16 @@ pub fn lines(event: &Event) -> Vec<Line> {
             let limit = e.max_per_host.map(|n| format!(", at most {n} VMs on each host")).unwrap_or_default();
             one(format!("pool {state}{limit}, said {}{}", e.by, reason(&e.reason)))
         }
+        EventData::WarmStarted(e) => {
+            let size = format!("{}, {} vCPUs, {} MiB", e.image, e.vcpus, e.memory_mib);
+            one(format!("VM {} boots for a job to come: {size}; {} are kept", e.vm, e.wanted))
+        }
+        EventData::WarmReady(e) => one(format!("VM {} is up and waits for a job", e.vm)),
+        EventData::WarmTaken(e) => one(format!("VM {} was up and is job {}'s now", e.vm, e.job)),
+        EventData::WarmGone(e) => {
+            let found = e.diagnosis.as_ref().map_or(&e.detail, |diagnosis| &diagnosis.summary);
+            one(format!("VM {} goes before a job took it: {}{}", e.vm, e.why.as_str(), reason(found)))
+        }
         EventData::HostStopped(e) => one(format!("host stopped, {} VMs keep running", e.running)),
     }
 }

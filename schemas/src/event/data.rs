@@ -1,7 +1,7 @@
 //! The kinds of events. What each carries is in [`payload`](super::payload).
 
 use super::payload::*;
-use crate::time::Time;
+use crate::{id::VmId, time::Time};
 
 macro_rules! events {
     ($($(#[$doc:meta])* $variant:ident($payload:ty) = $kind:literal v $version:literal;)*) => {
@@ -84,6 +84,14 @@ events! {
     HostDraining(HostDraining) = "host.draining" v 1;
     /// A worker ended in order.
     HostStopped(HostStopped) = "host.stopped" v 1;
+    /// A host boots a VM for a job to come.
+    WarmStarted(WarmStarted) = "warm.started" v 1;
+    /// It is up and waits for a job.
+    WarmReady(WarmReady) = "warm.ready" v 1;
+    /// It is a job's from now on.
+    WarmTaken(WarmTaken) = "warm.taken" v 1;
+    /// It is gone, and was no job's.
+    WarmGone(WarmGone) = "warm.gone" v 1;
     /// Somebody paused a pool, resumed it, or limited it.
     PoolConfigured(PoolConfigured) = "pool.configured" v 1;
 }
@@ -106,7 +114,22 @@ impl EventData {
             | Self::HostStopped(_) => {
                 format!("{}@{}", self.kind(), time.unix_micros())
             }
-            other => other.kind().to_owned(),
+            other => match other.warm_vm() {
+                // A host has many.
+                Some(vm) => format!("{}@{vm}", other.kind()),
+                None => other.kind().to_owned(),
+            },
+        }
+    }
+
+    /// The VM that waits for a job, of events about one.
+    pub fn warm_vm(&self) -> Option<VmId> {
+        match self {
+            Self::WarmStarted(WarmStarted { vm, .. })
+            | Self::WarmReady(WarmReady { vm, .. })
+            | Self::WarmTaken(WarmTaken { vm, .. })
+            | Self::WarmGone(WarmGone { vm, .. }) => Some(*vm),
+            _ => None,
         }
     }
 
@@ -131,9 +154,10 @@ impl EventData {
 
     /// About a host, not a job.
     pub fn is_about_host(&self) -> bool {
-        matches!(
+        let host = matches!(
             self,
             Self::HostStarted(_) | Self::HostDrainRequested(_) | Self::HostDraining(_) | Self::HostStopped(_)
-        )
+        );
+        host || self.warm_vm().is_some()
     }
 }

@@ -42,6 +42,7 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
         "host.started" | "host.drain-requested" | "host.draining" | "host.stopped" | "pool.configured" => {
             (JOB_LEVEL, of_host(kind)?)
         }
+        "warm.started" | "warm.ready" | "warm.taken" | "warm.gone" => (JOB_LEVEL, of_warm(kind, host, job)?),
         "job.snooze-requested" => {
             let Request { by, reason } = request();
             let snoozed = JobSnoozeRequested { attempt: 2, until: moment(3_600), by, reason };
@@ -135,6 +136,27 @@ fn of_host(kind: &str) -> Option<EventData> {
             reason: "the base image is being replaced".to_owned(),
         }),
         "host.stopped" => EventData::HostStopped(HostStopped { running: 3 }),
+        _ => return None,
+    })
+}
+
+fn of_warm(kind: &str, host: &HostName, job: JobId) -> Option<EventData> {
+    let vm = VmId::warm(host, moment(0), 1);
+    Some(match kind {
+        "warm.started" => EventData::WarmStarted(WarmStarted {
+            vm,
+            image: "golden@7".parse().ok()?,
+            vcpus: 2,
+            memory_mib: 1_024,
+            address: "192.168.100.80".parse().ok(),
+            wanted: 3,
+        }),
+        "warm.ready" => EventData::WarmReady(WarmReady { vm, agent: "192.168.100.80:8080".parse().ok()? }),
+        "warm.taken" => EventData::WarmTaken(WarmTaken { vm, job }),
+        "warm.gone" => {
+            let (why, diagnosis) = (WarmGoneWhy::Failed, Some(diagnosis()));
+            EventData::WarmGone(WarmGone { vm, why, diagnosis, detail: String::new() })
+        }
         _ => return None,
     })
 }

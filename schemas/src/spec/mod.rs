@@ -179,6 +179,15 @@ impl JobSpec {
         }
     }
 
+    /// Whether a VM that was booted for `warm` is as good for this job as one of its own. Whatever the
+    /// answer is to be, and how it is asked for, is then proven anew.
+    pub fn fits_warm(&self, warm: &Self) -> bool {
+        let alike = (&self.image, self.vcpus, self.memory_mib) == (&warm.image, warm.vcpus, warm.memory_mib);
+        // What only a boot can give it.
+        let plain = self.disk_mib == 0 && self.kernel_args.trim().is_empty() && self.network == Network::Dhcp;
+        alike && plain && self.readiness.port == warm.readiness.port
+    }
+
     /// Whether a host with these labels may run it.
     pub fn fits_labels(&self, host: &BTreeMap<String, String>) -> bool {
         self.host_labels.iter().all(|(k, v)| host.get(k) == Some(v))

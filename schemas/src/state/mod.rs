@@ -206,6 +206,10 @@ impl JobState {
             | EventData::HostDrainRequested(_)
             | EventData::HostDraining(_)
             | EventData::HostStopped(_)
+            | EventData::WarmStarted(_)
+            | EventData::WarmReady(_)
+            | EventData::WarmTaken(_)
+            | EventData::WarmGone(_)
             | EventData::PoolConfigured(_) => {}
         }
     }

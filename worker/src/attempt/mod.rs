@@ -14,6 +14,8 @@
 //!                    tear_down: VMM, console, network, folder
 //! ```
 //!
+//! A VM may also be up before its job comes; see [`warm`].
+//!
 //! It decides nothing: it reports what it sees ([`Report`]) and obeys [`Order`]s. What it holds is
 //! found again by name after a crash, so it keeps no secrets of its own.
 
@@ -22,25 +24,34 @@ mod rig;
 mod seen;
 mod tear_down;
 mod wait;
+mod warm;
 
 use std::net::Ipv4Addr;
 
 use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::event::{AttemptReady, GoneWhy, StageMark};
 use stoker_schemas::{Epoch, JobId, JobSpec, Time, VmId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use bring_up::Held;
 pub use rig::Rig;
 use seen::Seen;
+
+/// What a VM is up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This try at this job.
+    Job(JobId, Epoch),
+    /// A job to come.
+    Nobody,
+}
 
 /// What this try is.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Its job.
-    pub job: JobId,
-    /// Which try.
-    pub epoch: Epoch,
+    /// What for.
+    pub whose: Whose,
     /// Its VM.
     pub vm: VmId,
     /// What to boot.
@@ -103,10 +114,10 @@ pub enum Report {
 /// A report with its sender's name.
 #[derive(Debug, Clone)]
 pub struct Tagged {
-    /// The job.
-    pub job: JobId,
-    /// The try.
-    pub epoch: Epoch,
+    /// Whose try.
+    pub whose: Whose,
+    /// Its VM.
+    pub vm: VmId,
     /// What it says.
     pub report: Report,
 }
@@ -116,6 +127,7 @@ pub struct Tagged {
 #[derive(Debug)]
 pub struct Running {
     orders: watch::Sender<Order>,
+    handover: Option<oneshot::Sender<Box<Plan>>>,
     task: AbortHandle,
 }
 
@@ -131,7 +143,24 @@ impl Running {
         let (orders, taken) = watch::channel(Order::Run);
         let runner = Runner { seen: Seen::new(rig.clock, &plan), rig, plan, tell, orders: taken };
         let task = tokio::spawn(runner.run(mode)).abort_handle();
-        Self { orders, task }
+        Self { orders, handover: None, task }
+    }
+
+    /// Starts one that boots and waits for its job.
+    pub fn start_warm(rig: Rig, plan: Plan, tell: mpsc::Sender<Tagged>) -> Self {
+        let (orders, taken) = watch::channel(Order::Run);
+        let (handover, comes) = oneshot::channel();
+        let runner = Runner { seen: Seen::new(rig.clock, &plan), rig, plan, tell, orders: taken };
+        let task = tokio::spawn(runner.run_warm(comes)).abort_handle();
+        Self { orders, handover: Some(handover), task }
+    }
+
+    /// Makes one that waits this job's try. Before any order: what it is ordered then, it does for the job.
+    pub fn hand_over(&mut self, plan: Plan) {
+        if let Some(handover) = self.handover.take() {
+            // The task ends by order only, and it had none.
+            let _ = handover.send(Box::new(plan));
+        }
     }
 
     /// Gives an order. The first order to remove is final.
@@ -181,6 +210,11 @@ impl Runner {
         if let (Some(held), Some(Waited::Ready(_) | Waited::Failed)) = (&held, &waited) {
             self.learn(held, matches!(waited, Some(Waited::Ready(_))));
         }
+        self.go_on(held, waited).await;
+    }
+
+    /// From the verdict to the end. `None`: there was one before.
+    async fn go_on(mut self, held: Option<Held>, waited: Option<Waited>) {
         let up = match waited {
             None => true,
             Some(Waited::Ready(proof)) => {
@@ -210,7 +244,7 @@ impl Runner {
     }
 
     async fn report(&self, report: Report) {
-        let tagged = Tagged { job: self.plan.job, epoch: self.plan.epoch, report };
+        let tagged = Tagged { whose: self.plan.whose, vm: self.plan.vm, report };
         // A supervisor that is gone has left the VM to its successor: nobody to tell.
         let _ = self.tell.send(tagged).await;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stoker_schemas::diagnosis::{HostSignal, ProbeCounts, Signals, VmmSignal};
 use stoker_schemas::event::{Stage, StageMark};
@@ -59,9 +60,30 @@ impl Seen {
         }
     }
 
+    /// The VM is a job's from now on, as far as it has come.
+    pub(super) fn begin_anew(&mut self, plan: &Plan, marks: Vec<StageMark>, up_for: Duration) {
+        self.plan = plan.clone();
+        self.probe = Arc::default();
+        self.answer = None;
+        let now = self.clock.now();
+        // Whether the agent is healthy, it is asked again.
+        let before = marks.into_iter().chain(self.take_marks()).filter(|mark| mark.stage != Stage::AgentHealthy);
+        self.untold = before.map(|mark| StageMark { at: now, ..mark }).collect();
+        if let Some(spawned) = self.untold.iter_mut().find(|mark| mark.stage == Stage::Spawned) {
+            let told = format!("{}; taken from the warm pool, where it was for {} s", spawned.detail, up_for.as_secs());
+            spawned.detail = clip(&told, MAX_TEXT_BYTES);
+        }
+        self.signals.stage = self.untold.iter().map(|mark| mark.stage).filter(|s| !is_unit(*s)).max();
+    }
+
+    /// It answered once and does not any more.
+    pub(super) fn forget_answer(&mut self) {
+        self.answer = None;
+    }
+
     pub(super) fn mark(&mut self, stage: Stage, detail: impl Into<String>) {
         // Units come at any time: they are marks, not how far the boot has come.
-        if !matches!(stage, Stage::UnitStarted | Stage::UnitFailed) {
+        if !is_unit(stage) {
             self.signals.stage = self.signals.stage.max(Some(stage));
         }
         self.untold.push(StageMark { stage, at: self.clock.now(), detail: detail.into() });
@@ -188,6 +210,10 @@ impl Seen {
     pub(super) fn lease(&self) -> Option<Ipv4Addr> {
         self.signals.lease
     }
+}
+
+fn is_unit(stage: Stage) -> bool {
+    matches!(stage, Stage::UnitStarted | Stage::UnitFailed)
 }
 
 fn counts(summary: &ProbeSummary) -> ProbeCounts {

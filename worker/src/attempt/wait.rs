@@ -11,7 +11,7 @@ use stoker_schemas::spec::Network;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::bring_up::Held;
-use super::{Report, Runner, Waited, ordered};
+use super::{Report, Runner, Waited, Whose, ordered};
 use crate::console::ConsoleEvent;
 use crate::ports::net::Nic;
 use crate::ports::probe::{Answer, ProbeTarget};
@@ -31,12 +31,7 @@ impl Runner {
         let spec = &self.plan.spec.readiness;
         let spent = self.rig.clock.now().since(self.plan.started_at);
         let deadline = Instant::now() + Duration::from_millis(spec.deadline_ms).saturating_sub(spent);
-        let target = ProbeTarget {
-            vm: self.plan.vm,
-            mac: self.plan.vm.mac(),
-            agent: held.attachment.agent,
-            readiness: spec.clone(),
-        };
+        let target = self.target(held);
         let prober = self.rig.prober.clone();
         let mut probing: Option<Probing<'_>> = None;
         let mut probe_from = Instant::now();
@@ -96,7 +91,20 @@ impl Runner {
         }
     }
 
+    pub(super) fn target(&self, held: &Held) -> ProbeTarget {
+        ProbeTarget {
+            vm: self.plan.vm,
+            mac: self.plan.vm.mac(),
+            agent: held.attachment.agent,
+            readiness: self.plan.spec.readiness.clone(),
+        }
+    }
+
     async fn tell_progress(&mut self) {
+        // Nobody waits for it yet; its job is told all of it.
+        if self.plan.whose == Whose::Nobody {
+            return;
+        }
         let marks = self.seen.take_marks();
         if !marks.is_empty() {
             self.report(Report::Progress(marks)).await;

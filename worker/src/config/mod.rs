@@ -2,6 +2,7 @@
 //! resolved once, before anything is opened, with every error at once.
 
 mod raw;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -14,7 +15,8 @@ use stoker_schemas::{HostName, PoolName};
 
 pub use raw::{Flags, RawConfig};
 
-use crate::{supervisor::Capacity, vm::Rates};
+use crate::supervisor::{Capacity, Warm};
+use crate::vm::Rates;
 
 /// A broker's URL, which may hold a password: never printed with it.
 #[derive(Clone, PartialEq, Eq)]
@@ -115,6 +117,8 @@ pub struct Config {
     pub stop_grace: Duration,
     /// Memory for the log's cache, bytes.
     pub log_cache_bytes: u64,
+    /// VMs to keep up for jobs to come.
+    pub warm: Vec<Warm>,
     /// RabbitMQ; `None` for the broker in this process.
     pub broker: Option<BrokerUrl>,
     /// CA to trust besides the host's own when the URL is `amqps://`.

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use stoker_schemas::image::Driver;
 
+use super::warm::{self, RawWarm};
 use super::{BrokerUrl, Capacity, Config, ConfigErrors, JailerMode, NetworkMode};
 use crate::vm::Rates;
 use crate::vm::firecracker::jail::{DEFAULT_CGROUP_PARENT, DEFAULT_UID_BASE};
@@ -47,6 +48,7 @@ pub struct RawConfig {
     stop_grace_ms: Option<u64>,
     log_cache_mib: Option<u64>,
     network: Option<RawNetwork>,
+    warm: Option<Vec<RawWarm>>,
 }
 
 /// The file's `[network]`.
@@ -96,6 +98,9 @@ pub struct Flags {
     /// Whether VMs of prewarmed images go on from a template (QEMU); default true
     #[arg(long, env = "STOKER_PREWARM", value_name = "BOOL")]
     pub prewarm: Option<bool>,
+    /// VMs to keep up for jobs to come; may be given several times
+    #[arg(long, env = "STOKER_WARM", value_name = "IMAGE=N", value_delimiter = ',')]
+    pub warm: Vec<RawWarm>,
     /// RabbitMQ, amqp://host:port/vhost; with a password better in the environment, where ps does not show it
     #[arg(long, env = "STOKER_BROKER", value_name = "URL", hide_env_values = true)]
     pub broker: Option<String>,
@@ -165,6 +170,8 @@ impl Config {
             vcpus: file.vcpus.unwrap_or(256),
             memory_mib: file.memory_mib.unwrap_or(65_536),
         };
+        let warm = if flags.warm.is_empty() { file.warm.unwrap_or_default() } else { flags.warm };
+        let warm = warm::resolve(warm, capacity, &mut errors);
         let max_booting = file.max_booting.unwrap_or(8);
         for (field, value) in [
             ("slots", capacity.slots),
@@ -200,6 +207,7 @@ impl Config {
             qemu: file.qemu.unwrap_or_else(|| "qemu-system-x86_64".into()),
             prewarm: flags.prewarm.or(file.prewarm).unwrap_or(true),
             network,
+            warm,
             capacity,
             max_booting,
             hold: millis(file.hold_ms, 5_000),

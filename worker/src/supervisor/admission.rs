@@ -21,7 +21,7 @@ impl Capacity {
         Self { slots: 1, vcpus: spec.vcpus, memory_mib: spec.memory_mib }
     }
 
-    fn fits(self, room: Self) -> bool {
+    pub(super) fn fits(self, room: Self) -> bool {
         self.slots <= room.slots && self.vcpus <= room.vcpus && self.memory_mib <= room.memory_mib
     }
 }

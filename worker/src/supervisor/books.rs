@@ -26,6 +26,8 @@ pub(super) struct Live {
     pub(super) epoch: Epoch,
     pub(super) pool: PoolName,
     pub(super) running: Option<Running>,
+    /// The warm VM that it gets, until that is told.
+    pub(super) warm: Option<Running>,
     pub(super) need: Capacity,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) is_up: bool,
@@ -68,7 +70,8 @@ impl Supervisor {
 
     /// Lets the broker send as many jobs as may boot now.
     pub(super) fn update_credit(&self) {
-        let room = self.books.free().slots + self.booting();
+        // A warm VM's place is a job's: it gets the VM, or the VM goes.
+        let room = self.books.free().slots + self.stock.len() + self.booting();
         let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
         for (pool, sender) in &self.credits {
             let credit =

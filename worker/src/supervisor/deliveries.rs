@@ -20,6 +20,14 @@ const DEFER_MS: u64 = 1_000;
 /// Wait before a job that no host of its pool may ever take is offered again.
 const MISFIT_DEFER_MS: u64 = 15_000;
 
+/// What an attempt gets of the host.
+pub(super) struct Place {
+    pub(super) need: Capacity,
+    pub(super) address: Option<std::net::Ipv4Addr>,
+    /// A VM that is up already.
+    pub(super) warm: Option<VmId>,
+}
+
 impl Supervisor {
     pub(super) fn on_delivery(&mut self, delivery: Delivery, turn: &mut Turn) -> Result<(), SupervisorError> {
         match self.understand(&delivery) {
@@ -130,12 +138,19 @@ impl Supervisor {
             let reason = format!("host {} has as many VMs of pool {} as it may", self.settings.host, claim.spec.pool);
             return self.defer(state, claim, DEFER_MS, reason, turn);
         }
+        if let Some(place) = self.warm_place(&claim.spec) {
+            return self.begin_attempt(state, claim, place, turn);
+        }
         let need = Capacity::of(&claim.spec);
         match self.books.take(need) {
             Ok(()) => {}
             Err(Full::Ever(total)) => {
                 let reason = format!("host {} has {total} in all; the job needs {need}", self.settings.host);
                 return self.defer(state, claim, MISFIT_DEFER_MS, reason, turn);
+            }
+            Err(Full::ForNow(_)) if self.warm_makes_room(&claim.spec, false) => {
+                self.wait(claim);
+                return Ok(());
             }
             Err(Full::ForNow(free)) if claim.since.elapsed() >= self.settings.hold => {
                 let reason = format!("host {} is full: {free} free, the job needs {need}", self.settings.host);
@@ -151,9 +166,12 @@ impl Supervisor {
             Network::Dhcp => self.addresses.take(),
         };
         match address {
-            Ok(address) => self.begin_attempt(state, claim, need, address, turn),
+            Ok(address) => self.begin_attempt(state, claim, Place { need, address, warm: None }, turn),
             Err(_) => {
                 self.books.release(need);
+                if claim.spec.network == Network::Dhcp {
+                    self.warm_makes_room(&claim.spec, true);
+                }
                 self.wait(claim);
                 Ok(())
             }
@@ -164,16 +182,16 @@ impl Supervisor {
         &mut self,
         mut state: JobState,
         claim: Claim,
-        need: Capacity,
-        address: Option<std::net::Ipv4Addr>,
+        place: Place,
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
+        let Place { need, address, warm } = place;
         let epoch = state.epoch_for(claim.attempt, claim.delivery);
         let pool = claim.spec.pool.clone();
         let begin = Begin {
             epoch,
             host: self.settings.host.clone(),
-            vm: VmId::derive(claim.job, epoch, &self.settings.host),
+            vm: warm.unwrap_or_else(|| VmId::derive(claim.job, epoch, &self.settings.host)),
             driver: self.rig.hypervisor.driver(),
             address,
             spec: claim.spec,
@@ -181,14 +199,18 @@ impl Supervisor {
         };
         if let Err(rejection) = self.record(&mut state, Command::Begin(begin), turn)? {
             tracing::info!(job = %claim.job, %rejection, "delivery not started");
-            self.books.release(need);
-            if let Some(address) = address {
-                self.addresses.release(address);
+            // A warm VM goes on waiting.
+            if warm.is_none() {
+                self.books.release(need);
+                if let Some(address) = address {
+                    self.addresses.release(address);
+                }
             }
             turn.settle_after.push(claim.ack);
             return Ok(());
         }
-        let live = Live { epoch, pool, running: None, need, address, is_up: false, lost: None };
+        let warm = warm.and_then(|vm| self.take_warm(vm, claim.job, turn));
+        let live = Live { epoch, pool, running: None, warm, need, address, is_up: false, lost: None };
         self.jobs.insert(claim.job, Job { state, live, ack: Some(claim.ack) });
         turn.touch(claim.job);
         Ok(())

@@ -22,14 +22,15 @@ mod pools;
 mod reports;
 mod restore;
 mod turn;
+mod warm;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use stoker_schemas::event::{EventData, HostDraining, HostStopped};
-use stoker_schemas::{HostName, JobId, PoolName};
+use stoker_schemas::event::{EventData, HostDraining, HostStopped, WarmGoneWhy};
+use stoker_schemas::{HostName, JobId, PoolName, Time};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -40,6 +41,8 @@ use books::{Claim, Job};
 use pools::Pools;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
+use warm::Stock;
+pub use warm::Warm;
 
 use crate::attempt::{Rig, Tagged};
 use crate::log::{EventLog, LogError};
@@ -71,6 +74,8 @@ pub struct Settings {
     pub drain: Duration,
     /// The broker lives in this process and shares our log (embedded).
     pub shares_log: bool,
+    /// VMs to keep up for jobs to come.
+    pub warm: Vec<Warm>,
     /// Seed of the retry jitter.
     pub seed: u64,
 }
@@ -133,6 +138,10 @@ pub struct Supervisor {
     jobs: HashMap<JobId, Job>,
     books: Admission,
     addresses: AddressPool,
+    stock: Stock,
+    /// Warm VMs begun in this life.
+    warm_made: u64,
+    begun_at: Time,
     /// Deliveries that do not fit now, the high lane first.
     waiting: VecDeque<Claim>,
     /// Deliveries to acknowledge once the outbox has passed a position.
@@ -162,6 +171,9 @@ impl Supervisor {
             books: Admission::new(settings.capacity),
             addresses: AddressPool::new(rig.network.pool()),
             jitter: fastrand::Rng::with_seed(settings.seed),
+            stock: Stock::new(settings.warm.clone()),
+            warm_made: 0,
+            begun_at: rig.clock.now(),
             settings,
             rig,
             log,
@@ -240,8 +252,13 @@ impl Supervisor {
                 self.retry_waiting(&mut turn)?;
                 self.commit(turn).await?;
             }
+            let mut turn = Turn::default();
+            self.refill(&mut turn);
+            if !turn.is_empty() {
+                self.commit(turn).await?;
+            }
             // Drained by command, a host stays and watches its VMs; asked to end, it ends.
-            if drained_by.is_some_and(|by| self.booting() == 0 || Instant::now() >= by) {
+            if drained_by.is_some_and(|by| self.booting() == 0 && self.stock.is_empty() || Instant::now() >= by) {
                 break;
             }
         }
@@ -261,7 +278,10 @@ impl Supervisor {
                 turn.settle.extend(settled.into_values().flatten());
                 Ok(())
             }
-            Input::Tick => self.retry_waiting(turn),
+            Input::Tick => {
+                self.dismiss_outdated();
+                self.retry_waiting(turn)
+            }
         }
     }
 
@@ -274,10 +294,12 @@ impl Supervisor {
         for claim in self.waiting.drain(..) {
             tokio::spawn(claim.ack.requeue());
         }
+        self.dismiss_all(WarmGoneWhy::Draining);
         turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running: self.up() }));
     }
 
     async fn end(mut self) -> Result<(), SupervisorError> {
+        self.end_warm().await?;
         let mut turn = Turn::default();
         turn.host_fact(EventData::HostStopped(HostStopped { running: self.up() }));
         self.commit(turn).await

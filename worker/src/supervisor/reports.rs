@@ -7,11 +7,15 @@ use stoker_schemas::event::GoneWhy;
 use super::books::Job;
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
-use crate::attempt::{Order, Report, Tagged};
+use crate::attempt::{Order, Report, Tagged, Whose};
 
 impl Supervisor {
     pub(super) fn on_report(&mut self, tagged: Tagged, turn: &mut Turn) -> Result<(), SupervisorError> {
-        let Tagged { job: id, epoch, report } = tagged;
+        let Tagged { whose, vm, report } = tagged;
+        let Whose::Job(id, epoch) = whose else {
+            self.on_warm_report(vm, report, turn);
+            return Ok(());
+        };
         let Some(mut job) = self.jobs.remove(&id) else { return Ok(()) };
         let recorded = match report {
             Report::Removed { why, detail } => self.on_removed(&mut job, epoch, why, detail, turn),

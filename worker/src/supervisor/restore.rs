@@ -12,7 +12,7 @@ use super::admission::Capacity;
 use super::books::{Job, Live};
 use super::turn::{Turn, tags};
 use super::{Input, Supervisor, SupervisorError};
-use crate::attempt::{Mode, Order, Plan, Running};
+use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::ports::broker::{Delivery, Source};
 
 impl Supervisor {
@@ -30,7 +30,7 @@ impl Supervisor {
                 self.addresses.claim(address);
             }
             let pool = state.spec().map(|spec| spec.pool.clone()).unwrap_or_default();
-            let live = Live { epoch, pool, running: None, need, address, is_up, lost: None };
+            let live = Live { epoch, pool, running: None, warm: None, need, address, is_up, lost: None };
             self.jobs.insert(id, Job { state, live, ack: None });
         }
         Ok(())
@@ -52,8 +52,7 @@ impl Supervisor {
             let Some(attempt) = job.state.attempts.get(&epoch) else { continue };
             let Some(started) = &attempt.started else { continue };
             let plan = Plan {
-                job: *id,
-                epoch,
+                whose: Whose::Job(*id, epoch),
                 vm: started.value.vm,
                 spec: started.value.spec.clone(),
                 address: started.value.address,
@@ -78,6 +77,7 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             adopted,
         }));
+        self.settle_old_warm(&mut turn)?;
         self.commit(turn).await
     }
 

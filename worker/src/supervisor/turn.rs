@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
 use stoker_schemas::next::{Next, next};
-use stoker_schemas::{JobId, JobState, Phase};
+use stoker_schemas::{JobId, JobState, Phase, VmId};
 use uuid::Uuid;
 
 use super::{Supervisor, SupervisorError};
-use crate::attempt::{Mode, Order, Plan, Running};
+use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
 use crate::ports::broker::Ack;
 
@@ -23,6 +23,8 @@ pub mod tags {
     pub const RETRYING: u8 = 3;
     /// A dead letter (embedded broker).
     pub const DEAD: u8 = 4;
+    /// A VM that waits for a job (the stream is the VM's).
+    pub const WARM: u8 = 5;
 }
 
 /// Stream of events about the host itself.
@@ -55,6 +57,8 @@ pub(super) struct Turn {
     appends: Vec<Append>,
     at: HashMap<Uuid, usize>,
     host_facts: Vec<EventData>,
+    /// Warm VMs to start once their first fact is on disk.
+    warm: Vec<VmId>,
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
     /// To acknowledge now (they were confirmed earlier).
@@ -66,6 +70,14 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn host_fact(&mut self, data: EventData) {
         self.host_facts.push(data);
+    }
+
+    pub(super) fn start_warm(&mut self, vm: VmId) {
+        self.warm.push(vm);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.host_facts.is_empty()
     }
 
     pub(super) fn touch(&mut self, job: JobId) {
@@ -90,7 +102,11 @@ impl Supervisor {
     /// Writes one event into the turn.
     pub(super) fn write(&self, turn: &mut Turn, event: &Event, index: IndexChange) -> Result<(), SupervisorError> {
         let payload = event.encode().map_err(|e| SupervisorError::Encode(e.to_string()))?;
-        let stream = event.job().map_or(HOST_STREAM, |job| job.0);
+        // What happens to a warm VM stands in a stream of its own: the host's is read at each start.
+        let stream = match event.data.warm_vm() {
+            Some(vm) => vm.0,
+            None => event.job().map_or(HOST_STREAM, |job| job.0),
+        };
         turn.write(stream, Bytes::from(payload), index);
         Ok(())
     }
@@ -126,10 +142,18 @@ impl Supervisor {
                 traceparent: None,
                 data,
             };
-            self.write(&mut turn, &event, IndexChange::Keep)?;
+            let index = match &event.data {
+                EventData::WarmStarted(_) => IndexChange::Set(tags::WARM, 0),
+                EventData::WarmTaken(_) | EventData::WarmGone(_) => IndexChange::Remove,
+                _ => IndexChange::Keep,
+            };
+            self.write(&mut turn, &event, index)?;
         }
         for call in calls(std::mem::take(&mut turn.appends)) {
             self.log.append(call).await?;
+        }
+        for vm in std::mem::take(&mut turn.warm) {
+            self.start_warm(vm);
         }
         for job in std::mem::take(&mut turn.touched) {
             self.follow_up(job);
@@ -156,14 +180,19 @@ impl Supervisor {
         if live.running.is_none() {
             let Some(started) = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref()) else { return };
             let plan = Plan {
-                job: id,
-                epoch: live.epoch,
+                whose: Whose::Job(id, live.epoch),
                 vm: started.value.vm,
                 spec: started.value.spec.clone(),
                 address: started.value.address,
                 started_at: started.at,
             };
-            live.running = Some(Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()));
+            live.running = Some(match live.warm.take() {
+                Some(mut warm) => {
+                    warm.hand_over(plan);
+                    warm
+                }
+                None => Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()),
+            });
         }
         if let (Next::Remove(why), Some(running)) = (wanted, &live.running) {
             running.order(Order::Remove(why));

@@ -12,8 +12,10 @@ mod attempt;
 mod host;
 mod job;
 mod pool;
+mod warm;
 
 pub use attempt::*;
 pub use host::*;
 pub use job::*;
 pub use pool::*;
+pub use warm::*;
