@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stoker_producer::http::{self, Access};
 use stoker_worker::ports::broker::BrokerStatus;
 use support::client::{Client, problem};
-use support::story::{Story, host_started};
+use support::story::{Story, host_started, warm_vms};
 use support::{SOON, Server};
 
 #[tokio::test]
@@ -207,8 +207,14 @@ async fn hosts_drain_and_metrics_count() {
     let client = Client::of(&server);
     server.tell(&[host_started("h-01")]).await;
     server.tell(&Story::ready_at_first("up").events).await;
+    server.tell(&warm_vms("h-01")).await;
     problem(client.post("/v1/hosts/h-99/drain", &json!({})).await, 404).await;
-    assert_eq!(client.json("/v1/hosts").await[0]["ready"], 1);
+    let host = &client.json("/v1/hosts").await[0];
+    assert_eq!(host["ready"], 1, "warm VMs are nobody's: {host}");
+    let warm = &host["warm"][0];
+    let counted = [("wanted", 2), ("ready", 1), ("booting", 1), ("vcpus", 2), ("memory_mib", 1_024)];
+    assert!(counted.iter().all(|(field, n)| warm[*field] == *n), "{warm}");
+    assert!(warm["remedy"].as_str().unwrap().contains("ip="), "{warm}");
     let drained = client.post("/v1/hosts/h-01/drain", &json!({"reason": "disk"})).await;
     assert_eq!(drained.status(), StatusCode::ACCEPTED);
     assert_eq!(server.broker.keys().last().unwrap(), "command.host.h-01");
@@ -216,6 +222,7 @@ async fn hosts_drain_and_metrics_count() {
     let metrics = client.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("stoker_jobs{phase=\"ready\"} 1\n"), "{metrics}");
     assert!(metrics.contains("stoker_broker_up 1\n"), "{metrics}");
+    assert!(metrics.contains("stoker_warm_vms{state=\"ready\"} 1\n"), "{metrics}");
 }
 
 /// Reads live events until one has this number.

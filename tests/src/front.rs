@@ -28,12 +28,21 @@ impl Front {
         Self::start_as(test, &[], None).await
     }
 
+    /// For everybody on this machine, on a host that keeps VMs up for jobs to come.
+    pub async fn start_warm(test: &str, warm: &str) -> Option<Self> {
+        Self::begin(test, &[], None, &["--warm", warm]).await
+    }
+
     /// For holders of tokens with these names and roles only, if any; with webhooks, if there is a
     /// file of them.
     ///
     /// # Panics
     /// When it does not start.
     pub async fn start_as(test: &str, team: &[(&str, &str)], hooks: Option<&str>) -> Option<Self> {
+        Self::begin(test, team, hooks, &[]).await
+    }
+
+    async fn begin(test: &str, team: &[(&str, &str)], hooks: Option<&str>, flags: &[&str]) -> Option<Self> {
         let program = Path::new(&setting(test, "STOKER_TEST_BIN_DIR")?).join("stoker");
         let data = tempfile::tempdir().unwrap();
         let (mut entries, mut tokens) = (Vec::new(), Vec::new());
@@ -49,7 +58,7 @@ impl Front {
             command.env("STOKER_TOKENS", file);
         }
         command.args(["up", "--driver", "simulated", "--no-vm", "--listen", "127.0.0.1:0", "--host", "h-01", "--data"]);
-        command.arg(data.path());
+        command.arg(data.path()).args(flags);
         if let Some(hooks) = hooks {
             let file = data.path().join("hooks.toml");
             std::fs::write(&file, hooks).unwrap();

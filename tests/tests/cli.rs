@@ -14,7 +14,7 @@ use stoker_producer::http::Access;
 use stoker_producer::http::access::Fingerprint;
 use stoker_schemas::{Event, Time};
 use stoker_worker::ports::broker::BrokerStatus;
-use support::story::{Story, host_started};
+use support::story::{Story, host_started, warm_vms};
 use support::{SOON, Server};
 
 #[derive(Clone, Default)]
@@ -100,6 +100,7 @@ macro_rules! check {
 async fn full() -> Server {
     let server = Server::start().await;
     server.tell(&[host_started("h-01"), host_started("h-02")]).await;
+    server.tell(&warm_vms("h-02")).await;
     let stories = [
         Story::of("queued").enqueued(),
         Story::ready_at_first("ready").later(1),

@@ -96,6 +96,21 @@ async fn keys_lead_through_the_pages() {
 }
 
 #[tokio::test]
+async fn a_job_takes_a_vm_that_was_kept_for_it() {
+    let test = "a_job_takes_a_vm_that_was_kept_for_it";
+    let Some(server) = Front::start_warm(test, "simulated=2").await else { return };
+    let Some(browser) = Browser::open(test, &server.base).await else { return };
+    browser.go("/hosts").await;
+    browser.sees(&["Warm VMs", "simulated", "2/2", "never"]).await;
+    let id = server.enqueue("", 1, "web").await;
+    browser.go(&format!("/jobs/{id}")).await;
+    browser.sees(&["READY in", "taken from the warm pool"]).await;
+    browser.go("/log").await;
+    browser.sees(&["warm.started", "warm.ready", "warm.taken"]).await;
+    browser.close().await;
+}
+
+#[tokio::test]
 async fn a_team_logs_in_and_does_what_its_roles_allow() {
     let test = "a_team_logs_in_and_does_what_its_roles_allow";
     let Some(server) = Front::start_as(test, &[("ops", "operate"), ("guest", "read")], None).await else { return };
@@ -138,7 +153,8 @@ async fn a_team_logs_in_and_does_what_its_roles_allow() {
 #[tokio::test]
 async fn every_page_fits_and_keeps_nobody_out_light_dark_and_phone() {
     let test = "every_page_fits_and_keeps_nobody_out_light_dark_and_phone";
-    let Some((server, browser)) = open(test).await else { return };
+    let Some(server) = Front::start_warm(test, "simulated=2").await else { return };
+    let Some(browser) = Browser::open(test, &server.base).await else { return };
     let axe = Axe::open(test);
     if let Some(axe) = &axe {
         eprintln!("axe-core {}", axe.version(&browser.page).await);

@@ -19,3 +19,5 @@ mod stage;
 mod templates;
 #[path = "e2e/up.rs"]
 mod up;
+#[path = "e2e/warm.rs"]
+mod warm;

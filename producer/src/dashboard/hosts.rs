@@ -4,7 +4,7 @@ use axum::extract::State;
 use maud::{Markup, html};
 
 use super::layout::{Frame, Page, Tab};
-use super::{parts, pools};
+use super::{parts, pools, warm};
 use crate::http::{Api, Problem};
 use crate::readmodel::{HostStatus, HostView};
 
@@ -29,6 +29,7 @@ fn content(api: &Api) -> Result<Markup, Problem> {
                 tbody { @for host in &hosts { (row(host)) } }
             } }
         }
+        (warm::section(&hosts))
         (pools::section(&known))
     })
 }

@@ -21,6 +21,7 @@ mod overview;
 mod parts;
 mod pools;
 mod retries;
+mod warm;
 mod webhooks;
 
 use axum::Router;

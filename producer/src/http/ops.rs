@@ -11,7 +11,7 @@ use stoker_schemas::Time;
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus, Offset};
 
 use super::{Api, Problem};
-use crate::readmodel::{Counts, HostStatus, HostView, Undecodable};
+use crate::readmodel::{Counts, HostStatus, HostView, Undecodable, WarmView};
 
 /// Entries shown of what could not be decoded.
 const MAX_UNDECODABLE: usize = 100;
@@ -135,6 +135,15 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     let all = [HostStatus::Up, HostStatus::DrainRequested, HostStatus::Draining, HostStatus::Stopped];
     let by_status = all.map(|s| (format!("{{status=\"{}\"}}", s.as_str().replace(' ', "_")), of(s)));
     gauge("stoker_hosts", "Hosts by status.", by_status.to_vec());
+    let kept =
+        |of: fn(&WarmView) -> u32| hosts.iter().flat_map(|h| &h.warm).map(|kind| u64::from(of(kind))).sum::<u64>();
+    let warm = [
+        ("ready", kept(|kind| kind.ready)),
+        ("booting", kept(|kind| kind.booting)),
+        ("wanted", kept(|kind| kind.wanted)),
+    ];
+    let warm = warm.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n)).to_vec();
+    gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm);
     let connected = matches!(*api.submitter.broker().status().borrow(), BrokerStatus::Connected);
     gauge("stoker_broker_up", "Whether the broker takes messages.", vec![(String::new(), u64::from(connected))]);
     let undecodable = vec![(String::new(), counts.undecodable)];

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use stoker_schemas::event::{HostDraining, HostStarted, HostStopped, Request};
 use stoker_schemas::{Event, EventData, Time};
 
+use super::warm::{WarmView, WarmVms};
+
 /// The latest of one kind of event.
 pub(super) type Latest<T> = Option<(Time, T)>;
 
@@ -16,6 +18,8 @@ pub struct HostState {
     drain_requested: Latest<Request>,
     draining: Latest<HostDraining>,
     stopped: Latest<HostStopped>,
+    #[serde(default)]
+    warm: WarmVms,
 }
 
 /// Whether a host takes jobs.
@@ -71,6 +75,8 @@ pub struct HostView {
     pub hypervisor: String,
     /// Version of its worker.
     pub version: String,
+    /// VMs that it keeps up for jobs to come, by kind.
+    pub warm: Vec<WarmView>,
 }
 
 pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
@@ -88,7 +94,7 @@ impl HostState {
             EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
             EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
             EventData::HostStopped(e) => latest(&mut self.stopped, event.time, e),
-            _ => {}
+            _ => self.warm.apply(event),
         }
     }
 
@@ -135,6 +141,7 @@ impl HostState {
                 pools: Vec::new(),
                 hypervisor: String::new(),
                 version: String::new(),
+                warm: self.warm.views(None),
             };
         };
         HostView {
@@ -150,6 +157,7 @@ impl HostState {
             pools: e.pools,
             hypervisor: e.hypervisor,
             version: e.version,
+            warm: self.warm.views(self.started_at()),
         }
     }
 }

@@ -15,6 +15,7 @@ mod query;
 mod series;
 mod store;
 mod summary;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,6 +38,7 @@ pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
 pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
+pub use warm::WarmView;
 
 use crate::clock::Clock;
 use cache::Cache;

@@ -6,7 +6,8 @@ use serde_json::json;
 use stoker_schemas::diagnosis::{Cause, Confidence, Diagnosis};
 use stoker_schemas::event::{
     AttemptFailed, AttemptProgressed, AttemptReady, AttemptStarted, DeadReason, GoneWhy, HostStarted, Identity,
-    JOB_LEVEL, JobCancelled, JobDead, JobEnqueued, JobRetryScheduled, Request, Stage, StageMark, VmGone,
+    JOB_LEVEL, JobCancelled, JobDead, JobEnqueued, JobRetryScheduled, Request, Stage, StageMark, VmGone, WarmGone,
+    WarmGoneWhy, WarmReady, WarmStarted,
 };
 use stoker_schemas::image::Driver;
 use stoker_schemas::{Epoch, Event, EventData, HostName, JobId, JobSpec, JobState, Time, VmId};
@@ -218,6 +219,26 @@ impl Story {
         let failed = booted.failed(1, 47_003, Self::conflicting()).gone(1, 47_050, GoneWhy::Failed);
         failed.dead(1, 47_050, Self::conflicting())
     }
+}
+
+/// A host keeps two VMs up: one waits, one boots, one before them was of no use.
+pub fn warm_vms(name: &str) -> Vec<Event> {
+    let host: HostName = name.parse().unwrap();
+    let began = host_started(name);
+    let vm = |number| VmId::warm(&host, began.time, number);
+    let event = |seconds, data| Event { time: began.time.plus(Duration::from_secs(seconds)), data, ..began.clone() };
+    let started = |number| {
+        let (image, address) = ("golden@7".parse().unwrap(), "192.168.100.90".parse().ok());
+        EventData::WarmStarted(WarmStarted { vm: vm(number), image, vcpus: 2, memory_mib: 1_024, address, wanted: 2 })
+    };
+    let (why, diagnosis, detail) = (WarmGoneWhy::Failed, Some(Story::conflicting()), String::new());
+    vec![
+        event(1, started(1)),
+        event(2, started(2)),
+        event(3, EventData::WarmReady(WarmReady { vm: vm(1), agent: "192.168.100.90:8080".parse().unwrap() })),
+        event(4, EventData::WarmGone(WarmGone { vm: vm(2), why, diagnosis, detail })),
+        event(5, started(3)),
+    ]
 }
 
 /// A host that takes jobs.

@@ -76,7 +76,7 @@ fn event_schema(kind: &str, version: u32, payload: schemars::Schema) -> Value {
 
 fn attributes(kind: &str, version: u32) -> Map<String, Value> {
     let subject = match kind.split('.').next() {
-        Some("host") => json!({ "type": "string", "description": "The host's name", "maxLength": 40 }),
+        Some("host" | "warm") => json!({ "type": "string", "description": "The host's name", "maxLength": 40 }),
         Some("pool") => json!({ "type": "string", "description": "The pool's name", "maxLength": 40 }),
         _ => {
             json!({ "type": "string", "format": "uuid", "description": "The job's UUID: version 7, or version 5 of its idempotency key. The same UUID again is the same job." })

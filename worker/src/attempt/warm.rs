@@ -15,9 +15,9 @@ use super::{Plan, Report, Runner, Waited, ordered};
 use crate::ports::probe::{ProbeLog, ProbeOutcome, ProbeTarget, Prober};
 
 /// How often one that waits is asked whether it still is there.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A look takes no longer.
-const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 /// Looks in a row without the answer asked for, after which it is replaced. A busy host makes one slow.
 const LOOKS_MISSED: u32 = 2;
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cli::CliError;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
-use crate::readmodel::HostView;
+use crate::readmodel::{HostView, WarmView};
 
 /// Flags of `hosts`.
 #[derive(Debug, Args)]
@@ -58,11 +58,21 @@ async fn list(settings: &Settings, printer: &mut Printer) -> Result<(), CliError
             format!("{}/{}", h.booting + h.ready, h.slots),
             h.booting.to_string(),
             h.ready.to_string(),
+            warm(h),
             h.pools.join(","),
             h.hypervisor.clone(),
             h.version.clone(),
         ]
     };
-    let header = ["STATUS", "HOST", "SLOTS", "BOOTING", "READY", "POOLS", "HYPERVISOR", "VERSION"];
+    let header = ["STATUS", "HOST", "SLOTS", "BOOTING", "READY", "WARM", "POOLS", "HYPERVISOR", "VERSION"];
     printer.table(&header, hosts.iter().map(row).collect())
+}
+
+/// How many VMs wait for a job, of how many that are kept.
+fn warm(host: &HostView) -> String {
+    if host.warm.is_empty() {
+        return "-".to_owned();
+    }
+    let sum = |of: fn(&WarmView) -> u32| host.warm.iter().map(of).sum::<u32>();
+    format!("{}/{}", sum(|kind| kind.ready), sum(|kind| kind.wanted))
 }

@@ -41,12 +41,10 @@ struct Case {
 
 pub async fn firecracker(quick: bool) -> Fallible<Vec<Figure>> {
     let name = "boot-overhead-firecracker";
-    let Some(program) = variable(FIRECRACKER) else {
-        return Ok(vec![Figure::skipped(name, &format!("{FIRECRACKER} is not set"))]);
+    let program = match firecracker_here() {
+        Ok(program) => program,
+        Err(why) => return Ok(vec![Figure::skipped(name, &why)]),
     };
-    if !Path::new("/dev/kvm").exists() {
-        return Ok(vec![Figure::skipped(name, "there is no /dev/kvm")]);
-    }
     let (driver, image, memory_mib) = ("firecracker", "probe", 64);
     let pairs = if quick { 20 } else { 40 };
     let target = Target::AtMost(1.30);
@@ -57,6 +55,12 @@ pub async fn qemu(quick: bool) -> Fallible<Vec<Figure>> {
     let (name, driver, image, memory_mib) = ("boot-overhead-qemu", "qemu", "linux-minimal", 128);
     let pairs = if quick { 5 } else { 25 };
     overhead(Case { name, driver, image, memory_mib, pairs, target: Target::AtMost(1.03), program: None }).await
+}
+
+/// Firecracker's program; or why it cannot be used here.
+pub fn firecracker_here() -> Result<PathBuf, String> {
+    let program = variable(FIRECRACKER).ok_or_else(|| format!("{FIRECRACKER} is not set"))?;
+    if Path::new("/dev/kvm").exists() { Ok(program) } else { Err("there is no /dev/kvm".to_owned()) }
 }
 
 pub fn variable(name: &str) -> Option<PathBuf> {

@@ -19,6 +19,7 @@ mod memory;
 mod rabbit;
 mod render;
 mod restore;
+mod warm;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -58,10 +59,11 @@ struct Arguments {
 }
 
 /// The benchmarks, by the figures they give.
-const GROUPS: [&str; 9] = [
+const GROUPS: [&str; 10] = [
     "boot-overhead-firecracker",
     "boot-overhead-qemu",
     "restore",
+    "warm",
     "queue-to-start-embedded",
     "queue-to-start-rabbitmq",
     "log",
@@ -117,6 +119,7 @@ async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
         "boot-overhead-firecracker" => boot::firecracker(quick).await,
         "boot-overhead-qemu" => boot::qemu(quick).await,
         "restore" => restore::figures(quick).await,
+        "warm" => warm::figures(quick).await,
         "queue-to-start-embedded" => flow::queue_to_start(None, quick).await,
         "queue-to-start-rabbitmq" => match rabbit::Rabbit::from_environment() {
             Some(rabbit) => flow::queue_to_start(Some(rabbit), quick).await,
