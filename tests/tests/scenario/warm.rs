@@ -175,7 +175,7 @@ async fn hand_over_and_end_may_meet() {
     let (_dir, world, life) = begin(keep(4, "sim.exit-ms=30"));
     ready_vms(&life, 1).await;
     let mut ids = Vec::new();
-    for _ in 0..60 {
+    for _ in 0..20 {
         ids.push(life.enqueue(plain()).await);
         ready_vms(&life, ids.len() / 4).await;
     }

@@ -188,9 +188,12 @@ impl Stock {
         }
     }
 
-    /// One of this kind did not; how long the kind rests.
+    /// One of this kind did not; how long the kind rests. Several that fail together failed once.
     pub(super) fn note_failure(&mut self, kind: usize, now: Time, jitter: Jitter) -> Duration {
         let Some(kind) = self.kinds.get_mut(kind) else { return Duration::ZERO };
+        if kind.rests_until > now {
+            return kind.rests_until.since(now);
+        }
         kind.failures = kind.failures.saturating_add(1);
         let policy = RetryPolicy {
             max_attempts: u32::MAX,
@@ -243,10 +246,12 @@ mod tests {
         add(&mut stock, 1, 3, Stage::Ready);
         assert_eq!(stock.most_lacking(now), None);
         assert_eq!(stock.most_lacking(now.plus(rest)), Some(0));
-        let longer = stock.note_failure(0, now, Jitter::from_random(0));
+        assert_eq!(stock.note_failure(0, now, Jitter::from_random(0)), rest, "those that fail together fail once");
+        let later = now.plus(rest);
+        let longer = stock.note_failure(0, later, Jitter::from_random(0));
         assert!(longer > rest, "{longer:?} after {rest:?}");
         stock.note_success(0);
-        assert_eq!(stock.note_failure(0, now, Jitter::from_random(0)), rest);
+        assert_eq!(stock.note_failure(0, later.plus(longer), Jitter::from_random(0)), rest);
     }
 
     #[test]
