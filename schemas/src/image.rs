@@ -85,6 +85,9 @@ pub struct ImageManifest {
     /// The agent's port.
     #[serde(default = "default_port")]
     pub agent_port: u16,
+    /// Path that the agent takes a POST on to end its guest in order: asked before its button is pressed.
+    #[serde(default)]
+    pub shutdown: Option<String>,
     /// systemd units a healthy boot shows.
     #[serde(default)]
     pub units: Vec<String>,

@@ -46,6 +46,7 @@ build_golden() {
   "network": "dhcp",
   "allow_static": false,
   "agent_port": 8080,
+  "shutdown": "/shutdown",
   "units": ["VM Browser OAuth Agent", "X Virtual Frame Buffer", "Openbox Window Manager", "Network Configuration", "Network Name Resolution"],
   "min_memory_mib": 448,
   "drivers": ["qemu"],

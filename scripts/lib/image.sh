@@ -81,6 +81,7 @@ build_linux_minimal() {
   "network": "dhcp",
   "allow_static": false,
   "agent_port": 8080,
+  "shutdown": "/shutdown",
   "units": ["Network Configuration", "VM Browser OAuth Agent"],
   "min_memory_mib": 128,
   "drivers": ["qemu"],

@@ -56,6 +56,8 @@ causes! {
     WrongBody = "wrong_body", "wrong body", retry false;
     /// Another VM answers on this VM's address.
     WrongVm = "wrong_vm", "another VM answered", retry true;
+    /// Another machine has the VM's address.
+    AddressInUse = "address_in_use", "address in use", retry true;
     /// A unit failed.
     UnitFailed = "unit_failed", "unit failed", retry true;
     /// A unit asked for never started.
@@ -64,6 +66,10 @@ causes! {
     KernelPanic = "kernel_panic", "kernel panic", retry true;
     /// The guest ran out of memory.
     GuestOutOfMemory = "guest_out_of_memory", "guest out of memory", retry false;
+    /// A disk of the guest's is full.
+    GuestDiskFull = "guest_disk_full", "guest disk full", retry false;
+    /// The guest's clock is off.
+    ClockWrong = "clock_wrong", "guest clock wrong", retry true;
     /// systemd gave up and asks for a password.
     EmergencyMode = "emergency_mode", "emergency mode", retry true;
     /// Still progressing when time was up.

@@ -12,17 +12,20 @@
 //! | guest shut down | the VMM ended with 0; hypervisor crashed: with anything else |
 //! | conflicting network configuration | an address on (or from) the kernel line, and a DHCP request or lease |
 //! | another VM answered | an answer with another id or MAC |
+//! | address in use | the guest declined it; or another MAC answers for it |
 //! | tap not on the bridge | a tap without a bridge, and no lease |
+//! | guest disk full, clock wrong | the console's line |
 //! | unit failed | `[FAILED]` or `[DEPEND]` of a unit; at once where the job waits for it |
 //! | DHCP unanswered | a request or a refusal and no lease; or packets, and no DHCP server |
 //! | no DHCP request | units that started, or packets, and no request |
 //! | agent unhealthy, wrong body, hanging | its answer; a connection without one |
 //! | unit not started | a healthy agent, and a unit that the job waits for |
-//! | slow boot | a unit still starting |
+//! | slow boot | a unit still starting; or a guest that came further until half its time again was up |
 //! | agent not listening | a refused connection |
 //! | lease but unreachable | a lease, and no route or no connection |
 
 mod cause;
+mod evidence;
 mod rules;
 
 use std::{fmt, net::Ipv4Addr};
@@ -125,6 +128,8 @@ pub struct Signals {
     pub stage: Option<Stage>,
     /// Milliseconds from the attempt's start to the verdict.
     pub after_ms: u64,
+    /// Of these, how many were given beyond the deadline because the guest was still coming up.
+    pub extended_ms: u64,
     /// The final kernel command line.
     pub kernel_args: String,
     /// Preparing on the host failed (disk, network, image); its words.
@@ -137,6 +142,10 @@ pub struct Signals {
     pub kernel_panic: Option<String>,
     /// An out-of-memory kill's text.
     pub out_of_memory: Option<String>,
+    /// A line that says that a disk of the guest's is full.
+    pub disk_full: Option<String>,
+    /// A line that says that a certificate is not of this time.
+    pub clock: Option<String>,
     /// Emergency or rescue mode was entered.
     pub emergency_mode: bool,
     /// Address the kernel gave itself from `ip=`.
@@ -157,6 +166,8 @@ pub struct Signals {
     pub dhcp_asked: bool,
     /// The server's refusal, if it refused.
     pub dhcp_refused: Option<String>,
+    /// The address that the guest declined because somebody else has it.
+    pub declined: Option<Ipv4Addr>,
     /// Address the server confirmed.
     pub lease: Option<Ipv4Addr>,
     /// Address that was polled.

@@ -1,8 +1,9 @@
 //! The rules, strongest evidence first. Each either explains the failure or passes.
 
+use super::evidence::evidence;
 use super::{Cause, Confidence, Diagnosis, HostSignal, Signals, VmmSignal};
 use crate::event::Stage;
-use crate::limits::{MAX_EVIDENCE, MAX_TEXT_BYTES, clip};
+use crate::limits::{MAX_TEXT_BYTES, clip};
 use crate::spec::kernel_args::network_parameter;
 
 /// What a rule found.
@@ -24,7 +25,10 @@ const RULES: &[Rule] = &[
     vmm_end,
     conflict,
     identity,
+    in_use,
     tap,
+    disk_full,
+    clock,
     wanted_unit,
     dhcp,
     agent_http,
@@ -209,6 +213,37 @@ fn identity(s: &Signals) -> Option<Finding> {
     )
 }
 
+fn in_use(s: &Signals) -> Option<Finding> {
+    let summary = match (&s.declined, &s.foreign_mac) {
+        (Some(address), _) => format!("another machine has {address}: the guest asked who has it, and declined it"),
+        (None, Some(mac)) if !s.probe.healthy => format!("another machine answers on the VM's address, with MAC {mac}"),
+        _ => return None,
+    };
+    let remedy =
+        "find that machine on the VMs' network by its MAC and take the address from it: only Stoker gives these out";
+    found(Cause::AddressInUse, Certain, summary, remedy)
+}
+
+fn disk_full(s: &Signals) -> Option<Finding> {
+    let line = s.disk_full.as_ref()?;
+    found(
+        Cause::GuestDiskFull,
+        Likely,
+        format!("the guest's disk is full: {line}"),
+        "raise disk_mib (where the image grows into it), or make the image's file system larger or what is on it less",
+    )
+}
+
+fn clock(s: &Signals) -> Option<Finding> {
+    let line = s.clock.as_ref()?;
+    found(
+        Cause::ClockWrong,
+        Likely,
+        format!("the guest's clock is off, or its certificates are: {line}"),
+        "compare date in the guest with the host's; give the image an NTP client, or renew the certificate",
+    )
+}
+
 fn tap(s: &Signals) -> Option<Finding> {
     if !s.has_tap || s.bridge.is_some() || s.lease.is_some() {
         return None;
@@ -352,78 +387,12 @@ fn address(s: &Signals) -> Option<Finding> {
 }
 
 fn slow(s: &Signals) -> Option<Finding> {
-    let name = s.starting_units.first()?;
-    found(
-        Cause::SlowBoot,
-        Likely,
-        format!("time was up while {name} was still starting"),
-        "raise readiness.deadline_ms or give the VM more CPU and memory",
-    )
-}
-
-/// What was seen, as lines for people; bounded.
-fn evidence(s: &Signals) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut add = |line: String| lines.push(clip(&line, 300));
-    if let Some(vmm) = &s.vmm {
-        add(format!("hypervisor: {vmm}"));
-    }
-    if let Some(text) = s.kernel_panic.iter().chain(&s.out_of_memory).next() {
-        add(format!("console: {text}"));
-    }
-    for name in s.failed_units.iter().take(4) {
-        add(format!("console: [FAILED] Failed to start {name}"));
-    }
-    if let Some(address) = s.kernel_address {
-        add(format!("console: IP-Config: Complete, ipaddr={address}"));
-    }
-    if let Some(argument) = s.kernel_args.split_ascii_whitespace().find(|a| network_parameter(a).is_some()) {
-        add(format!("kernel line: {argument}"));
-    }
-    add(match s.started_units {
-        0 => format!("console: {} bytes", s.console_bytes),
-        1 => format!("console: {} bytes, 1 unit started", s.console_bytes),
-        n => format!("console: {} bytes, {n} units started", s.console_bytes),
-    });
-    if s.has_tap {
-        add(format!(
-            "tap: on {}, {} packets from the guest",
-            s.bridge.as_deref().unwrap_or("no bridge"),
-            s.packets_from_guest
-        ));
-    }
-    if s.dhcp_visible {
-        add(match (&s.lease, &s.dhcp_refused) {
-            (Some(lease), _) => format!("DHCP: acknowledged {lease}"),
-            (None, Some(why)) => format!("DHCP: refused, {why}"),
-            (None, None) if s.dhcp_asked => "DHCP: asked, never acknowledged".to_owned(),
-            (None, None) => "DHCP: no request seen".to_owned(),
-        });
-    }
-    if let Some(mac) = &s.foreign_mac {
-        add(format!("neighbour: the address answers with MAC {mac}"));
-    }
-    add(probe_line(s));
-    lines.truncate(MAX_EVIDENCE);
-    lines
-}
-
-fn probe_line(s: &Signals) -> String {
-    let p = &s.probe;
-    let counts = [
-        ("refused", p.refused),
-        ("unreachable", p.unreachable),
-        ("connect time-out", p.connect_timeout),
-        ("no answer", p.read_timeout),
-        ("reset", p.reset),
-    ];
-    let mut seen: Vec<String> = counts.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} ×{n}")).collect();
-    seen.extend(p.wrong_status.map(|status| format!("HTTP {status}")));
-    seen.extend(p.wrong_body.as_ref().map(|body| format!("body {:?}", clip(body, 120))));
-    seen.extend(p.wrong_vm.as_ref().map(|who| format!("answered by {who}")));
-    if p.healthy {
-        seen.push("healthy".to_owned());
-    }
-    let polled = s.polled.map_or_else(|| "agent".to_owned(), |ip| ip.to_string());
-    format!("probe of {polled}: {}", if seen.is_empty() { "not asked yet".to_owned() } else { seen.join(", ") })
+    let what = match s.starting_units.first() {
+        Some(name) => format!("{name} was still starting"),
+        // Half its time again, and it still came further.
+        None if s.extended_ms > 0 => "the guest was still coming up".to_owned(),
+        None => return None,
+    };
+    let remedy = "raise readiness.deadline_ms or give the VM more CPU and memory";
+    found(Cause::SlowBoot, Likely, format!("time was up while {what}"), remedy)
 }

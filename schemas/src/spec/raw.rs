@@ -104,7 +104,8 @@ pub struct RawReadiness {
     /// Whether the answer must come from this very VM (default true).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_identity: Option<bool>,
-    /// Milliseconds from the attempt's start to the verdict (default 120000).
+    /// Milliseconds from the attempt's start to the verdict (default 120000); up to half as many more while
+    /// the guest still comes further.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3_600_000))]
     pub deadline_ms: Option<u64>,

@@ -13,6 +13,9 @@ const DEADLINE_MS: u64 = 6_000;
 /// Longer than any deadline here.
 const NEVER: &str = "probe.fault=slow-boot-ms=60000";
 
+const OF_TODAY: &str = "openssl req -x509 -newkey ed25519 -nodes -subj /CN=x -days 2 -keyout /run/k -out /run/c";
+const LOOKED_AT: &str = "openssl verify -CAfile /run/c /run/c";
+
 /// A job of the probe guest with one try.
 fn probe(fault: &str) -> Value {
     let args = if fault.is_empty() { String::new() } else { format!("probe.fault={fault}") };
@@ -184,6 +187,9 @@ async fn faults_of_a_whole_linux_are_named() {
         })
     };
     let command = "Command from Kernel Command Line";
+    let runs = |line: &str| {
+        format!("systemd.run=\"{line}\" systemd.run_failure_action=none systemd.journald.forward_to_console=1")
+    };
     let faults = [
         // "VFS: Unable to mount root fs".
         ("kernel_panic", json!({"image": "no-initrd", "readiness": {"deadline_ms": 60_000}})),
@@ -192,11 +198,36 @@ async fn faults_of_a_whole_linux_are_named() {
         ("emergency_mode", golden("systemd.unit=emergency.target", 90_000, &[])),
         ("unit_failed", golden("systemd.run=/bin/false systemd.run_failure_action=none", 90_000, &[command])),
         ("slow_boot", golden("systemd.run=\"/bin/sleep 600\"", 45_000, &[command])),
+        // More than any disk here holds.
+        ("guest_disk_full", golden(&runs("/usr/bin/fallocate -l 1T /fill"), 90_000, &[command])),
+        // A certificate of today, looked at years ago.
+        (
+            "clock_wrong",
+            golden(&runs(&format!("/bin/sh -c '{OF_TODAY}; date -s 2001-01-01; {LOOKED_AT}'")), 90_000, &[command]),
+        ),
     ];
     let mut wanted = Vec::new();
     for (cause, job) in &faults {
         wanted.push((*cause, enqueue(&mut up, job).await));
     }
     assert_named(&mut up, &wanted).await;
+    end(&stage, up, &wanted).await;
+}
+
+/// A machine on the VMs' network that has, unasked, the address of the next VM. Both answer whoever looks for
+/// the address, so the VM is one that does not: a busy one would lose some of the time only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_another_machine_has_is_named() {
+    let test = "an_address_that_another_machine_has_is_named";
+    let Some(stage) = Stage::open(test, Needs::Qemu, "probe") else { return };
+    let mut up = stage.up(&["--no-vm"]).await;
+    // Its network is there by then.
+    up.server().await;
+    let stranger = stage.stranger("192.168.100.2/24");
+    // The server has told the host whose address it is: until the host asks anew, it knows better.
+    let quiet = with(probe("no-arp,agent-delay-ms=600000"), json!({"readiness": {"deadline_ms": 20_000}}));
+    let wanted = [("address_in_use", enqueue(&mut up, &quiet).await)];
+    assert_named(&mut up, &wanted).await;
+    drop(stranger);
     end(&stage, up, &wanted).await;
 }

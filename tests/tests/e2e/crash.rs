@@ -86,3 +86,21 @@ async fn killed_with_ready_vms_in_qemu() {
 async fn killed_with_ready_vms_in_firecracker() {
     killed_with_ready_vms("killed_with_ready_vms_in_firecracker", Needs::Firecracker).await;
 }
+
+/// A VMM that is there and answers nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vmm_that_hangs_is_ended() {
+    let Some(stage) = Stage::open("a_vmm_that_hangs_is_ended", Needs::Firecracker, "probe") else { return };
+    let mut up = stage.up(&["--no-vm"]).await;
+    let id = up.enqueue(&["probe"]).await;
+    up.reaches(id, Phase::Ready).await;
+    let (pid, _) = stage.vmms().remove(0);
+    let stopped = std::process::Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap();
+    assert!(stopped.success());
+    let job = up.reaches(id, Phase::Stopped).await;
+    let gone = &job["attempts"][0]["gone"];
+    assert_eq!(gone["why"], "exited", "{job:#}");
+    assert!(gone["detail"].as_str().unwrap().contains("did not answer three times"), "{job:#}");
+    stage.assert_nothing_left();
+    up.end().await;
+}

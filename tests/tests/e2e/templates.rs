@@ -37,13 +37,13 @@ fn is_copy(job: &Value) -> bool {
     spawned["detail"].as_str().unwrap().contains("a copy of its image's template")
 }
 
-/// Stopped, a guest hears its power button, and is not killed after a while.
+/// Stopped, a guest is ended by its agent, and is not killed after a while.
 async fn ends_by_itself(up: &mut Up, id: JobId) {
     let (code, _, stderr) = up.stoker(&["stop", &id.to_string()]).await;
     assert_eq!(code, 0, "{stderr}");
     up.job(id, "is cleared away", |job| job["attempts"][0]["gone"].is_object()).await;
     let (_, console, _) = up.stoker(&["logs", "--console", &id.to_string()]).await;
-    assert!(console.contains("stoker-agent: PowerOff"), "{console}");
+    assert!(console.contains("stoker-agent: Restart"), "{console}");
 }
 
 /// What the guest says of itself, once its kernel has random numbers: booted without a source of

@@ -137,7 +137,7 @@ impl Runner {
         }
     }
 
-    fn image(&self) -> Result<Arc<Image>, HostSignal> {
+    pub(super) fn image(&self) -> Result<Arc<Image>, HostSignal> {
         let image = self.rig.images.load(&self.plan.spec.image).map_err(|e| HostSignal::Image(e.to_string()))?;
         if let Some(wrong) = image.manifest.check_job(&self.plan.spec).first() {
             return Err(HostSignal::Image(format!("{}: {} ({})", wrong.field, wrong.message, wrong.hint)));

@@ -20,6 +20,7 @@
 //! found again by name after a crash, so it keeps no secrets of its own.
 
 mod bring_up;
+mod hung;
 mod rig;
 mod seen;
 mod tear_down;
@@ -230,6 +231,7 @@ impl Runner {
         let ended = match &held {
             Some(held) if up => tokio::select! {
                 exit = held.vm.exited() => Some(exit.reason),
+                () = hung::hangs(&*held.vm) => Some(hung::HUNG.to_owned()),
                 _ = ordered(&mut self.orders) => None,
             },
             _ => None,

@@ -25,6 +25,8 @@ pub(super) struct Seen {
     plan: Plan,
     signals: Signals,
     untold: Vec<StageMark>,
+    /// How many there were.
+    marks: u64,
     started_units: BTreeSet<String>,
     starting_units: BTreeSet<String>,
     /// Outcomes of the probe.
@@ -41,6 +43,7 @@ impl Seen {
             plan: plan.clone(),
             signals: Signals { stage: Some(Stage::Accepted), ..Signals::default() },
             untold: Vec::new(),
+            marks: 0,
             started_units: BTreeSet::new(),
             starting_units: BTreeSet::new(),
             probe: Arc::default(),
@@ -86,7 +89,21 @@ impl Seen {
         if !is_unit(stage) {
             self.signals.stage = self.signals.stage.max(Some(stage));
         }
+        self.marks += 1;
         self.untold.push(StageMark { stage, at: self.clock.now(), detail: detail.into() });
+    }
+
+    /// Grows as the guest comes further: by stages and units, and until its first unit by what its kernel
+    /// says. (Later a console may go on for ever: systemd's asterisks, an agent's log.)
+    pub(super) fn progress(&self, console_bytes: u64) -> u64 {
+        let kernel =
+            if self.started_units.is_empty() && self.starting_units.is_empty() { console_bytes } else { u64::MAX / 2 };
+        kernel + self.marks + self.starting_units.len() as u64
+    }
+
+    /// Time was up, and more was given.
+    pub(super) fn extended(&mut self, by: Duration) {
+        self.signals.extended_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
     }
 
     pub(super) fn take_marks(&mut self) -> Vec<StageMark> {
@@ -122,6 +139,7 @@ impl Seen {
                 self.mark(Stage::DhcpRequested, "");
             }
             NetSignal::Discover | NetSignal::Request(_) | NetSignal::Offer(_) => {}
+            NetSignal::Declined(address) => self.signals.declined = Some(address),
             NetSignal::Refused(why) => self.signals.dhcp_refused = Some(clip(&why, MAX_TEXT_BYTES)),
             NetSignal::Ack(address) => {
                 let first = self.signals.lease.replace(address) != Some(address);
@@ -160,6 +178,8 @@ impl Seen {
             }
             ConsoleEvent::KernelPanic(text) => self.signals.kernel_panic = Some(clip(&text, MAX_TEXT_BYTES)),
             ConsoleEvent::OutOfMemory(text) => self.signals.out_of_memory = Some(clip(&text, MAX_TEXT_BYTES)),
+            ConsoleEvent::DiskFull(line) => drop(self.signals.disk_full.get_or_insert(line)),
+            ConsoleEvent::ClockWrong(line) => drop(self.signals.clock.get_or_insert(line)),
             ConsoleEvent::EmergencyMode => self.signals.emergency_mode = true,
             ConsoleEvent::IpConfig { address } => self.signals.kernel_address = Some(address),
         }

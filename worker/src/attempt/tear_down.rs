@@ -7,7 +7,10 @@ use stoker_schemas::event::GoneWhy;
 
 use super::bring_up::Held;
 use super::{Report, Runner};
+use tokio::time::Instant;
 
+/// The agent's part of the grace; a guest that it cannot end is asked by its power button then.
+const AGENTS_PART: f32 = 0.7;
 /// Waits between tries at removing something that will not go.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -16,6 +19,10 @@ impl Runner {
     /// Removes all, then says so.
     pub(super) async fn remove(&mut self, held: Option<Held>, why: GoneWhy, detail: &str) {
         let grace = if why == GoneWhy::Stopped { self.rig.stop_grace } else { Duration::ZERO };
+        let grace = match &held {
+            Some(held) if !grace.is_zero() => self.ask_the_agent(held, grace).await,
+            _ => grace,
+        };
         let mut vm = held.as_ref().map(|held| held.vm.clone());
         let mut console = held.map(|held| held.console);
         let mut wait = FIRST_WAIT;
@@ -39,6 +46,21 @@ impl Runner {
             wait = (wait * 2).min(LONGEST_WAIT);
         }
         self.report(Report::Removed { why, detail: detail.to_owned() }).await;
+    }
+
+    /// Where its image has a way to: the agent ends its guest in order. What is left of the grace is for
+    /// the hypervisor's own way of asking.
+    async fn ask_the_agent(&self, held: &Held, grace: Duration) -> Duration {
+        let Some(path) = self.image().ok().and_then(|image| image.manifest.shutdown.clone()) else { return grace };
+        let began = Instant::now();
+        let asked = async {
+            match self.rig.prober.ask_to_end(held.attachment.agent, &path).await {
+                Ok(()) => drop(held.vm.exited().await),
+                Err(why) => tracing::debug!(vm = %self.plan.vm, why, "the agent was not to be asked to end its guest"),
+            }
+        };
+        let _ = tokio::time::timeout(grace.mul_f32(AGENTS_PART), asked).await;
+        grace.saturating_sub(began.elapsed())
     }
 
     async fn remove_once(

@@ -23,6 +23,45 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 /// neighbour table with unanswered entries.
 const PROBE_ANYWAY_AFTER: Duration = Duration::from_secs(4);
 
+/// A guest that came further within this part of its time is still coming up.
+const STILL_COMING: (u32, Duration, Duration) = (10, Duration::from_millis(100), Duration::from_secs(10));
+
+/// A deadline that moves while a guest still comes up, by half of its time at most.
+struct Patience {
+    deadline: Instant,
+    most: Duration,
+    step: Duration,
+    extended: Duration,
+    /// How far the guest had come, and when that was first seen.
+    progress: (u64, Instant),
+}
+
+impl Patience {
+    fn new(deadline: Instant, time: Duration) -> Self {
+        let (part, least, most) = STILL_COMING;
+        let step = (time / part).clamp(least, most);
+        Self { deadline, most: time / 2, step, extended: Duration::ZERO, progress: (0, Instant::now()) }
+    }
+
+    fn note(&mut self, progress: u64) {
+        if progress > self.progress.0 {
+            self.progress = (progress, Instant::now());
+        }
+    }
+
+    /// Time is up: whether there is some more.
+    fn is_extended(&mut self, progress: u64) -> bool {
+        self.note(progress);
+        let more = self.step.min(self.most.saturating_sub(self.extended));
+        if more.is_zero() || self.progress.1.elapsed() >= self.step {
+            return false;
+        }
+        self.extended += more;
+        self.deadline += more;
+        true
+    }
+}
+
 type Probing<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
 impl Runner {
@@ -40,6 +79,7 @@ impl Runner {
         }
         let mut tell = interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = Patience::new(deadline, Duration::from_millis(spec.deadline_ms));
         let mut console_open = true;
         let mut signals_open = true;
         loop {
@@ -74,9 +114,18 @@ impl Runner {
                     self.drain_console(held).await;
                     return Waited::Failed;
                 }
-                () = sleep_until(deadline) => return Waited::Failed,
+                () = sleep_until(patience.deadline) => {
+                    let seen = self.seen.progress(held.console.bytes());
+                    if !patience.is_extended(seen) {
+                        return Waited::Failed;
+                    }
+                    self.seen.extended(patience.extended);
+                }
                 () = sleep_until(probe_from), if probing.is_none() && self.seen.answer.is_none() => {}
-                _ = tell.tick() => self.tell_progress().await,
+                _ = tell.tick() => {
+                    patience.note(self.seen.progress(held.console.bytes()));
+                    self.tell_progress().await;
+                }
             }
             if let Some(answer) = &self.seen.answer
                 && self.seen.missing_units().is_empty()

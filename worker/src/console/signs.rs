@@ -27,6 +27,10 @@ pub enum ConsoleEvent {
     KernelPanic(String),
     /// The kernel killed a process for memory; its words.
     OutOfMemory(String),
+    /// Something could not be written; the line.
+    DiskFull(String),
+    /// A certificate is not of this time; the line.
+    ClockWrong(String),
     /// systemd gave up and offers a shell.
     EmergencyMode,
     /// The kernel configured the network itself (`ip=`), with this address.
@@ -136,6 +140,14 @@ fn trouble(line: &str) -> Option<ConsoleEvent> {
     if let Some(what) = after("Out of memory:") {
         return Some(ConsoleEvent::OutOfMemory(what));
     }
+    let says = |words: &[&str]| words.iter().any(|words| line.contains(words));
+    // In the words of the C library, and of OpenSSL, Go and GnuTLS.
+    if says(&["No space left on device"]) {
+        return Some(ConsoleEvent::DiskFull(clip(line.trim(), MAX_TEXT_BYTES)));
+    }
+    if says(&["certificate is not yet valid", "certificate has expired", "certificate is not yet activated"]) {
+        return Some(ConsoleEvent::ClockWrong(clip(line.trim(), MAX_TEXT_BYTES)));
+    }
     let emergency = line.contains("You are in emergency mode") || line.contains("Entering emergency mode");
     emergency.then_some(ConsoleEvent::EmergencyMode)
 }
@@ -207,6 +219,19 @@ mod tests {
         let events = events(&[flood.as_bytes()]);
         assert!(events.len() <= MAX_EVENTS);
         assert_eq!(events.last(), Some(&ConsoleEvent::KernelPanic("late".to_owned())));
+    }
+
+    #[test]
+    fn a_full_disk_and_a_wrong_clock_are_read_in_their_own_words() {
+        let full = "[   61.2] fallocate[231]: fallocate failed: No space left on device";
+        let early = "[   62.0] agent: x509: certificate has expired or is not yet valid: current time 2001-01-01";
+        let console = format!("{full}\n{early}\n");
+        let told = [
+            ConsoleEvent::KernelStarted,
+            ConsoleEvent::DiskFull(full.to_owned()),
+            ConsoleEvent::ClockWrong(early.to_owned()),
+        ];
+        assert_eq!(events(&[console.as_bytes()]), told);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub use import::{Import, ImportError};
 const MANIFEST: &str = "image.json";
 /// A manifest is a page of JSON; more is not one.
 const MAX_MANIFEST_BYTES: u64 = 256 * 1024;
+/// Of a path that an agent is asked at.
+const MAX_PATH_BYTES: usize = 200;
 /// Manifests kept in memory.
 const MAX_CACHED: usize = 1_024;
 
@@ -176,6 +178,11 @@ impl ImageStore {
     }
 }
 
+/// It is written into a request as it is.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.len() <= MAX_PATH_BYTES && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
 /// The manifest in a folder; an error says what is wrong with it.
 fn manifest_in(dir: &Path) -> Result<ImageManifest, String> {
     let path = dir.join(MANIFEST);
@@ -187,6 +194,10 @@ fn manifest_in(dir: &Path) -> Result<ImageManifest, String> {
     let manifest: ImageManifest = serde_json::from_slice(&text).map_err(|e| format!("is not valid: {e}"))?;
     if manifest.schema != IMAGE_SCHEMA {
         return Err(format!("has schema {:?}, expected {IMAGE_SCHEMA:?}", manifest.schema));
+    }
+    if let Some(path) = manifest.shutdown.as_ref().filter(|path| !is_path(path)) {
+        let shown = stoker_schemas::limits::clip(path, 80);
+        return Err(format!("has shutdown {shown:?}, which is not a path; it is like \"/shutdown\""));
     }
     Ok(manifest)
 }
@@ -222,6 +233,7 @@ fn simulated(name: &ImageName) -> Image {
             network: Default::default(),
             allow_static: true,
             agent_port: 8080,
+            shutdown: None,
             units: Vec::new(),
             min_memory_mib: 0,
             drivers: Vec::new(),

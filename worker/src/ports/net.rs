@@ -77,6 +77,8 @@ pub enum NetSignal {
     Ack(Ipv4Addr),
     /// The server refused; its words.
     Refused(String),
+    /// The guest does not want this address: somebody else answered for it.
+    Declined(Ipv4Addr),
 }
 
 /// What the host knows about a VM's network, for a diagnosis.

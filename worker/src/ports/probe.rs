@@ -117,4 +117,7 @@ pub trait Prober: Send + Sync + 'static {
 
     /// Asks once.
     async fn once(&self, target: &ProbeTarget) -> ProbeOutcome;
+
+    /// Asks an agent to end its guest, by a POST to this path. The error says why it will not.
+    async fn ask_to_end(&self, agent: SocketAddr, path: &str) -> Result<(), String>;
 }

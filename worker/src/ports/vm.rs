@@ -129,6 +129,11 @@ pub trait Vm: Send + Sync + 'static {
         None
     }
 
+    /// Whether the VMM answers when it is asked; one that cannot be asked counts as answering.
+    async fn responds(&self) -> bool {
+        true
+    }
+
     /// Whether it is a copy of a template, whose kernel had booted before.
     fn restored(&self) -> bool {
         false

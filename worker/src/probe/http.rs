@@ -1,6 +1,9 @@
 //! [`HttpProber`]: GET, once or until the answer is as asked.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
@@ -80,6 +83,17 @@ impl Prober for HttpProber {
 
     async fn once(&self, target: &ProbeTarget) -> ProbeOutcome {
         self.ask(target, PATIENCE.len() - 1).await
+    }
+
+    async fn ask_to_end(&self, agent: SocketAddr, path: &str) -> Result<(), String> {
+        let client = self.clients[PATIENCE.len() - 1].clone();
+        let request = client.post(format!("http://{agent}{path}")).timeout(ANSWER_WITHIN);
+        let answered = self.namespace.within(async move { request.send().await }).await;
+        match answered {
+            Ok(answer) if answer.status().is_success() => Ok(()),
+            Ok(answer) => Err(format!("HTTP {}", answer.status())),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use rustix::system::{RebootCommand, reboot};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -40,6 +40,14 @@ pub fn run_first_process() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Asks the first process to end the machine as Ctrl-Alt-Del does: ours restarts it, systemd stops
+/// everything in order first. A restart, because that ends every VMM, and a power-off needs ACPI.
+pub fn ask_to_end() {
+    if let Err(error) = kill_process(Pid::INIT, Signal::INT) {
+        console::say(format_args!("cannot ask the first process to end the machine: {error}"));
+    }
 }
 
 fn ending_for(signal: i32) -> Option<Ending> {

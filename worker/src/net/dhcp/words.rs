@@ -55,9 +55,7 @@ fn dhcp(message: &str) -> Option<Said> {
         ("DHCPREQUEST", Some(address)) => vec![NetSignal::Request(address)],
         ("DHCPACK", Some(address)) => vec![NetSignal::Ack(address)],
         ("DHCPNAK", Some(address)) => vec![NetSignal::Refused(format!("{address}: {rest}"))],
-        ("DHCPDECLINE", Some(address)) => {
-            vec![NetSignal::Refused(format!("the guest declined {address}: somebody else answers for it"))]
-        }
+        ("DHCPDECLINE", Some(address)) => vec![NetSignal::Declined(address)],
         ("DHCPRELEASE", _) => return Some(Said::Released(mac)),
         _ => return None,
     };

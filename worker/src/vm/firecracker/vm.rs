@@ -101,6 +101,10 @@ impl Vm for FirecrackerVm {
         api.get::<Instance>(&self.process, "/").await.ok().map(|instance| instance.state)
     }
 
+    async fn responds(&self) -> bool {
+        self.status().await.is_some()
+    }
+
     async fn started(&self) -> bool {
         // "Not started" waits for requests that nobody will send.
         matches!(self.status().await.as_deref(), Some("Running" | "Paused"))

@@ -96,6 +96,11 @@ impl Vm for QemuVm {
         }
     }
 
+    async fn responds(&self) -> bool {
+        let asked = async { self.qmp().await?.status().await };
+        asked.await.is_ok()
+    }
+
     async fn stop(&self, grace: Duration) -> Result<VmExit, VmError> {
         if self.process.ended().is_none() && !grace.is_zero() {
             self.ask_to_stop(grace).await;

@@ -55,6 +55,10 @@ impl Prober for SimulatedProber {
         }
     }
 
+    async fn ask_to_end(&self, _agent: std::net::SocketAddr, _path: &str) -> Result<(), String> {
+        Err("simulated guests are asked by their button".to_owned())
+    }
+
     async fn once(&self, target: &ProbeTarget) -> ProbeOutcome {
         look(&self.world, target).0
     }

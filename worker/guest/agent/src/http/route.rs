@@ -21,8 +21,13 @@ pub struct Response {
     pub delay: Duration,
     /// Whether the body is left out, as for `HEAD`.
     pub head_only: bool,
+    /// Whether the machine ends once it is sent.
+    pub then_end: bool,
 }
 
+/// Whoever runs the machine asks here that it end. Nobody else reaches it: guests do not reach each other.
+const SHUTDOWN: &str = "/shutdown";
+const ONLY_POST: &str = "only POST\n";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -48,6 +53,12 @@ impl Routes {
     /// The answer to a request.
     pub fn answer(&self, request: &Request) -> Response {
         let head_only = request.method == "HEAD";
+        if request.path == SHUTDOWN {
+            return match request.method.as_str() {
+                "POST" => Response { then_end: true, ..plain(202, "the machine ends\n") },
+                _ => plain(405, ONLY_POST),
+            };
+        }
         if !head_only && request.method != "GET" {
             return plain(405, "only GET and HEAD\n");
         }
@@ -55,7 +66,7 @@ impl Routes {
             "/health" => self.health(),
             "/identity" => Response { content_type: JSON, ..plain(200, &identity::show(self.status.vm_id())) },
             "/metrics" => Response { content_type: PROMETHEUS, ..plain(200, &self.status.metrics()) },
-            _ => plain(404, "not found; there are /health, /identity and /metrics\n"),
+            _ => plain(404, "not found; there are /health, /identity, /metrics and /shutdown (POST)\n"),
         };
         response.head_only = head_only;
         response
@@ -90,7 +101,11 @@ pub fn busy() -> Response {
 impl Response {
     /// The bytes of the answer.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let allow = if self.code == 405 { "Allow: GET, HEAD\r\n" } else { "" };
+        let allow = match (self.code, self.body.as_str()) {
+            (405, ONLY_POST) => "Allow: POST\r\n",
+            (405, _) => "Allow: GET, HEAD\r\n",
+            _ => "",
+        };
         let mut text = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\
              Cache-Control: no-store\r\n{allow}Connection: close\r\n\r\n",
@@ -107,13 +122,21 @@ impl Response {
 }
 
 fn plain(code: u16, body: &str) -> Response {
-    Response { code, content_type: TEXT, body: body.to_owned(), delay: Duration::ZERO, head_only: false }
+    Response {
+        code,
+        content_type: TEXT,
+        body: body.to_owned(),
+        delay: Duration::ZERO,
+        head_only: false,
+        then_end: false,
+    }
 }
 
 /// The phrase has no meaning in HTTP; the common ones are for people who read a trace.
 fn reason(code: u16) -> &'static str {
     match code {
         200 => "OK",
+        202 => "Accepted",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
@@ -166,6 +189,17 @@ mod tests {
     fn other_methods_are_told_what_is_allowed() {
         let text = String::from_utf8(answer("", "POST", "/health").to_bytes()).unwrap();
         assert!(text.starts_with("HTTP/1.1 405 ") && text.contains("\r\nAllow: GET, HEAD\r\n"));
+    }
+
+    #[test]
+    fn the_machine_ends_by_post_only() {
+        let asked = answer("", "POST", "/shutdown");
+        assert_eq!((asked.code, asked.then_end), (202, true));
+        for method in ["GET", "HEAD", "DELETE"] {
+            let refused = answer("", method, "/shutdown");
+            assert_eq!((refused.code, refused.then_end), (405, false), "{method}");
+            assert!(String::from_utf8(refused.to_bytes()).unwrap().contains("\r\nAllow: POST\r\n"));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::request::read_request;
 use super::route::{Response, Routes, answer_error, busy};
 use crate::console;
+use crate::power;
 
 /// Connections served at the same time. Each costs a thread in a guest of 128 MiB.
 const MAX_CONNECTIONS: usize = 32;
@@ -85,6 +86,9 @@ fn handle(mut stream: TcpStream, routes: &Routes) {
         thread::sleep(response.delay);
         if send(&stream, &response).is_ok() {
             routes.status().count_request();
+        }
+        if response.then_end {
+            power::ask_to_end();
         }
     }
 }

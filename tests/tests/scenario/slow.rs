@@ -1,0 +1,35 @@
+//! Guests that still come up when their time is up.
+
+use serde_json::json;
+use stoker_schemas::Phase;
+use stoker_schemas::diagnosis::Cause;
+
+use super::begin;
+
+fn slow(life: &str) -> serde_json::Value {
+    json!({
+        "image": "sim", "kernel_args": life, "readiness": {"deadline_ms": 1_000}, "retry": {"max_attempts": 1}
+    })
+}
+
+#[tokio::test]
+async fn one_that_comes_further_is_given_more_time() {
+    let (_dir, _world, life) = begin(|_| {});
+    // Its lease comes just before the end, its agent just after.
+    let id = life.enqueue(slow("sim.dhcp-ms=980 sim.healthy-ms=1070")).await;
+    let state = life.reaches(id, Phase::Ready).await;
+    assert_eq!(state.attempts.len(), 1);
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn one_that_comes_no_further_is_not() {
+    let (_dir, _world, life) = begin(|_| {});
+    let id = life.enqueue(slow("sim.dhcp-ms=1 sim.agent=refused")).await;
+    let state = life.reaches(id, Phase::Dead).await;
+    let dead = state.dead.values().next().unwrap();
+    let found = dead.value.diagnosis.as_ref().unwrap();
+    assert_eq!(found.cause, Cause::AgentNotListening);
+    assert!(!found.evidence.iter().any(|line| line.starts_with("deadline:")), "{found:#?}");
+    life.drain().await;
+}
