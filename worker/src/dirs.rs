@@ -74,6 +74,11 @@ impl Dirs {
         self.root.join("digests.json")
     }
 
+    /// What its VMMs count.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.prom")
+    }
+
     /// All attempts' folders.
     pub fn vms(&self) -> PathBuf {
         self.root.join("vms")

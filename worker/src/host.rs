@@ -18,6 +18,7 @@ use crate::dirs::Dirs;
 use crate::equipment::equip;
 use crate::images::ImageStore;
 use crate::log::{EventLog, LogError, LogOptions};
+use crate::metrics_file;
 use crate::outbox;
 use crate::ports::broker::{Broker, BrokerError};
 use crate::ports::net::NetError;
@@ -137,7 +138,13 @@ impl Host {
         } else {
             Some(tokio::spawn(outbox::run(self.log.clone(), broker, source, self.rig.clock, published)))
         };
+        let counts = self.rig.dirs.as_ref().map(|dirs| (dirs.metrics(), self.rig.hypervisor.clone()));
+        let counting = counts.clone().map(|(file, hypervisor)| tokio::spawn(metrics_file::keep(file, hypervisor)));
         let ended = supervisor.run(publishing, shutdown).await;
+        if let (Some(counting), Some((file, hypervisor))) = (counting, counts) {
+            counting.abort();
+            metrics_file::write(&file, &*hypervisor);
+        }
         if let Some(outbox) = outbox {
             flush(&self.log, &outbox).await;
             outbox.abort();

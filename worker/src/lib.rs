@@ -18,6 +18,7 @@ pub mod host;
 pub mod images;
 pub mod log;
 pub mod logging;
+mod metrics_file;
 mod mounts;
 pub mod net;
 pub mod outbox;

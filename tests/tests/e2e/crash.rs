@@ -87,6 +87,27 @@ async fn killed_with_ready_vms_in_firecracker() {
     killed_with_ready_vms("killed_with_ready_vms_in_firecracker", Needs::Firecracker).await;
 }
 
+/// What VMs counted is told, also by one that ended before its minute was over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_vmms_count_is_kept_for_prometheus() {
+    let test = "what_vmms_count_is_kept_for_prometheus";
+    let Some(stage) = Stage::open(test, Needs::Firecracker, "probe") else { return };
+    let mut up = stage.up(&["--no-vm"]).await;
+    let id = up.enqueue(&["probe"]).await;
+    up.reaches(id, Phase::Ready).await;
+    stop_all(&mut up, &stage, &[id]).await;
+    up.end().await;
+    let file = std::fs::read_to_string(stage.data().join("metrics.prom")).unwrap();
+    let value = |name: &str| -> u64 {
+        let line = file.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is not in {file}")).parse().unwrap()
+    };
+    // A lease and an answer over HTTP, each way.
+    assert!(value("stoker_vmm_net_received_bytes_total") > 300, "{file}");
+    assert!(value("stoker_vmm_net_sent_bytes_total") > 300, "{file}");
+    assert_eq!(value("stoker_vmm_seccomp_faults_total"), 0, "{file}");
+}
+
 /// A VMM that is there and answers nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vmm_that_hangs_is_ended() {

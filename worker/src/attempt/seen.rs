@@ -253,3 +253,6 @@ fn counts(summary: &ProbeSummary) -> ProbeCounts {
     }
     counts
 }
+
+#[cfg(test)]
+mod tests;

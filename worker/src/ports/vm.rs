@@ -87,6 +87,17 @@ pub struct VmRecord {
     pub dir: PathBuf,
 }
 
+/// A number that only grows while the worker lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counter {
+    /// As Prometheus names it.
+    pub name: &'static str,
+    /// What it is.
+    pub help: &'static str,
+    /// Its value.
+    pub value: u64,
+}
+
 /// A hypervisor.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
@@ -107,6 +118,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// What became of a VM of this plan. A driver may keep a template of those that became ready,
     /// and throw away one whose copy did not. Returns at once.
     fn learn(&self, _plan: &VmPlan, _ready: bool) {}
+
+    /// What its VMMs have counted, all together; empty where they do not count.
+    fn counters(&self) -> Vec<Counter> {
+        Vec::new()
+    }
 
     /// Removes what the VMM of this VM, which has ended, leaves outside its folder. Idempotent, and
     /// asked for again after a crash.

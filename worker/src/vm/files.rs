@@ -16,6 +16,8 @@ pub const CONSOLE: &str = "console.log";
 pub const VMM_LOG: &str = "vmm.log";
 /// What the VMM wrote to stderr.
 pub const VMM_STDERR: &str = "vmm.stderr";
+/// Firecracker's counters, a pipe.
+pub const METRICS: &str = "metrics.fifo";
 /// Firecracker's API.
 pub const API_SOCKET: &str = "api.sock";
 /// The serial line to a copy of a template, as QEMU's pipes want it: this with `.in` and `.out`.

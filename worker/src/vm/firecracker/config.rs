@@ -94,6 +94,12 @@ pub struct NetworkInterface<'a> {
     tx_rate_limiter: Option<RateLimiter>,
 }
 
+/// Where it writes what it counts.
+#[derive(Debug, Serialize)]
+pub struct Metrics {
+    pub metrics_path: String,
+}
+
 #[derive(Debug, Serialize)]
 pub struct Action {
     pub action_type: &'static str,

@@ -3,6 +3,7 @@
 mod api;
 mod config;
 pub mod jail;
+mod metrics;
 mod vm;
 
 use std::{
@@ -17,7 +18,8 @@ use stoker_schemas::{VmId, image::Driver};
 
 use self::{
     api::Api,
-    config::{Action, Entropy, Features, Setup, Version},
+    config::{Action, Entropy, Features, Metrics, Setup, Version},
+    metrics::{Reader, Totals, make_pipe},
     vm::FirecrackerVm,
 };
 pub use self::{config::Rates, jail::Jailer};
@@ -26,7 +28,7 @@ use super::{
     process::{self, Identity, Spawner, VmmProcess},
     program,
 };
-use crate::ports::vm::{Hypervisor, Vm, VmError, VmPlan, VmRecord};
+use crate::ports::vm::{Counter, Hypervisor, Vm, VmError, VmPlan, VmRecord};
 
 /// Its name in errors.
 const DRIVER: &str = "Firecracker";
@@ -61,6 +63,7 @@ pub struct Firecracker {
     api_timeout: Duration,
     jailer: Option<Arc<Jailer>>,
     rates: Rates,
+    totals: Arc<Totals>,
 }
 
 impl Firecracker {
@@ -78,7 +81,7 @@ impl Firecracker {
             .open("/dev/kvm")
             .map_err(|e| boot_error::spawn(DRIVER, "/dev/kvm", &e))?;
         let FirecrackerOptions { api_timeout, jailer, rates } = options;
-        Ok(Self { binary, version, spawner, api_timeout, jailer: jailer.map(Arc::new), rates })
+        Ok(Self { binary, version, spawner, api_timeout, jailer: jailer.map(Arc::new), rates, totals: Arc::default() })
     }
 
     /// Puts the VMM's files where it will find them; says where that is, what the plan is in its
@@ -111,6 +114,7 @@ impl Firecracker {
                 (plan.dir.clone(), plan.clone(), command)
             }
         };
+        make_pipe(&home, self.jailer.as_ref().and(plan.owner))?;
         command
             .current_dir(&plan.dir)
             // Without its own log the VMM's lines end up among the guest's on stdout.
@@ -127,6 +131,7 @@ impl Firecracker {
         let told: Version = api.get(process, "/version").await?;
         let known = program::version_after(&told.firecracker_version, "").map(|(_, numbers)| numbers);
         let features = Features::of(known.unwrap_or(OLDEST));
+        api.put(process, "/metrics", &Metrics { metrics_path: self.metrics_path() }).await?;
         api.put(process, "/machine-config", &setup.machine).await?;
         api.put(process, "/boot-source", &setup.boot).await?;
         for drive in &setup.drives {
@@ -139,8 +144,16 @@ impl Firecracker {
         api.put(process, "/actions", &Action { action_type: "InstanceStart" }).await
     }
 
+    /// As the VMM sees it: from its jail's root, or from the attempt's folder.
+    fn metrics_path(&self) -> String {
+        let root = if self.jailer.is_some() { "/" } else { "" };
+        format!("{root}{}", files::METRICS)
+    }
+
     fn vm(&self, record: VmRecord, process: VmmProcess, home: PathBuf) -> Arc<dyn Vm> {
-        Arc::new(FirecrackerVm { record, process, api_timeout: self.api_timeout, home, jailer: self.jailer.clone() })
+        let metrics = Reader::start(&home, Arc::clone(&self.totals));
+        let (api_timeout, jailer) = (self.api_timeout, self.jailer.clone());
+        Arc::new(FirecrackerVm { record, process, api_timeout, home, jailer, metrics })
     }
 }
 
@@ -197,6 +210,10 @@ impl Hypervisor for Firecracker {
         let found = VmmProcess::adopt(identity).map_err(|e| boot_error::spawn(DRIVER, "adopting a VMM", &e))?;
         let home = jail::find_root(&record.dir, record.vm).unwrap_or_else(|| record.dir.clone());
         Ok(found.map(|process| self.vm(record, process, home)))
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        self.totals.counters()
     }
 
     async fn clean_up(&self, vm: VmId) -> Result<(), VmError> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use stoker_schemas::VmId;
 
-use super::{DRIVER, api::Api, config::Action, jail::Jailer};
+use super::{DRIVER, api::Api, config::Action, jail::Jailer, metrics::Reader};
 use crate::{
     ports::vm::{ConsoleFeed, Vm, VmError, VmExit, VmRecord},
     vm::{
@@ -27,6 +27,8 @@ pub struct FirecrackerVm {
     pub home: PathBuf,
     /// Who cleans up behind it.
     pub jailer: Option<Arc<Jailer>>,
+    /// Reads what it counts.
+    pub metrics: Option<Reader>,
 }
 
 /// What its exit codes mean (`src/vmm/src/lib.rs`, `FcExitCode`).
@@ -64,6 +66,8 @@ impl FirecrackerVm {
     async fn ask_to_stop(&self, grace: Duration) {
         let asked = async {
             let api = Api::new(&self.home, self.api_timeout)?;
+            // Killed, it would not tell what it counted last.
+            api.put(&self.process, "/actions", &Action { action_type: "FlushMetrics" }).await?;
             api.put(&self.process, "/actions", &Action { action_type: "SendCtrlAltDel" }).await
         };
         let stopped = async {
@@ -120,6 +124,9 @@ impl Vm for FirecrackerVm {
         }
         self.process.kill().map_err(|e| boot_error::spawn(DRIVER, "killing the VMM", &e))?;
         let ended = self.process.wait().await;
+        if let Some(metrics) = &self.metrics {
+            metrics.finish().await;
+        }
         files::remove(&self.home, files::API_SOCKET).map_err(|e| boot_error::spawn(DRIVER, "socket", &e))?;
         clean_up(self.jailer.as_ref(), self.record.vm).await?;
         Ok(describe(ended, &self.record.dir, &self.home))
