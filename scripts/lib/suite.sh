@@ -2,10 +2,14 @@
 # The test run and the static checks. What a test needs is told to it by environment
 # variables; a missing one makes it report SKIPPED with the reason.
 
-#: test [cargo test arguments] | run every test, then list what was skipped or left behind
+#: test [--kvm] [cargo test arguments] | run every test, then list what was skipped or left behind; with --kvm also what needs a KVM that runs Linux
 cmd_test() {
   need_cargo
-  local groups=("${DEPS_DEFAULT_GROUPS[@]}") cargo_status=0
+  local groups=("${DEPS_DEFAULT_GROUPS[@]}") cargo_status=0 kvm=no
+  if [[ ${1:-} == --kvm ]]; then
+    kvm=yes
+    shift
+  fi
   # A browser is a large install, so it is only made where the machine is thrown away.
   [[ -n ${CI:-} ]] && groups+=(browser)
   cmd_deps "${groups[@]}"
@@ -13,6 +17,7 @@ cmd_test() {
   reap_dead_test_brokers
   export_test_environment test
   run_cargo_test "$@" || cargo_status=$?
+  [[ $kvm == no ]] || run_kvm_tests || cargo_status=$?
   find_leftovers
   print_summary "$cargo_status"
 }
@@ -82,6 +87,14 @@ run_cargo_test() {
     tee "$TEST_DIR/cargo.log"
 }
 
+# They are marked as ignored, so that a run that was not asked for them counts them as skipped.
+run_kvm_tests() {
+  note "what needs KVM"
+  IGNORED_RAN=yes
+  (cd "$STOKER_ROOT" && cargo test --locked -p stoker-tests --test e2e -- --ignored --nocapture kvm:: 2>&1) |
+    tee -a "$TEST_DIR/cargo.log"
+}
+
 namespaces() {
   have ip || return 0
   "$(find_command ip)" netns list 2>/dev/null | awk '{print $1}' | grep '^st-' | LC_ALL=C sort || true
@@ -123,6 +136,11 @@ print_summary() {
       if ($i ~ /^passed/) p += $(i - 1); if ($i ~ /^failed/) f += $(i - 1); if ($i ~ /^ignored/) n += $(i - 1) } }
     END { print p + 0, f + 0, n + 0 }' "$TEST_DIR/cargo.log")
   skipped="$(grep '^SKIPPED ' "$STOKER_TEST_SUMMARY" | cut -d: -f1 | sort -u | wc -l || true)"
+  # All that is ignored otherwise ran, or said itself why not.
+  [[ ${IGNORED_RAN:-} != yes ]] || ignored=0
+  if ((ignored > 0)); then
+    sed -nE 's/^test (.*) \.\.\. ignored, (.*)$/SKIPPED \1: \2/p' "$TEST_DIR/cargo.log" >>"$STOKER_TEST_SUMMARY"
+  fi
   leftovers="$(wc -l <"$TEST_DIR/leftovers")"
   # cargo counts a test that returned early as passed.
   passed=$((passed > skipped ? passed - skipped : 0))

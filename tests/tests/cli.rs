@@ -322,6 +322,31 @@ async fn images_are_listed_and_verified() {
     check!("image_no_folder", stoker("image --images /does/not/exist list").at("http://127.0.0.1:1").await);
 }
 
+#[tokio::test]
+async fn images_are_built_and_old_ones_go() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("kernel"), "kernel").unwrap();
+    let (store, here) = (root.path().join("store").display().to_string(), root.path().display().to_string());
+    let run = async |args: &str| {
+        let args = format!("image --images {store} {}", args.replace("HERE", &here));
+        let shown = stoker(&args).at("http://127.0.0.1:1").await;
+        shown.replace(&store, "[STORE]").replace(&here, "[HERE]")
+    };
+    check!(
+        "image_build",
+        run("build mine@1 --kernel HERE/kernel --unit Agent --shutdown /shutdown --driver qemu").await
+    );
+    check!("image_build_again", run("build mine@1 --kernel HERE/kernel").await);
+    check!("image_build_no_kernel", run("build mine@2 --kernel HERE/nothing").await);
+    check!("image_build_bad_shutdown", run("build mine@2 --kernel HERE/kernel --shutdown here").await);
+    for version in [2, 3] {
+        run(&format!("build mine@{version} --kernel HERE/kernel")).await;
+    }
+    check!("image_gc", run("gc").await);
+    check!("image_gc_delete", run("gc --delete --json").await);
+    check!("image_gc_nothing", run("gc --delete").await);
+}
+
 /// Plays the rest of a job's life once it was enqueued.
 async fn play(server: &Server, rest: impl FnOnce(Story) -> Story) {
     let mut news = server.model.changes();

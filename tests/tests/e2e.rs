@@ -11,10 +11,14 @@ mod crash;
 mod golden;
 #[path = "e2e/jobs.rs"]
 mod jobs;
+#[path = "e2e/kvm.rs"]
+mod kvm;
 #[path = "e2e/leaks.rs"]
 mod leaks;
 #[path = "e2e/stage.rs"]
 mod stage;
+#[path = "e2e/stranger.rs"]
+mod stranger;
 #[path = "e2e/templates.rs"]
 mod templates;
 #[path = "e2e/up.rs"]

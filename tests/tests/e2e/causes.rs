@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use stoker_schemas::{JobId, Phase};
 
 use crate::stage::{Needs, Stage, Up, eventually};
+use crate::stranger::Stranger;
 
 /// Enough for a probe guest to come as far as it is going to come, on a busy machine.
 const DEADLINE_MS: u64 = 6_000;
@@ -223,7 +224,7 @@ async fn an_address_that_another_machine_has_is_named() {
     let mut up = stage.up(&["--no-vm"]).await;
     // Its network is there by then.
     up.server().await;
-    let stranger = stage.stranger("192.168.100.2/24");
+    let stranger = Stranger::arrives(&stage, "192.168.100.2/24");
     // The server has told the host whose address it is: until the host asks anew, it knows better.
     let quiet = with(probe("no-arp,agent-delay-ms=600000"), json!({"readiness": {"deadline_ms": 20_000}}));
     let wanted = [("address_in_use", enqueue(&mut up, &quiet).await)];

@@ -21,14 +21,12 @@ use tokio::{
 use uuid::Uuid;
 
 /// Longest wait for something that must happen. Emulated guests on a busy machine are slow.
-/// The stranger's place on the bridge.
-const STRANGER: &str = "stranger0";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at what sends no signal to us: another process, the kernel's tables.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The bridge that `stoker` makes unless told otherwise.
-const BRIDGE: &str = "stbr0";
+pub const BRIDGE: &str = "stbr0";
 
 /// A user with no rights: `nobody` and `nogroup` of Debian, but nothing depends on the names.
 const NOBODY: u32 = 65_534;
@@ -141,6 +139,10 @@ impl Stage {
         fs::write(to.join("image.json"), manifest.to_string()).unwrap();
         self.images = images;
         self
+    }
+
+    pub fn images(&self) -> &Path {
+        &self.images
     }
 
     pub fn data(&self) -> PathBuf {
@@ -271,18 +273,6 @@ impl Stage {
         links.filter(|link| link != "lo" && link != BRIDGE).collect()
     }
 
-    /// A machine on the VMs' bridge that nobody gave this address.
-    pub fn stranger(&self, address: &str) -> Stranger<'_> {
-        let namespace = format!("{}-x", self.name);
-        let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
-        ip(&["netns", "add", &namespace]);
-        self.ip(&["link", "add", STRANGER, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
-        self.ip(&["link", "set", STRANGER, "master", BRIDGE, "up"]);
-        ip(&["-n", &namespace, "address", "add", address, "dev", "eth0"]);
-        ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
-        Stranger { stage: self, namespace }
-    }
-
     /// Runs `ip` in the stage's namespace.
     pub fn ip(&self, arguments: &[&str]) {
         let status = Command::new("ip").args(["-n", &self.name]).args(arguments).status().unwrap();
@@ -311,20 +301,6 @@ impl Stage {
 fn entries(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-}
-
-/// A machine that is no VM.
-pub struct Stranger<'a> {
-    stage: &'a Stage,
-    namespace: String,
-}
-
-impl Drop for Stranger<'_> {
-    fn drop(&mut self) {
-        // First its link: a namespace takes its links with it some time later.
-        let _ = Command::new("ip").args(["-n", &self.stage.name, "link", "delete", STRANGER]).status();
-        let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).status();
-    }
 }
 
 impl Drop for Stage {

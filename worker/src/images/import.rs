@@ -15,7 +15,7 @@ use super::{Image, ImageError, MANIFEST, digests::hex, manifest_in, read};
 /// Copied at a time, bytes; what is all zeros becomes a hole.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Folders in the making and on their way out begin with this, which no image's name can.
-const DRAFT: &str = ".import-";
+pub(super) const DRAFT: &str = ".import-";
 
 /// Why an image was not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum ImportError {
     },
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImportError {
+pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImportError {
     let path = path.to_owned();
     move |cause| ImportError::File { what, path, cause }
 }
@@ -102,14 +102,18 @@ impl Import {
 }
 
 /// A folder that goes with this unless it is shown.
-struct Draft(PathBuf);
+pub(super) struct Draft(PathBuf);
 
 impl Draft {
-    fn create(store: &Path) -> Result<Self, ImportError> {
+    pub(super) fn create(store: &Path) -> Result<Self, ImportError> {
         let dir = store.join(format!("{DRAFT}{}", uuid::Uuid::now_v7()));
         // Read by whoever reads the store: jailed VMMs get their files by hard link or mount.
         fs::DirBuilder::new().mode(0o755).create(&dir).map_err(failed("making", &dir))?;
         Ok(Self(dir))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Under its name from one moment to the next; the one before goes.

@@ -1,7 +1,9 @@
 //! The image store: one folder per image with `image.json`. Manifests are read once per change of
 //! the file, never per boot.
 
+mod build;
 mod digests;
+mod gc;
 mod import;
 
 use std::collections::HashMap;
@@ -12,7 +14,9 @@ use std::time::SystemTime;
 use stoker_schemas::ImageName;
 use stoker_schemas::image::{IMAGE_SCHEMA, ImageManifest};
 
+pub use build::{Build, plain_manifest};
 pub use digests::{Digests, digest_of};
+pub use gc::{Unneeded, unneeded};
 pub use import::{Import, ImportError};
 
 /// The manifest's file.
@@ -219,25 +223,7 @@ fn read(name: &ImageName, dir: PathBuf) -> Result<Image, ImageError> {
 }
 
 fn simulated(name: &ImageName) -> Image {
-    Image {
-        dir: PathBuf::new(),
-        manifest: ImageManifest {
-            reach: Default::default(),
-            prewarmed: false,
-            schema: IMAGE_SCHEMA.to_owned(),
-            name: name.to_string(),
-            kernel: String::new(),
-            initrd: None,
-            rootfs: None,
-            kernel_args: String::new(),
-            network: Default::default(),
-            allow_static: true,
-            agent_port: 8080,
-            shutdown: None,
-            units: Vec::new(),
-            min_memory_mib: 0,
-            drivers: Vec::new(),
-            digests: Default::default(),
-        },
-    }
+    let manifest =
+        ImageManifest { name: name.to_string(), kernel: String::new(), allow_static: true, ..plain_manifest() };
+    Image { dir: PathBuf::new(), manifest }
 }

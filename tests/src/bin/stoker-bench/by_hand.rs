@@ -92,7 +92,7 @@ impl Recipe {
     }
 
     /// The same VMM for this VM, going on from a snapshot of it.
-    fn from_snapshot(&self, vm: VmId, files: &Path) -> Self {
+    fn of_snapshot(&self, vm: VmId, files: &Path) -> Self {
         let load = json!({
             "snapshot_path": files.join("state"),
             "mem_backend": {"backend_type": "File", "backend_path": files.join("memory")},
@@ -162,7 +162,7 @@ impl Snapshot {
             request("PUT", "/snapshot/create", &paths.to_string()),
         ];
         boot_as(recipe, place, vm, &save).await?;
-        Ok(Self { recipe: recipe.from_snapshot(vm, &files), vm })
+        Ok(Self { recipe: recipe.of_snapshot(vm, &files), vm })
     }
 
     /// Goes on from it in a fresh process, waits for the first 200, and removes everything.

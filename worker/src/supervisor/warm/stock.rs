@@ -168,7 +168,7 @@ impl Stock {
             need.fits(room) && addresses > 0
         };
         let (going, staying): (Vec<_>, Vec<_>) = self.vms.iter().partition(|vm| matches!(vm.stage, Stage::Going(..)));
-        if going.into_iter().fold(false, |enough, vm| make(vm) || enough) {
+        if going.into_iter().any(&mut make) {
             return Some(Vec::new());
         }
         let mut victims = Vec::new();
