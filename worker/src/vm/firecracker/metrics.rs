@@ -118,16 +118,16 @@ async fn follow(pipe: Receiver, totals: Arc<Totals>, mut finished: oneshot::Rece
             ready = pipe.readable() => ready.is_err(),
             _ = &mut finished => true,
         };
-        loop {
-            match pipe.try_read(&mut piece) {
-                Ok(count @ 1..) => lines.feed(&piece[..count], &totals),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(0) | Err(_) => break,
-            }
+        while let Ok(count @ 1..) = pipe.try_read(&mut piece) {
+            lines.feed(&piece[..count], &totals);
         }
         if ends {
-            return;
+            break;
         }
+    }
+    // The runtime may not have heard yet of what was written last: the pipe itself is asked.
+    while let Ok(count @ 1..) = rustix::io::read(&pipe, &mut piece[..]) {
+        lines.feed(&piece[..count], &totals);
     }
 }
 
