@@ -32,7 +32,7 @@ use std::net::Ipv4Addr;
 use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::event::{AttemptReady, GoneWhy, StageMark};
 use stoker_schemas::{Epoch, JobId, JobSpec, Time, VmId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use bring_up::Held;
@@ -128,7 +128,7 @@ pub struct Tagged {
 #[derive(Debug)]
 pub struct Running {
     orders: watch::Sender<Order>,
-    handover: Option<oneshot::Sender<Box<Plan>>>,
+    handover: Option<mpsc::Sender<Plan>>,
     task: AbortHandle,
 }
 
@@ -150,7 +150,7 @@ impl Running {
     /// Starts one that boots and waits for its job.
     pub fn start_warm(rig: Rig, plan: Plan, tell: mpsc::Sender<Tagged>) -> Self {
         let (orders, taken) = watch::channel(Order::Run);
-        let (handover, comes) = oneshot::channel();
+        let (handover, comes) = mpsc::channel(1);
         let runner = Runner { seen: Seen::new(rig.clock, &plan), rig, plan, tell, orders: taken };
         let task = tokio::spawn(runner.run_warm(comes)).abort_handle();
         Self { orders, handover: Some(handover), task }
@@ -159,8 +159,8 @@ impl Running {
     /// Makes one that waits this job's try. Before any order: what it is ordered then, it does for the job.
     pub fn hand_over(&mut self, plan: Plan) {
         if let Some(handover) = self.handover.take() {
-            // The task ends by order only, and it had none.
-            let _ = handover.send(Box::new(plan));
+            // There is room for the one that is ever sent; the task ends by order only, and it had none.
+            let _ = handover.try_send(plan);
         }
     }
 

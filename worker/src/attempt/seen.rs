@@ -25,8 +25,8 @@ pub(super) struct Seen {
     plan: Plan,
     signals: Signals,
     untold: Vec<StageMark>,
-    /// How many there were.
-    marks: u64,
+    /// How often it came further.
+    steps: u64,
     started_units: BTreeSet<String>,
     starting_units: BTreeSet<String>,
     /// Outcomes of the probe.
@@ -43,7 +43,7 @@ impl Seen {
             plan: plan.clone(),
             signals: Signals { stage: Some(Stage::Accepted), ..Signals::default() },
             untold: Vec::new(),
-            marks: 0,
+            steps: 0,
             started_units: BTreeSet::new(),
             starting_units: BTreeSet::new(),
             probe: Arc::default(),
@@ -89,7 +89,7 @@ impl Seen {
         if !is_unit(stage) {
             self.signals.stage = self.signals.stage.max(Some(stage));
         }
-        self.marks += 1;
+        self.steps += 1;
         self.untold.push(StageMark { stage, at: self.clock.now(), detail: detail.into() });
     }
 
@@ -98,7 +98,7 @@ impl Seen {
     pub(super) fn progress(&self, console_bytes: u64) -> u64 {
         let kernel =
             if self.started_units.is_empty() && self.starting_units.is_empty() { console_bytes } else { u64::MAX / 2 };
-        kernel + self.marks + self.starting_units.len() as u64
+        kernel + self.steps
     }
 
     /// Time was up, and more was given.
@@ -158,6 +158,7 @@ impl Seen {
             ConsoleEvent::KernelStarted if self.restored => {}
             ConsoleEvent::KernelStarted => self.mark(Stage::KernelStarted, ""),
             ConsoleEvent::UnitStarting(name) if self.starting_units.len() < MAX_NOTED_UNITS => {
+                self.steps += 1;
                 self.starting_units.insert(clip(&name, MAX_UNIT_BYTES));
             }
             ConsoleEvent::UnitStarting(_) => {}

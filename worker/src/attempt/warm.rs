@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use stoker_schemas::event::StageMark;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::bring_up::Held;
@@ -32,7 +32,7 @@ enum Idle {
 }
 
 impl Runner {
-    pub(super) async fn run_warm(mut self, mut handover: oneshot::Receiver<Box<Plan>>) {
+    pub(super) async fn run_warm(mut self, mut handover: mpsc::Receiver<Plan>) {
         let mut held = self.bring_up().await;
         let waited = match &mut held {
             Some(held) => self.wait(held).await,
@@ -56,7 +56,7 @@ impl Runner {
         };
         let taken = match idle {
             Idle::Taken(plan) => Some(plan),
-            Idle::Dismissed => handover.try_recv().ok(),
+            Idle::Dismissed => handover.try_recv().ok().map(Box::new),
             Idle::Lost => {
                 self.report_failure(held.as_ref()).await;
                 self.last_order(&mut handover).await
@@ -77,7 +77,7 @@ impl Runner {
     }
 
     /// Waits for a job, and looks now and then whether the VM still is what it was.
-    async fn idle(&mut self, held: &mut Held, handover: &mut oneshot::Receiver<Box<Plan>>) -> Idle {
+    async fn idle(&mut self, held: &mut Held, handover: &mut mpsc::Receiver<Plan>) -> Idle {
         let target = self.target(held);
         let (prober, probe) = (self.rig.prober.clone(), self.seen.probe.clone());
         let mut look = interval(LOOK_EVERY);
@@ -87,7 +87,7 @@ impl Runner {
         loop {
             tokio::select! {
                 biased;
-                Ok(plan) = &mut *handover => return Idle::Taken(plan),
+                Some(plan) = handover.recv() => return Idle::Taken(Box::new(plan)),
                 _ = ordered(&mut self.orders) => return Idle::Dismissed,
                 exit = held.vm.exited() => {
                     self.seen.exited(exit);
@@ -107,11 +107,11 @@ impl Runner {
     }
 
     /// It has failed and said so. A job that had been given it by then finds out itself.
-    async fn last_order(&mut self, handover: &mut oneshot::Receiver<Box<Plan>>) -> Option<Box<Plan>> {
+    async fn last_order(&mut self, handover: &mut mpsc::Receiver<Plan>) -> Option<Box<Plan>> {
         tokio::select! {
             biased;
-            Ok(plan) = &mut *handover => Some(plan),
-            _ = ordered(&mut self.orders) => handover.try_recv().ok(),
+            Some(plan) = handover.recv() => Some(Box::new(plan)),
+            _ = ordered(&mut self.orders) => handover.try_recv().ok().map(Box::new),
         }
     }
 
