@@ -68,6 +68,7 @@ impl Seen {
         self.plan = plan.clone();
         self.probe = Arc::default();
         self.answer = None;
+        self.signals.extended_ms = 0;
         let now = self.clock.now();
         // Whether the agent is healthy, it is asked again.
         let before = marks.into_iter().chain(self.take_marks()).filter(|mark| mark.stage != Stage::AgentHealthy);
