@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
+    message::BasicReturnMessage,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use stoker_schemas::topology::Names;
@@ -64,6 +65,13 @@ impl Message {
             .with_headers(headers);
         let routing_key = short(&names.dead_queue())?;
         Ok(Self { exchange: "".into(), routing_key, route: Route::History, properties, body: parked.body })
+    }
+
+    /// Was this one returned? (Only parked messages have no id.)
+    pub(super) fn is(&self, returned: &BasicReturnMessage) -> bool {
+        self.properties.message_id() == returned.properties.message_id()
+            && self.routing_key == returned.routing_key
+            && self.exchange == returned.exchange
     }
 }
 

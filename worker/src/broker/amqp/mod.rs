@@ -18,6 +18,7 @@ mod history_route;
 mod link;
 mod message;
 mod publisher;
+mod returns;
 mod route;
 mod settle;
 mod status;

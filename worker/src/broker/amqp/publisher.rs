@@ -12,9 +12,10 @@ use std::{
     task::Poll,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel, Confirmation,
+    message::BasicReturnMessage,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     protocol::AMQPSoftError,
 };
@@ -31,6 +32,7 @@ use super::{
     history_route::HistoryRoute,
     link::{Link, Live},
     message::Message,
+    returns::{Confirmed, Returns, Verdict},
     route::Route,
     topology::Declarer,
 };
@@ -66,6 +68,7 @@ struct Session<'a> {
     declarer: Declarer<'a>,
     known_pools: HashSet<PoolName>,
     confirms: FuturesUnordered<Confirm>,
+    returns: Returns,
     /// When the broker last confirmed something, or had no reason to.
     progress: Instant,
 }
@@ -114,7 +117,7 @@ impl Publisher {
                 biased;
                 () = self.closing.cancelled() => return Ok(()),
                 () = live.lost.cancelled() => return Err(Fault::Lost),
-                Some((id, outcome)) = session.confirms.next() => self.confirmed(&mut session, id, outcome)?,
+                Some(first) = session.confirms.next() => self.confirmed(&mut session, first)?,
                 _ = blocked.changed() => session.progress = Instant::now(),
                 _ = check.tick() => self.check_progress(&mut session, takes)?,
                 job = self.inbox.recv(), if takes && room => match job {
@@ -156,27 +159,49 @@ impl Publisher {
         Ok(())
     }
 
-    fn confirmed(
-        &mut self,
-        session: &mut Session<'_>,
-        id: u64,
-        outcome: lapin::Result<Confirmation>,
-    ) -> Result<(), Fault> {
-        let outcome = outcome?;
+    /// Answers those whose fate is certain. All that is there is taken at once: what was confirmed
+    /// earlier may be polled later, and may tell of one that would be called kept.
+    fn confirmed(&mut self, session: &mut Session<'_>, first: (u64, lapin::Result<Confirmation>)) -> Result<(), Fault> {
         session.progress = Instant::now();
         session.live.mark_useful();
-        let result = match outcome {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+        let mut confirmed = Vec::new();
+        let mut next = Some(first);
+        while let Some((id, outcome)) = next {
+            let (acked, returned) = match outcome? {
+                Confirmation::Ack(returned) => (true, returned),
+                Confirmation::Nack(returned) => (false, returned),
+                // The channel is in confirm mode, so this would be lapin's mistake; never call it kept.
+                Confirmation::NotRequested => (false, None),
+            };
+            let carried = returned.map(|message| self.owner(&session.returns, &message).unwrap_or(id));
+            if let Some(owner) = carried {
+                session.returns.came_back(owner);
                 self.history.missed();
-                Err(BrokerError::Unroutable(returned.routing_key.to_string()))
             }
-            Confirmation::Nack(None) => Err(BrokerError::Refused("a queue it goes to is full or unavailable".into())),
-            // The channel is in confirm mode, so this would be lapin's mistake; never call it kept.
-            Confirmation::NotRequested => Err(BrokerError::Refused("the channel does not confirm".into())),
-        };
-        self.answer(id, result);
+            confirmed.push(Confirmed { id, acked, carried });
+            next = session.confirms.next().now_or_never().flatten();
+        }
+        for (id, verdict) in session.returns.settle(&confirmed) {
+            self.answer(id, self.result(id, verdict));
+        }
         Ok(())
+    }
+
+    /// Who published a message that came back.
+    fn owner(&self, known: &Returns, returned: &BasicReturnMessage) -> Option<u64> {
+        let is = |job: &Job| job.message.is(returned);
+        self.window.iter().find(|(id, job)| !known.is_returned(**id) && is(job)).map(|(id, _)| *id)
+    }
+
+    fn result(&self, id: u64, verdict: Verdict) -> Result<(), BrokerError> {
+        match verdict {
+            Verdict::Kept => Ok(()),
+            Verdict::Refused => Err(BrokerError::Refused("a queue it goes to is full or unavailable".into())),
+            Verdict::Returned => {
+                let key = self.window.get(&id).map(|job| job.message.routing_key.to_string());
+                Err(BrokerError::Unroutable(key.unwrap_or_default()))
+            }
+        }
     }
 
     fn answer(&mut self, id: u64, result: Result<(), BrokerError>) {
@@ -210,6 +235,7 @@ impl<'a> Session<'a> {
             declarer: live.declarer(config),
             known_pools: config.pools.iter().cloned().collect(),
             confirms: FuturesUnordered::new(),
+            returns: Returns::default(),
             progress: Instant::now(),
         })
     }
@@ -258,6 +284,7 @@ impl<'a> Session<'a> {
     /// be mixed up with another's; does not wait for the socket.
     async fn send(&mut self, id: u64, message: Arc<Message>) {
         let channel = self.channel.clone();
+        self.returns.sent(id);
         let mut confirm: Confirm = Box::pin(async move { (id, publish(&channel, &message).await) });
         let early = std::future::poll_fn(|cx| Poll::Ready(confirm.as_mut().poll(cx))).await;
         match early {
