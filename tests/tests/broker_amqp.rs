@@ -13,5 +13,7 @@ mod faults;
 mod proxy;
 #[path = "broker_amqp/rabbit.rs"]
 mod rabbit;
+#[path = "broker_amqp/returns.rs"]
+mod returns;
 
 stoker_tests::broker_conformance!(rabbit::setup);

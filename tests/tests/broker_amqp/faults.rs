@@ -1,11 +1,7 @@
 //! What only a network broker can do wrong.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
     DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text, text_of, told,
@@ -20,10 +16,6 @@ use crate::{
     proxy::Proxy,
     rabbit::{Rabbit, on_rabbit},
 };
-
-/// Times that the history is taken away, and what is published then, all at once.
-const ROUNDS: usize = 5;
-const BURST: usize = 200;
 
 async fn through(place: &Rabbit, proxy: &Proxy) -> AmqpBroker {
     AmqpBroker::connect(AmqpConfig { url: proxy.url.clone(), ..place.config(HOST) }).await.unwrap()
@@ -236,46 +228,6 @@ async fn a_history_made_anew_is_read_from_its_beginning() {
         timeout(DEADLINE, told).await.expect("the history was not declared again");
         let entry = timeout(DEADLINE, reader.recv()).await.expect("the reader waits in silence").unwrap();
         assert_eq!((text_of(&entry.body).as_str(), entry.offset), ("after", 0));
-    })
-    .await;
-}
-
-/// While the history is away, returned events and kept jobs come back mixed, and the broker confirms
-/// many in one frame: none may be taken for another.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_came_back_is_not_taken_for_what_was_kept() {
-    on_rabbit("what_came_back_is_not_taken_for_what_was_kept", async |place| {
-        let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
-        let (mut kept, mut returned) = (BTreeSet::new(), 0);
-        for round in 0..ROUNDS {
-            place.delete(&place.names.history_stream()).await;
-            let messages = (0..BURST).map(|n| {
-                let body = format!("{round}.{n}");
-                if n % 2 == 0 { told(&body) } else { job(POOL, Priority::Normal, &body) }
-            });
-            let answers = join_all(messages.map(|message| broker.publish(message))).await;
-            kept.clear();
-            for (n, answer) in answers.into_iter().enumerate() {
-                match answer {
-                    Ok(()) => kept.insert(format!("{round}.{n}")),
-                    Err(BrokerError::Unroutable(_)) if n % 2 == 0 => {
-                        returned += 1;
-                        false
-                    }
-                    Err(error) => panic!("{n}: {error:?}"),
-                };
-            }
-        }
-        assert!(returned > ROUNDS, "only {returned} came back");
-        // The last history has every event of the last round that was called kept, and may have jobs
-        // that were published before it was there: those went to their queue.
-        kept.retain(|body| body.rsplit('.').next().is_some_and(|n| n.parse::<usize>().unwrap() % 2 == 0));
-        let mut reader = broker.history(Offset::First).await.unwrap();
-        while !kept.is_empty() {
-            let entry = timeout(DEADLINE, reader.recv()).await;
-            let entry = entry.unwrap_or_else(|_| panic!("called kept and are nowhere: {kept:?}")).unwrap();
-            kept.remove(text_of(&entry.body).as_str());
-        }
     })
     .await;
 }

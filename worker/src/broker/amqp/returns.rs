@@ -151,9 +151,14 @@ mod tests {
     /// A broker and lapin: what each does next, and for which of the messages under way.
     #[derive(Debug, Clone)]
     enum Step {
-        Publish { routable: bool },
+        Publish {
+            routable: bool,
+        },
         Return(prop::sample::Index),
-        Confirm { which: prop::sample::Index, through: bool },
+        Confirm {
+            which: prop::sample::Index,
+            through: bool,
+        },
         /// The publisher looks.
         Poll,
     }
