@@ -9,8 +9,9 @@ use stoker_schemas::{JobId, Phase};
 use crate::stage::{Needs, Stage, Up, eventually};
 use crate::stranger::Stranger;
 
-/// Enough for a probe guest to come as far as it is going to come, on a busy machine.
-const DEADLINE_MS: u64 = 6_000;
+/// Enough for fourteen probe guests at once to come as far as they are going to come, and for a request to
+/// run out of its own time then, on a busy machine.
+const DEADLINE_MS: u64 = 15_000;
 /// Longer than any deadline here.
 const NEVER: &str = "probe.fault=slow-boot-ms=60000";
 
