@@ -68,6 +68,7 @@ fn probe_line(s: &Signals) -> String {
         ("reset", p.reset),
     ];
     let mut seen: Vec<String> = counts.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} ×{n}")).collect();
+    seen.extend(p.unanswered_ms.map(|ms| format!("the last one without an answer for {ms} ms when time was up")));
     seen.extend(p.wrong_status.map(|status| format!("HTTP {status}")));
     seen.extend(p.wrong_body.as_ref().map(|body| format!("body {:?}", clip(body, 120))));
     seen.extend(p.wrong_vm.as_ref().map(|who| format!("answered by {who}")));

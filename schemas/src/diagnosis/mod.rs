@@ -21,7 +21,7 @@
 //! | agent unhealthy, wrong body, hanging | its answer; a connection without one |
 //! | unit not started | a healthy agent, and a unit that the job waits for |
 //! | slow boot | a unit still starting; or a guest that came further until half its time again was up |
-//! | agent not listening | a refused connection |
+//! | agent not listening | a refused connection, and none taken since |
 //! | lease but unreachable | a lease, and no route or no connection |
 
 mod cause;
@@ -111,6 +111,8 @@ pub struct ProbeCounts {
     pub read_timeout: u32,
     /// Connection cut.
     pub reset: u32,
+    /// How long the last request had been without an answer, its connection taken, when the verdict came.
+    pub unanswered_ms: Option<u64>,
     /// Last answer with another status than asked.
     pub wrong_status: Option<u16>,
     /// Beginning of the last answer whose body did not match.

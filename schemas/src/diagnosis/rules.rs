@@ -33,6 +33,7 @@ const RULES: &[Rule] = &[
     dhcp,
     agent_http,
     unit,
+    unanswered,
     tcp,
     address,
     slow,
@@ -68,6 +69,9 @@ fn found(
 }
 
 use Confidence::{Certain, Likely};
+
+/// A sound agent answers in milliseconds, also on a busy host.
+const HANGING_AFTER_MS: u64 = 1_000;
 
 fn host(s: &Signals) -> Option<Finding> {
     match s.host_error.as_ref()? {
@@ -352,6 +356,20 @@ fn unit(s: &Signals) -> Option<Finding> {
     None
 }
 
+/// A request that was under way in the end. What takes a connection on the user network is not the guest.
+fn unanswered(s: &Signals) -> Option<Finding> {
+    let ms = s.probe.unanswered_ms.filter(|ms| *ms >= HANGING_AFTER_MS)?;
+    if s.probe.healthy || !s.has_tap || !s.starting_units.is_empty() {
+        return None;
+    }
+    found(
+        Cause::AgentHanging,
+        Likely,
+        format!("the agent took a connection and had not answered {ms} ms later, when time was up"),
+        "look at the agent's log; raise readiness.deadline_ms if it had only just started",
+    )
+}
+
 fn tcp(s: &Signals) -> Option<Finding> {
     let p = &s.probe;
     if p.refused == 0 || p.healthy {
@@ -364,6 +382,10 @@ fn tcp(s: &Signals) -> Option<Finding> {
             format!("time was up while {name} was still starting"),
             "raise readiness.deadline_ms or give the VM more CPU and memory",
         );
+    }
+    // Refused at first, and taken in the end, too late to say more.
+    if s.has_tap && p.unanswered_ms.is_some() {
+        return None;
     }
     found(
         Cause::AgentNotListening,

@@ -58,6 +58,23 @@ fn a_static_guest_that_asks_for_a_lease_has_two_owners_of_its_network() {
     assert_ne!(diagnose(&s).cause, Cause::ConflictingNetwork);
 }
 
+/// Refused while it booted, and taken in the end: nobody may say that nothing listens.
+#[test]
+fn a_connection_taken_late_is_not_called_refused() {
+    let late = |ms: u64, has_tap: bool| {
+        cause_of(|s| {
+            s.probe.refused = 9;
+            s.probe.unanswered_ms = Some(ms);
+            s.has_tap = has_tap;
+            s.bridge = Some("stbr0".into());
+        })
+    };
+    assert_eq!(late(1_500, true), Cause::AgentHanging);
+    assert_eq!(late(200, true), Cause::Unknown);
+    // The user network takes every connection.
+    assert_eq!(late(1_500, false), Cause::AgentNotListening);
+}
+
 #[test]
 fn each_kind_of_evidence_has_its_cause() {
     let no_lease = |s: &mut Signals| {

@@ -1,8 +1,6 @@
 //! Faults made for real, each of which must be called by its name: in guests, on the host, in what
 //! lies between them. (Two owners of one network are in `golden`.)
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 use stoker_schemas::{JobId, Phase};
 
@@ -55,15 +53,16 @@ async fn diagnosis(up: &mut Up, id: JobId) -> (String, Value) {
 
 /// All at once, each under the cause it must be given. Every difference is told, not just the first.
 async fn assert_named(up: &mut Up, wanted: &[(&str, JobId)]) {
-    let mut wrong = BTreeMap::new();
-    for (n, (cause, id)) in wanted.iter().enumerate() {
+    let (mut wrong, mut evidence) = (Vec::new(), Vec::new());
+    for (cause, id) in wanted {
         let (found, whole) = diagnosis(up, *id).await;
         assert!(!whole["remedy"].as_str().unwrap_or_default().is_empty(), "{cause} says what to do");
         if found != *cause {
-            wrong.insert((n, *cause), whole);
+            wrong.push(format!("{cause} -> {found}"));
+            evidence.push(whole);
         }
     }
-    assert!(wrong.is_empty(), "wrongly named: {wrong:#?}");
+    assert!(wrong.is_empty(), "wrongly named: {wrong:?}\n{evidence:#?}");
 }
 
 async fn end(stage: &Stage, mut up: Up, wanted: &[(&str, JobId)]) {

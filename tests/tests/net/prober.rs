@@ -175,6 +175,23 @@ async fn until_ready_goes_through_it_all() {
     assert!(summary.connected_after.is_some());
 }
 
+#[tokio::test]
+async fn a_try_that_is_given_up_leaves_how_long_it_waited() {
+    let log = ProbeLog::default();
+    let agent = server(vec![Turn::Close, Turn::Hang]).await;
+    let given_up = timeout(Duration::from_millis(500), prober().until_ready(&target(some_vm(), agent), &log)).await;
+    assert!(given_up.is_err());
+    let summary = log.summary();
+    // One that never got a connection would have been given up, and noted, long before.
+    assert!(summary.unanswered.is_some_and(|waited| waited > Duration::from_millis(20)), "{summary:?}");
+    assert_eq!(summary.tries, 1);
+
+    let unbound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let log = ProbeLog::default();
+    let _ = timeout(Duration::from_millis(50), prober().until_ready(&target(some_vm(), unbound), &log)).await;
+    assert_eq!(log.summary().unanswered, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_answer_is_seen_within_milliseconds() {
     const ROUNDS: usize = 20;

@@ -239,7 +239,8 @@ fn is_unit(stage: Stage) -> bool {
 }
 
 fn counts(summary: &ProbeSummary) -> ProbeCounts {
-    let mut counts = ProbeCounts::default();
+    let unanswered_ms = summary.unanswered.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let mut counts = ProbeCounts { unanswered_ms, ..ProbeCounts::default() };
     for (outcome, count) in &summary.kinds {
         match outcome {
             ProbeOutcome::Refused => counts.refused += count,

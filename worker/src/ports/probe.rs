@@ -1,9 +1,14 @@
 //! Asking a VM's agent whether it is up.
 
-use std::{net::SocketAddr, sync::Mutex, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use stoker_schemas::{VmId, id::Mac, spec::Readiness};
+use tokio::time::Instant;
 
 /// Whom to ask, and what answer counts.
 #[derive(Debug, Clone)]
@@ -74,6 +79,37 @@ pub struct ProbeSummary {
     pub kinds: Vec<(ProbeOutcome, u32)>,
     /// When TCP first connected, as time since the first try.
     pub connected_after: Option<Duration>,
+    /// How long the last try was connected and without an answer when it was given up.
+    pub unanswered: Option<Duration>,
+}
+
+/// By how much a busy machine may be late to give up a connection.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// A try under way. Given up with its future, it leaves how long it waited.
+pub struct Asking<'a> {
+    log: &'a ProbeLog,
+    since: Instant,
+    /// Without a connection it would be over by then.
+    connected_by: Duration,
+    over: bool,
+}
+
+impl Asking<'_> {
+    /// It is over.
+    pub fn note(mut self, outcome: ProbeOutcome, elapsed: Duration) {
+        self.over = true;
+        self.log.note(outcome, elapsed);
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let waited = self.since.elapsed();
+        if !self.over && waited > self.connected_by + SLACK {
+            self.log.lock().unanswered = Some(waited);
+        }
+    }
 }
 
 /// Kinds kept apart in a summary; further ones are counted under the last.
@@ -82,8 +118,9 @@ const MAX_KINDS: usize = 16;
 impl ProbeLog {
     /// Notes one outcome, `elapsed` after the first try.
     pub fn note(&self, outcome: ProbeOutcome, elapsed: Duration) {
-        let mut summary = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut summary = self.lock();
         summary.tries += 1;
+        summary.unanswered = None;
         let connected =
             !matches!(outcome, ProbeOutcome::Refused | ProbeOutcome::Unreachable(_) | ProbeOutcome::ConnectTimeout);
         if connected && summary.connected_after.is_none() {
@@ -104,7 +141,16 @@ impl ProbeLog {
 
     /// The tries so far.
     pub fn summary(&self) -> ProbeSummary {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    /// Begins a try that waits so long for its connection.
+    pub fn asking(&self, connected_by: Duration) -> Asking<'_> {
+        Asking { log: self, since: Instant::now(), connected_by, over: false }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ProbeSummary> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -72,8 +72,10 @@ impl Prober for HttpProber {
     async fn until_ready(&self, target: &ProbeTarget, seen: &ProbeLog) -> Answer {
         let mut pace = Pace::start();
         loop {
-            let outcome = self.ask(target, pace.patience()).await;
-            seen.note(outcome.clone(), pace.elapsed());
+            let patience = pace.patience();
+            let asking = seen.asking(PATIENCE[patience]);
+            let outcome = self.ask(target, patience).await;
+            asking.note(outcome.clone(), pace.elapsed());
             if let ProbeOutcome::Ready(answer) = outcome {
                 return answer;
             }

@@ -18,7 +18,7 @@ fn is_supported(cause: Cause, s: &Signals) -> bool {
         Cause::TapNotBridged => s.has_tap && s.bridge.is_none(),
         Cause::AddressUnreachable => s.lease.is_some() && p.unreachable + p.connect_timeout > 0,
         Cause::AgentNotListening => p.refused > 0,
-        Cause::AgentHanging => p.read_timeout > 0,
+        Cause::AgentHanging => p.read_timeout > 0 || p.unanswered_ms.is_some(),
         Cause::AgentUnhealthy => p.wrong_status.is_some(),
         Cause::WrongBody => p.wrong_body.is_some(),
         Cause::WrongVm => p.wrong_vm.is_some(),
@@ -85,9 +85,11 @@ fn host_error() -> BoxedStrategy<HostSignal> {
 
 fn probes() -> impl Strategy<Value = ProbeCounts> {
     let counts = [count(), count(), count(), count(), count()];
-    (counts, seldom(100u16..600), seldom(text()), seldom(text()), any::<bool>()).prop_map(
+    let unanswered = seldom(0u64..5_000);
+    (counts, unanswered, seldom(100u16..600), seldom(text()), seldom(text()), any::<bool>()).prop_map(
         |(
             [refused, unreachable, connect_timeout, read_timeout, reset],
+            unanswered_ms,
             wrong_status,
             wrong_body,
             wrong_vm,
@@ -99,6 +101,7 @@ fn probes() -> impl Strategy<Value = ProbeCounts> {
                 connect_timeout,
                 read_timeout,
                 reset,
+                unanswered_ms,
                 wrong_status,
                 wrong_body,
                 wrong_vm,
