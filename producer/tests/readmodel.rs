@@ -7,7 +7,7 @@ mod support;
 
 use stoker_producer::clock;
 use stoker_producer::readmodel::{Counts, Filter, Found, HostStatus, HostView, JobSummary, ReadModel};
-use stoker_schemas::event::HostDraining;
+use stoker_schemas::event::{HostDraining, HostHypervisorChanged};
 use stoker_schemas::{Event, EventData, JobState, Phase};
 use stoker_worker::ports::broker::{CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, Offset};
 use support::story::{Story, host_started};
@@ -30,11 +30,22 @@ fn batch(offset: u64, events: &[Event]) -> HistoryEntry {
     entry(offset, CONTENT_BATCH, [b"[".as_slice(), &list.join(b",".as_slice()), b"]"].concat())
 }
 
+/// A minute after its start a host finds that KVM does not run a kernel.
+fn hypervisor_changed(host: &str) -> Event {
+    let data = EventData::HostHypervisorChanged(HostHypervisorChanged {
+        hypervisor: "QEMU 7.2.22, KVM; TCG for golden/vmlinux, silent with KVM".to_owned(),
+        reason: "kernel golden/vmlinux does not boot with KVM and boots with TCG".to_owned(),
+    });
+    let started = host_started(host);
+    Event { data, time: started.time.plus(std::time::Duration::from_secs(60)), ..started }
+}
+
 fn world() -> Vec<Event> {
     let mut events = vec![host_started("h-01"), host_started("h-02")];
     let draining = EventData::HostDraining(HostDraining { booting: 0, running: 3 });
     let time = host_started("h-02").time.plus(std::time::Duration::from_secs(60));
     events.push(Event { data: draining, time, ..host_started("h-02") });
+    events.push(hypervisor_changed("h-01"));
     events.extend(Story::ready_at_first("a").events);
     events.extend(Story::failed_then_ready("b").later(1).events);
     events.extend(Story::conflict("c").later(2).events);
@@ -48,6 +59,22 @@ fn rows(model: &ReadModel) -> (Vec<JobSummary>, Counts, Vec<HostView>, Vec<Optio
     let jobs = model.list(&Filter::default(), None, 500).unwrap().jobs;
     let states = jobs.iter().map(|j| model.job(j.id).unwrap()).collect();
     (jobs, model.counts(), model.hosts().unwrap(), states)
+}
+
+#[test]
+fn a_host_shows_what_its_worker_last_said_of_its_hypervisor() {
+    let later =
+        Event { time: host_started("h-01").time.plus(std::time::Duration::from_secs(120)), ..host_started("h-01") };
+    for (events, wanted) in [
+        (vec![hypervisor_changed("h-01"), host_started("h-01")], "TCG for golden/vmlinux"),
+        (vec![later, hypervisor_changed("h-01"), host_started("h-01")], "Firecracker"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = model(&dir);
+        model.apply(&entries(&events)).unwrap();
+        let host = model.hosts().unwrap().remove(0);
+        assert!(host.hypervisor.contains(wanted), "{}", host.hypervisor);
+    }
 }
 
 /// A small generator: the same shuffles in every run.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+#[path = "e2e/accel.rs"]
+mod accel;
 #[path = "e2e/causes.rs"]
 mod causes;
 #[path = "e2e/crash.rs"]

@@ -19,6 +19,8 @@ use crate::ports::vm::VmRecord;
 
 /// Consoles kept of attempts that are gone; the oldest go first. At 1 MiB each, 1 GiB at most.
 pub const MAX_KEPT_CONSOLES: usize = 1_000;
+/// Note of which accelerator works, below the data folder.
+pub const ACCEL_NOTE: &str = "accel.json";
 /// A record is a few hundred bytes; more is not one of ours.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
 
@@ -64,9 +66,9 @@ impl Dirs {
         &self.root
     }
 
-    /// Note of which accelerator works.
+    /// Note of which accelerator works, and of kernels that need another.
     pub fn accel(&self) -> PathBuf {
-        self.root.join("accel.json")
+        self.root.join(ACCEL_NOTE)
     }
 
     /// Note of images' files that were found right.

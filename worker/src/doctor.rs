@@ -6,7 +6,9 @@ use serde::Serialize;
 use stoker_schemas::image::Driver;
 
 use crate::config::{Config, JailerMode, NetworkMode};
+use crate::dirs::ACCEL_NOTE;
 use crate::equipment::jailer_beside;
+use crate::vm::qemu::{Kernels, Note, Trial, choose, probe_guest};
 
 /// What to do without a jailer.
 const NO_JAILER: &str = "install it beside firecracker, from the same release, or set --jailer off";
@@ -34,8 +36,9 @@ impl Check {
     }
 }
 
-/// Looks at everything these settings need.
-pub fn examine(config: &Config) -> Vec<Check> {
+/// Looks at everything these settings need. Measures KVM with a trial guest, which takes some seconds where it
+/// is slow.
+pub async fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![data(&config.data)];
     match config.driver {
         Driver::Firecracker => {
@@ -52,6 +55,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
         }
         Driver::Qemu => {
             checks.push(program("qemu", &config.qemu, "install qemu-system-x86"));
+            checks.push(accelerator(config).await);
             checks.push(program("qemu-img", Path::new("qemu-img"), "install qemu-utils"));
         }
         Driver::Simulated => {}
@@ -98,6 +102,20 @@ fn images(dir: &Path) -> Check {
         Ok(names.join(", "))
     };
     Check::new("images", found)
+}
+
+/// What boots guests on this host. TCG will do: a host that is to have KVM and has none is the operator's to judge.
+async fn accelerator(config: &Config) -> Check {
+    let guest = probe_guest(&config.images);
+    // Beside the worker's own note, which only the worker writes.
+    let note = Note::open(config.data.join(ACCEL_NOTE), &config.qemu);
+    let scratch = std::env::temp_dir();
+    let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
+    let found = match choose(config.accel, &trial, None).await {
+        Ok(decision) => Ok(Kernels::new(decision, Some(note)).describe()),
+        Err(why) => Err((why, "set accel to auto or tcg (--accel), or give this user access to /dev/kvm")),
+    };
+    Check::new("accelerator", found)
 }
 
 fn root() -> Check {

@@ -5,7 +5,6 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use stoker_schemas::image::Driver;
@@ -19,14 +18,12 @@ use crate::ports::probe::Prober;
 use crate::ports::vm::{Hypervisor, VmError};
 use crate::probe::HttpProber;
 use crate::vm::{
-    AccelDecision, Firecracker, FirecrackerOptions, Jailer, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
-    SimulatedProber, Spawner, TemplateFolders, cgroup::Cgroups, detect_accel, program,
+    Firecracker, FirecrackerOptions, Jailer, Kernels, Qemu, QemuOptions, SimWorld, Simulated, SimulatedNetwork,
+    SimulatedProber, Spawner, TemplateFolders, Trial,
+    cgroup::Cgroups,
+    program,
+    qemu::{Note, choose, probe_guest},
 };
-
-/// How long a trial guest may take to say its first line on KVM; real KVM needs milliseconds.
-const TRIAL_DEADLINE: Duration = Duration::from_secs(3);
-/// What the trial guest says first.
-const TRIAL_SAYS: &str = "Stoker probe guest";
 
 /// What boots, connects and asks.
 pub(crate) struct Equipment {
@@ -106,7 +103,7 @@ async fn hypervisor(config: &Config, dirs: &Dirs, namespace: Namespace) -> Resul
         }
         Driver::Qemu | Driver::Simulated => {
             let templates = config.prewarm.then(|| TemplateFolders { store: dirs.templates(), drafts: dirs.vms() });
-            let options = QemuOptions { templates, ..QemuOptions::with_accel(accel(config, dirs).await) };
+            let options = QemuOptions { templates, ..QemuOptions::with_accel(accel(config, dirs).await?) };
             Arc::new(Qemu::new(&config.qemu, spawner, options).await?)
         }
     })
@@ -139,26 +136,18 @@ pub(crate) fn jailer_beside(firecracker: &Path) -> PathBuf {
     if beside.is_file() { beside } else { program::find(Path::new("jailer")) }
 }
 
-/// Which accelerator works: tried once per boot of the host, with the probe guest.
-async fn accel(config: &Config, dirs: &Dirs) -> AccelDecision {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let file = dirs.accel();
-    let known: Option<(String, AccelDecision)> =
-        std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    if let Some((id, decision)) = known
-        && id == boot_id
-        && decision.tried
-    {
-        return decision;
-    }
-    let probe = config.images.join("probe").join("probe.elf");
-    let decision = detect_accel(&config.qemu, &probe, TRIAL_SAYS, dirs.root(), TRIAL_DEADLINE).await;
+/// What runs guest code: KVM or TCG by settings, by a trial once per boot of the host, and kernel by kernel.
+async fn accel(config: &Config, dirs: &Dirs) -> Result<Kernels, VmError> {
+    let note = Note::open(dirs.accel(), &config.qemu);
+    let guest = probe_guest(&config.images);
+    let trial = Trial { qemu: &config.qemu, guest: &guest, dir: dirs.root() };
+    let decision = choose(config.accel, &trial, Some(&note)).await.map_err(|cause| VmError::Spawn {
+        driver: "KVM",
+        cause,
+        hint: "accel is set to kvm: set it to auto or tcg to boot without",
+    })?;
     tracing::info!(accel = ?decision.accel, reason = decision.reason, "accelerator chosen");
-    if let Ok(text) = serde_json::to_vec(&(boot_id, &decision)) {
-        // Only a note: without it the next start tries again.
-        let _ = std::fs::write(file, text);
-    }
-    decision
+    Ok(Kernels::new(decision, Some(note)))
 }
 
 /// Starts programs inside the VMs' namespace.

@@ -58,6 +58,7 @@ pub fn lines(event: &Event) -> Vec<Line> {
         }
         EventData::VmGone(e) => one(format!("VM gone: {}{}", e.why.as_str(), reason(&e.detail))),
         EventData::HostStarted(e) => one(format!("host started: {} slots, {}", e.slots, e.hypervisor)),
+        EventData::HostHypervisorChanged(e) => one(format!("hypervisor is now {}: {}", e.hypervisor, e.reason)),
         EventData::HostDrainRequested(e) => one(format!("drain requested by {}{}", e.by, reason(&e.reason))),
         EventData::HostDraining(e) => one(format!("draining: {} booting, {} running", e.booting, e.running)),
         EventData::PoolConfigured(e) => {

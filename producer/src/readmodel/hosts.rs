@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use stoker_schemas::event::{HostDraining, HostStarted, HostStopped, Request};
+use stoker_schemas::event::{HostDraining, HostHypervisorChanged, HostStarted, HostStopped, Request};
 use stoker_schemas::{Event, EventData, Time};
 
 use super::warm::{WarmView, WarmVms};
@@ -15,6 +15,8 @@ pub(super) type Latest<T> = Option<(Time, T)>;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
     started: Latest<HostStarted>,
+    #[serde(default)]
+    hypervisor_changed: Latest<HostHypervisorChanged>,
     drain_requested: Latest<Request>,
     draining: Latest<HostDraining>,
     stopped: Latest<HostStopped>,
@@ -91,6 +93,7 @@ impl HostState {
     pub fn apply(&mut self, event: &Event) {
         match &event.data {
             EventData::HostStarted(e) => latest(&mut self.started, event.time, e),
+            EventData::HostHypervisorChanged(e) => latest(&mut self.hypervisor_changed, event.time, e),
             EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
             EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
             EventData::HostStopped(e) => latest(&mut self.stopped, event.time, e),
@@ -122,6 +125,13 @@ impl HostState {
         last.map_or((HostStatus::Stopped, None), |(at, status)| (status, Some(at)))
     }
 
+    /// What its worker last said of its hypervisor.
+    fn hypervisor(&self) -> String {
+        let started = self.started.as_ref().map(|(at, e)| (*at, &e.hypervisor));
+        let changed = self.hypervisor_changed.as_ref().map(|(at, e)| (*at, &e.hypervisor));
+        started.into_iter().chain(changed).max_by_key(|(at, _)| *at).map_or_else(String::new, |(_, text)| text.clone())
+    }
+
     /// The row of this host, with the VMs counted on it.
     pub fn view(&self, name: &str, booting: u64, ready: u64) -> HostView {
         let (status, since) = self.status();
@@ -139,7 +149,7 @@ impl HostState {
                 memory_mib: 0,
                 labels: BTreeMap::new(),
                 pools: Vec::new(),
-                hypervisor: String::new(),
+                hypervisor: self.hypervisor(),
                 version: String::new(),
                 warm: self.warm.views(None),
             };
@@ -155,7 +165,7 @@ impl HostState {
             memory_mib: e.memory_mib,
             labels: e.labels,
             pools: e.pools,
-            hypervisor: e.hypervisor,
+            hypervisor: self.hypervisor(),
             version: e.version,
             warm: self.warm.views(self.started_at()),
         }

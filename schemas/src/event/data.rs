@@ -78,6 +78,8 @@ events! {
     VmGone(VmGone) = "vm.gone" v 1;
     /// A worker began.
     HostStarted(HostStarted) = "host.started" v 1;
+    /// A worker boots VMs in another way from now on: its accelerator does not run a kernel.
+    HostHypervisorChanged(HostHypervisorChanged) = "host.hypervisor-changed" v 1;
     /// Somebody wants a host to take no more jobs.
     HostDrainRequested(Request) = "host.drain-requested" v 1;
     /// A worker takes no more jobs.
@@ -109,6 +111,7 @@ impl EventData {
             | Self::AttemptAdopted(_)
             | Self::AttemptProgressed(_)
             | Self::HostStarted(_)
+            | Self::HostHypervisorChanged(_)
             | Self::HostDrainRequested(_)
             | Self::HostDraining(_)
             | Self::HostStopped(_) => {
@@ -156,7 +159,11 @@ impl EventData {
     pub fn is_about_host(&self) -> bool {
         let host = matches!(
             self,
-            Self::HostStarted(_) | Self::HostDrainRequested(_) | Self::HostDraining(_) | Self::HostStopped(_)
+            Self::HostStarted(_)
+                | Self::HostHypervisorChanged(_)
+                | Self::HostDrainRequested(_)
+                | Self::HostDraining(_)
+                | Self::HostStopped(_)
         );
         host || self.warm_vm().is_some()
     }

@@ -39,9 +39,12 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
     let spec = JobSpec::from_value(&json!({"image": "golden@7", "labels": {"team": "web"}})).ok()?;
     let request = || Request { by: "ada".to_owned(), reason: "not needed any more".to_owned() };
     Some(match kind {
-        "host.started" | "host.drain-requested" | "host.draining" | "host.stopped" | "pool.configured" => {
-            (JOB_LEVEL, of_host(kind)?)
-        }
+        "host.started"
+        | "host.hypervisor-changed"
+        | "host.drain-requested"
+        | "host.draining"
+        | "host.stopped"
+        | "pool.configured" => (JOB_LEVEL, of_host(kind)?),
         "warm.started" | "warm.ready" | "warm.taken" | "warm.gone" => (JOB_LEVEL, of_warm(kind, host, job)?),
         "job.snooze-requested" => {
             let Request { by, reason } = request();
@@ -123,6 +126,13 @@ fn of_host(kind: &str) -> Option<EventData> {
             hypervisor: "Firecracker 1.12.1".to_owned(),
             version: "0.1.0".to_owned(),
             adopted: 3,
+        }),
+        "host.hypervisor-changed" => EventData::HostHypervisorChanged(HostHypervisorChanged {
+            hypervisor: "QEMU 7.2.22, KVM (a trial guest ran at 2400 MIPS); TCG for golden/vmlinux, silent with KVM"
+                .to_owned(),
+            reason:
+                "kernel golden/vmlinux does not boot with KVM (no byte on its console after 5.0 s) and boots with TCG"
+                    .to_owned(),
         }),
         "host.drain-requested" => {
             EventData::HostDrainRequested(Request { by: "ada".to_owned(), reason: "kernel update".to_owned() })

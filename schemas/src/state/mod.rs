@@ -203,6 +203,7 @@ impl JobState {
             | EventData::AttemptAdopted(_)
             | EventData::VmGone(_) => self.add_to_try(epoch, at, data, told_by),
             EventData::HostStarted(_)
+            | EventData::HostHypervisorChanged(_)
             | EventData::HostDrainRequested(_)
             | EventData::HostDraining(_)
             | EventData::HostStopped(_)

@@ -2,24 +2,25 @@
 //! `scripts/dev test --kvm` runs it, and says so where it cannot.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use stoker_schemas::Phase;
 use stoker_tests::skipped;
-use stoker_worker::vm::{Accel, detect_accel};
+use stoker_worker::vm::{
+    Accel, AccelMode, Trial,
+    qemu::{choose, probe_guest},
+};
 
 use crate::stage::{Needs, Stage};
 
 const TEST: &str = "kvm::linux_boots_and_ends_in_firecracker";
 
-/// Where a trial guest does not run, Linux does not either.
+/// Where a trial guest runs too slowly, Linux does not boot either.
 async fn usable(images: &Path) -> bool {
     let dir = tempfile::tempdir().unwrap();
-    let probe = images.join("probe").join("probe.elf");
-    let wanted = "Stoker probe guest";
-    let found =
-        detect_accel(Path::new("qemu-system-x86_64"), &probe, wanted, dir.path(), Duration::from_secs(10)).await;
+    let guest = probe_guest(images);
+    let trial = Trial { qemu: Path::new("qemu-system-x86_64"), guest: &guest, dir: dir.path() };
+    let found = choose(AccelMode::Auto, &trial, None).await.unwrap();
     if found.accel != Accel::Kvm {
         skipped(TEST, &found.reason);
     }

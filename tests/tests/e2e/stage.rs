@@ -45,6 +45,8 @@ pub struct Stage {
     programs: PathBuf,
     images: PathBuf,
     firecracker: Option<PathBuf>,
+    /// Settings of the worker beyond its flags.
+    config: Option<PathBuf>,
     /// Who runs the programs; `None` for the user of the tests.
     user: Option<u32>,
 }
@@ -96,7 +98,7 @@ impl Stage {
         }
         let name = format!("st-{}", &Uuid::now_v7().simple().to_string()[24..]);
         let dir = tempfile::Builder::new().prefix("st-").tempdir().unwrap();
-        Some(Self { name, driver, dir, programs, images, firecracker, user: None })
+        Some(Self { name, driver, dir, programs, images, firecracker, config: None, user: None })
     }
 
     /// From now on an unprivileged user runs the programs: with a folder of its own to work in, and
@@ -138,6 +140,17 @@ impl Stage {
         fs::remove_file(to.join("image.json")).unwrap();
         fs::write(to.join("image.json"), manifest.to_string()).unwrap();
         self.images = images;
+        self
+    }
+
+    /// From now on this shell script runs in QEMU's place. It gets QEMU's arguments.
+    pub fn with_qemu(mut self, script: &str) -> Self {
+        let root = self.dir.path().canonicalize().unwrap();
+        let (program, config) = (root.join("qemu"), root.join("stoker.toml"));
+        fs::write(&program, format!("#!/bin/bash\n{script}")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&config, format!("qemu = {:?}\n", program.display().to_string())).unwrap();
+        self.config = Some(config);
         self
     }
 
@@ -188,6 +201,9 @@ impl Stage {
         command.args(["up", "--listen", "127.0.0.1:0", "--host", "e2e", "--namespace", &self.name]);
         command.arg("--data").arg(self.data()).arg("--images").arg(&self.images);
         command.args(["--driver", if self.driver == Needs::Qemu { "qemu" } else { "firecracker" }]);
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
+        }
         if let Some(firecracker) = &self.firecracker {
             command.arg("--firecracker").arg(firecracker);
         }

@@ -36,7 +36,7 @@ CFLAGS="-std=c11 -O2 -Wall -Wextra -Werror -Wshadow -Wconversion -Wno-sign-conve
 
 objects=
 for file in boot.S lib.c serial.c cmdline.c clock.c idle.c power.c virtio.c \
-    net.c dhcp.c tcp.c reach.c http.c faults.c boot.c main.c; do
+    net.c dhcp.c tcp.c reach.c http.c faults.c trial.c boot.c main.c; do
     # shellcheck disable=SC2086 # CFLAGS is a list
     "$CC" $CFLAGS -c "$src/$file" -o "$tmp/$file.o"
     objects="$objects $tmp/$file.o"

@@ -202,6 +202,8 @@ static bool take_param(const struct param *p, struct text *why)
         return split(p, why, add_unit);
     if (param_is(p, "probe.reach"))
         return split(p, why, add_reach);
+    if (param_is(p, "probe.trial"))
+        return config.trial = true;
     if (p->key_len > 6 && memcmp(p->key, "probe.", 6) == 0) {
         complain(why, "unknown parameter", p->key, p->key_len);
         return false;

@@ -26,6 +26,8 @@ static void init(enum boot_protocol protocol, uintptr_t info)
         storage[why.len] = '\0';
         stop_with(storage);
     }
+    if (config.trial)
+        trial_run();
     idle_init();
     if (virtio_init())
         say("virtio-net at 0x%x, hwaddr %M", (uint64_t)virtio_base(), virtio_mac());

@@ -41,7 +41,7 @@ struct config {
     uint32_t reach_count;
 
     bool no_dhcp, dhcp_silent_after_offer, no_arp;
-    bool agent_down, hang, no_id, wrong_id, silent;
+    bool agent_down, hang, no_id, wrong_id, silent, trial;
     bool panic, panic_exit, emergency;
     uint32_t status;         /* HTTP status of /health */
     bool has_body;
@@ -147,6 +147,9 @@ bool reach_input(const struct peer *from, const uint8_t *segment, size_t len);
  * many bytes it consumed, 0 to wait for more.  `close` asks to end the connection.
  */
 size_t http_serve(const char *in, size_t len, struct text *out, bool *close);
+
+/* ---- trial.c: how fast does this host run guest code? ---- */
+__attribute__((noreturn)) void trial_run(void);
 
 /* ---- boot.c: what a booting Linux with systemd would show ---- */
 void boot_start(void);

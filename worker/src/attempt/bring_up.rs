@@ -76,7 +76,7 @@ impl Runner {
             self.seen.boot_error(&e);
             None
         })?;
-        self.seen.spawned(vm.record().pid, vm.restored());
+        self.seen.spawned(&*vm);
         self.note_record(&vm);
         if let Err(error) = self.rig.network.verify(self.plan.vm).await {
             // Nobody could ever reach it: no use in waiting for its deadline.

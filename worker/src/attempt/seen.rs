@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::console::ConsoleEvent;
 use crate::ports::net::{NetEvidence, NetSignal};
 use crate::ports::probe::{Answer, ProbeLog, ProbeOutcome, ProbeSummary, WrongAnswer};
-use crate::ports::vm::{VmError, VmExit};
+use crate::ports::vm::{Vm, VmError, VmExit};
 
 /// Units noted per attempt; a guest can print as many as it likes.
 const MAX_NOTED_UNITS: usize = 128;
@@ -53,13 +53,16 @@ impl Seen {
     }
 
     /// The VMM runs; of a copy of a template, the kernel does, too.
-    pub(super) fn spawned(&mut self, pid: u32, restored: bool) {
-        self.restored = restored;
-        if restored {
-            self.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
-            self.mark(Stage::KernelStarted, "in the template");
-        } else {
-            self.mark(Stage::Spawned, format!("pid {pid}"));
+    pub(super) fn spawned(&mut self, vm: &dyn Vm) {
+        let pid = vm.record().pid;
+        self.restored = vm.restored();
+        match vm.accelerator() {
+            _ if self.restored => {
+                self.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
+                self.mark(Stage::KernelStarted, "in the template");
+            }
+            Some(accelerator) if !vm.lost().is_zero() => self.mark(Stage::Spawned, format!("pid {pid}, {accelerator}")),
+            _ => self.mark(Stage::Spawned, format!("pid {pid}")),
         }
     }
 

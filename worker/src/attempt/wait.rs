@@ -69,6 +69,8 @@ impl Runner {
     pub(super) async fn wait(&mut self, held: &mut Held) -> Waited {
         let spec = &self.plan.spec.readiness;
         let spent = self.rig.clock.now().since(self.plan.started_at);
+        // What an accelerator that did not run the guest took is not the guest's.
+        let spent = spent.saturating_sub(held.vm.lost());
         let deadline = Instant::now() + Duration::from_millis(spec.deadline_ms).saturating_sub(spent);
         let target = self.target(held);
         let prober = self.rig.prober.clone();

@@ -86,7 +86,11 @@ fn examine(args: Doctor) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return fail(code::USAGE, &errors),
     };
-    let checks = doctor::examine(&config);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(code::SYSTEM, &error),
+    };
+    let checks = runtime.block_on(doctor::examine(&config));
     let all_ok = checks.iter().all(|check| check.ok);
     let text = if args.json { doctor::json(&checks) } else { doctor::table(&checks) };
     use std::io::Write;

@@ -16,7 +16,7 @@ use stoker_schemas::{HostName, PoolName};
 pub use raw::{Flags, RawConfig};
 
 use crate::supervisor::{Capacity, Warm};
-use crate::vm::Rates;
+use crate::vm::{AccelMode, Rates};
 
 /// A broker's URL, which may hold a password: never printed with it.
 #[derive(Clone, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub struct Config {
     pub rates: Rates,
     /// QEMU's program.
     pub qemu: PathBuf,
+    /// How QEMU runs guest code.
+    pub accel: AccelMode,
     /// Whether VMs of prewarmed images may go on from a template.
     pub prewarm: bool,
     /// How VMs get a network.

@@ -11,8 +11,8 @@ use stoker_schemas::image::Driver;
 
 use super::warm::{self, RawWarm};
 use super::{BrokerUrl, Capacity, Config, ConfigErrors, JailerMode, NetworkMode};
-use crate::vm::Rates;
 use crate::vm::firecracker::jail::{DEFAULT_CGROUP_PARENT, DEFAULT_UID_BASE};
+use crate::vm::{AccelMode, Rates};
 
 /// A settings file is a page of text.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
@@ -36,6 +36,7 @@ pub struct RawConfig {
     disk_mib_per_s: Option<u32>,
     net_mib_per_s: Option<u32>,
     qemu: Option<PathBuf>,
+    accel: Option<AccelMode>,
     prewarm: Option<bool>,
     broker: Option<String>,
     broker_ca: Option<PathBuf>,
@@ -95,6 +96,9 @@ pub struct Flags {
     /// Firecracker's jailer, or `off`; as root the one beside Firecracker is used
     #[arg(long, env = "STOKER_JAILER", value_name = "FILE|off")]
     pub jailer: Option<PathBuf>,
+    /// How QEMU runs guests: auto (KVM where a trial and each kernel show that it works), kvm or tcg
+    #[arg(long, env = "STOKER_ACCEL", value_name = "MODE", value_parser = parse_accel)]
+    pub accel: Option<AccelMode>,
     /// Whether VMs of prewarmed images go on from a template (QEMU); default true
     #[arg(long, env = "STOKER_PREWARM", value_name = "BOOL")]
     pub prewarm: Option<bool>,
@@ -126,6 +130,10 @@ fn parse_driver(text: &str) -> Result<Driver, String> {
         .into_iter()
         .find(|d| d.as_str() == text)
         .ok_or_else(|| "one of firecracker, qemu, simulated".to_owned())
+}
+
+fn parse_accel(text: &str) -> Result<AccelMode, String> {
+    text.parse()
 }
 
 impl RawConfig {
@@ -164,6 +172,10 @@ impl Config {
         if driver == Driver::Firecracker && network == NetworkMode::User {
             errors
                 .push("network: Firecracker needs taps; run as root, or use --driver qemu for the user network".into());
+        }
+        let accel = flags.accel.or(file.accel).unwrap_or_default();
+        if driver == Driver::Firecracker && accel == AccelMode::Tcg {
+            errors.push("accel: Firecracker needs KVM; set it to auto, or use --driver qemu".into());
         }
         let capacity = Capacity {
             slots: flags.slots.or(file.slots).unwrap_or(32),
@@ -205,6 +217,7 @@ impl Config {
             cgroup_parent,
             rates,
             qemu: file.qemu.unwrap_or_else(|| "qemu-system-x86_64".into()),
+            accel,
             prewarm: flags.prewarm.or(file.prewarm).unwrap_or(true),
             network,
             warm,

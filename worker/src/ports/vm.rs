@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use stoker_schemas::{VmId, image::Driver};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::net::Nic;
 
@@ -107,6 +107,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Version and acceleration, for people (`Firecracker 1.12.1, KVM`).
     fn describe(&self) -> String;
 
+    /// Why `describe` last changed; `None` in it until it does. A driver without the method never changes.
+    fn changes(&self) -> Option<watch::Receiver<Option<String>>> {
+        None
+    }
+
     /// Starts the VM; returns when the guest has been told to run, not when it is up. On error
     /// nothing is left running.
     async fn boot(&self, plan: VmPlan) -> Result<Arc<dyn Vm>, VmError>;
@@ -139,6 +144,17 @@ pub trait Vm: Send + Sync + 'static {
 
     /// The serial console. Can be taken once.
     fn console(&self) -> Option<ConsoleFeed>;
+
+    /// What runs its guest's code (`KVM, 2400 MIPS`), for people.
+    fn accelerator(&self) -> Option<String> {
+        None
+    }
+
+    /// Time that went to an accelerator which did not run the guest, before this one did. The guest's deadline
+    /// is later by that much.
+    fn lost(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What the VMM says of itself (`running`, `io-error`), where it can be asked.
     async fn status(&self) -> Option<String> {

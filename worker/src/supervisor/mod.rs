@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use stoker_schemas::event::{EventData, HostDraining, HostStopped, WarmGoneWhy};
+use stoker_schemas::event::{EventData, HostDraining, HostHypervisorChanged, HostStopped, WarmGoneWhy};
 use stoker_schemas::{HostName, JobId, PoolName, Time};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -102,6 +102,8 @@ pub(crate) enum Input {
     Report(Tagged),
     /// The outbox has published up to here.
     Published(u64),
+    /// The hypervisor boots VMs in another way from now on; why.
+    HypervisorChanged(String),
     /// Time passed.
     Tick,
 }
@@ -208,6 +210,7 @@ impl Supervisor {
         let mut batch = Vec::with_capacity(MAX_TURN);
         let mut tagged = Vec::with_capacity(MAX_TURN);
         let mut drained_by: Option<Instant> = None;
+        let mut hypervisor = self.rig.hypervisor.changes();
         loop {
             tokio::select! {
                 biased;
@@ -229,6 +232,7 @@ impl Supervisor {
                 }
                 Some(input) = sources.next() => batch.push(input),
                 Ok(()) = published.changed() => batch.push(Input::Published(*published.borrow_and_update())),
+                why = changed(&mut hypervisor) => batch.push(Input::HypervisorChanged(why)),
                 _ = tick.tick() => batch.push(Input::Tick),
             }
             // Whatever else has come in shares the turn's disk flush.
@@ -278,6 +282,11 @@ impl Supervisor {
                 turn.settle.extend(settled.into_values().flatten());
                 Ok(())
             }
+            Input::HypervisorChanged(reason) => {
+                let hypervisor = self.rig.hypervisor.describe();
+                turn.host_fact(EventData::HostHypervisorChanged(HostHypervisorChanged { hypervisor, reason }));
+                Ok(())
+            }
             Input::Tick => {
                 self.dismiss_outdated();
                 self.retry_waiting(turn)
@@ -304,4 +313,16 @@ impl Supervisor {
         turn.host_fact(EventData::HostStopped(HostStopped { running: self.up() }));
         self.commit(turn).await
     }
+}
+
+/// Waits for the next change of the hypervisor; for ever where none can come.
+async fn changed(hypervisor: &mut Option<watch::Receiver<Option<String>>>) -> String {
+    if let Some(changes) = hypervisor {
+        while changes.changed().await.is_ok() {
+            if let Some(why) = changes.borrow_and_update().clone() {
+                return why;
+            }
+        }
+    }
+    std::future::pending().await
 }

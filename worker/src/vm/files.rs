@@ -4,11 +4,15 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 /// The guest's serial console; see [`crate::console`] for how it is bounded.
 pub const CONSOLE: &str = "console.log";
@@ -40,6 +44,28 @@ pub fn remove(dir: &Path, name: &str) -> io::Result<()> {
     match std::fs::remove_file(dir.join(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// What tells a file from one that takes its place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Its inode's number.
+    pub inode: u64,
+    /// When its content last changed: seconds and nanoseconds since 1970.
+    pub modified: (i64, i64),
+}
+
+impl FileFacts {
+    /// Those of a file that exists.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Ok(Self { path: path.to_owned(), bytes: meta.len(), inode: meta.ino(), modified })
     }
 }
 

@@ -16,5 +16,5 @@ mod socket;
 
 pub use firecracker::{Firecracker, FirecrackerOptions, Jailer, Rates};
 pub use process::{Here, Spawner};
-pub use qemu::{Accel, AccelDecision, Qemu, QemuOptions, TemplateFolders, detect_accel};
+pub use qemu::{Accel, AccelDecision, AccelMode, Kernels, Qemu, QemuOptions, Speed, TemplateFolders, Trial};
 pub use simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};

@@ -27,6 +27,15 @@ payload! {
     }
 }
 payload! {
+    /// Payload of `host.hypervisor-changed`.
+    struct HostHypervisorChanged {
+        /// Its hypervisor as it is now, for people.
+        hypervisor: String,
+        /// What the worker found out.
+        reason: String,
+    }
+}
+payload! {
     /// Payload of `host.draining`.
     struct HostDraining {
         /// Boots still under way.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    DRIVER,
+    Accel, DRIVER,
     command::{self, HostFacts, Memory},
     qmp::{Qmp, QmpError},
 };
@@ -33,6 +33,11 @@ pub struct Launcher {
 }
 
 impl Launcher {
+    /// The same with this accelerator.
+    pub fn with(&self, accel: Accel) -> Self {
+        Self { host: HostFacts { accel, ..self.host }, ..self.clone() }
+    }
+
     /// Starts QEMU for this plan, in the plan's folder.
     pub async fn start(&self, plan: &VmPlan, memory: Memory<'_>, stdin: impl Into<Stdio>) -> Result<Starting, VmError> {
         let failed = |error| boot_error::spawn(DRIVER, &self.binary.display().to_string(), &error);

@@ -12,12 +12,16 @@ use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use stoker_schemas::image::Driver;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::{
-    accel::{Accel, AccelDecision, detect_accel, host_tsc_khz},
+    accel::{
+        Accel, AccelDecision, AccelMode, Kernels, Note, Speed, Trial, TrialError, choose, host_tsc_khz, probe_guest,
+    },
     template::TemplateFolders,
 };
 use self::{
+    accel::{FirstByte, first_byte},
     command::{HostFacts, Memory},
     launch::Launcher,
     template::{Template, Templates},
@@ -40,8 +44,8 @@ const OLDEST: (u32, u32) = (5, 2);
 /// Settings of the driver.
 #[derive(Debug, Clone)]
 pub struct QemuOptions {
-    /// How guest code is run; see [`detect_accel`].
-    pub accel: AccelDecision,
+    /// How guest code is run: for each kernel what does run it.
+    pub accel: Kernels,
     /// Deadline from the start to the first answer, and of each exchange.
     pub qmp_timeout: Duration,
     /// QEMU's seccomp filter; costs 4-15 ms per boot (measured on a noisy host).
@@ -53,16 +57,17 @@ pub struct QemuOptions {
 }
 
 impl Default for QemuOptions {
-    /// With TCG, which works everywhere; KVM only after a trial ([`detect_accel`]).
+    /// With TCG, which works everywhere; KVM only after a trial ([`choose`]).
     fn default() -> Self {
         let reason = "KVM was not tried".to_owned();
-        Self::with_accel(AccelDecision { accel: Accel::Tcg, reason, tried: false })
+        let decision = AccelDecision { accel: Accel::Tcg, reason, speed: None, lasting: false };
+        Self::with_accel(Kernels::new(decision, None))
     }
 }
 
 impl QemuOptions {
     /// The usual settings with this accelerator.
-    pub fn with_accel(accel: AccelDecision) -> Self {
+    pub fn with_accel(accel: Kernels) -> Self {
         Self { accel, qmp_timeout: Duration::from_secs(10), sandbox: true, tsc_khz: None, templates: None }
     }
 }
@@ -71,7 +76,7 @@ impl QemuOptions {
 pub struct Qemu {
     version: String,
     launcher: Launcher,
-    reason: String,
+    accel: Kernels,
     templates: Option<Templates>,
 }
 
@@ -80,27 +85,32 @@ impl Qemu {
     pub async fn new(binary: &Path, spawner: Arc<dyn Spawner>, options: QemuOptions) -> Result<Self, VmError> {
         let version = version(binary).await?;
         let tsc_khz = options.tsc_khz.or_else(host_tsc_khz);
-        let AccelDecision { accel, reason, .. } = options.accel;
-        let host = HostFacts { accel, tsc_khz, sandbox: options.sandbox };
+        // Each launch has the accelerator of its kernel.
+        let host = HostFacts { accel: Accel::Tcg, tsc_khz, sandbox: options.sandbox };
         let open = |folders| {
-            let hypervisor = format!("{} {version} {host:?}", binary.display());
+            let hypervisor = format!("{} {version}", binary.display());
             Templates::open(folders, hypervisor).map_err(|e| boot_error::spawn(DRIVER, "folder of templates", &e))
         };
         let templates = options.templates.map(open).transpose()?;
         let launcher = Launcher { binary: binary.to_owned(), spawner, host, qmp_timeout: options.qmp_timeout };
-        Ok(Self { version, launcher, reason, templates })
+        Ok(Self { version, launcher, accel: options.accel, templates })
+    }
+
+    /// Starts with what runs this plan's kernel.
+    fn launcher(&self, plan: &VmPlan) -> Launcher {
+        self.launcher.with(self.accel.accel(&plan.kernel))
     }
 
     /// Boots it, or lets it go on from a template. On error nothing is left running.
-    async fn run(&self, plan: &VmPlan, template: Option<Template>) -> Result<Arc<dyn Vm>, VmError> {
+    async fn run(&self, launcher: &Launcher, plan: &VmPlan, template: Option<Template>) -> Result<QemuVm, VmError> {
         let starting = match template {
             Some(Template { memory, state }) => {
                 template::lay_serial(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "serial line", &e))?;
-                let starting = self.launcher.start(plan, Memory::CopyOf(&memory), state).await?;
+                let starting = launcher.start(plan, Memory::CopyOf(&memory), state).await?;
                 self.settle(plan, starting, true).await?
             }
             None => {
-                let starting = self.launcher.start(plan, Memory::Own, Stdio::null()).await?;
+                let starting = launcher.start(plan, Memory::Own, Stdio::null()).await?;
                 self.settle(plan, starting, false).await?
             }
         };
@@ -109,7 +119,35 @@ impl Qemu {
         };
         let Identity { pid, start_ticks } = process.identity();
         let record = VmRecord { vm: plan.vm, driver: Driver::Qemu, pid, start_ticks, dir: plan.dir.clone() };
-        Ok(self.vm(record, process))
+        let label = self.accel.label(launcher.host.accel);
+        Ok(QemuVm { accelerator: Some(label), ..self.vm(record, process) })
+    }
+
+    /// Boots it, with TCG when KVM does not run its kernel. That is found out here, not by a failed attempt.
+    async fn boot_cold(&self, plan: &VmPlan) -> Result<QemuVm, VmError> {
+        let began = Instant::now();
+        let launcher = self.launcher(plan);
+        let within = self.accel.must_speak_within(&plan.kernel, &plan.kernel_args);
+        let booted = self.run(&launcher, plan, None).await;
+        let Some(within) = within else { return booted };
+        if let Ok(vm) = &booted
+            && first_byte(&plan.dir, &vm.process, within).await == FirstByte::Came
+        {
+            self.accel.runs(&plan.kernel);
+            return booted;
+        }
+        if let Ok(vm) = &booted {
+            vm.stop(Duration::ZERO).await?;
+        }
+        let lost = began.elapsed();
+        tracing::warn!(
+            vm = %plan.vm, kernel = %plan.kernel.display(), error = booted.err().map(tracing::field::display),
+            "the kernel does not boot with KVM: no byte on its console after {lost:.1?}; booting it with TCG"
+        );
+        let vm = self.run(&self.launcher.with(Accel::Tcg), plan, None).await?;
+        self.accel.decide_by_tcg(&plan.kernel, &plan.dir, vm.process.clone(), lost);
+        let label = format!("{}, after {lost:.1?} without a console byte with KVM", self.accel.label(Accel::Tcg));
+        Ok(QemuVm { lost, accelerator: Some(label), ..vm })
     }
 
     /// Waits until it is set up, and kills it if that fails.
@@ -137,19 +175,21 @@ impl Qemu {
     /// A copy of this plan's template, where there is one that works.
     async fn copy(&self, plan: &VmPlan) -> Option<Arc<dyn Vm>> {
         let templates = self.templates.as_ref()?;
-        let template = templates.find(plan)?;
-        match self.run(plan, Some(template)).await {
-            Ok(vm) => Some(vm),
+        let launcher = self.launcher(plan);
+        let template = templates.find(&launcher, plan)?;
+        match self.run(&launcher, plan, Some(template)).await {
+            Ok(vm) => Some(Arc::new(vm)),
             Err(error) => {
                 tracing::warn!(vm = %plan.vm, %error, "its template cannot be continued and goes; booting cold");
-                templates.forget(plan);
+                templates.forget(&launcher, plan);
                 None
             }
         }
     }
 
-    fn vm(&self, record: VmRecord, process: VmmProcess) -> Arc<dyn Vm> {
-        Arc::new(QemuVm { record, process, qmp_timeout: self.launcher.qmp_timeout })
+    fn vm(&self, record: VmRecord, process: VmmProcess) -> QemuVm {
+        let qmp_timeout = self.launcher.qmp_timeout;
+        QemuVm { record, process, qmp_timeout, accelerator: None, lost: Duration::ZERO }
     }
 }
 
@@ -160,11 +200,11 @@ impl Hypervisor for Qemu {
     }
 
     fn describe(&self) -> String {
-        let accel = match self.launcher.host.accel {
-            Accel::Kvm => "KVM",
-            Accel::Tcg => "TCG",
-        };
-        format!("QEMU {}, {accel} ({})", self.version, self.reason)
+        format!("QEMU {}, {}", self.version, self.accel.describe())
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<Option<String>>> {
+        Some(self.accel.changes())
     }
 
     async fn boot(&self, plan: VmPlan) -> Result<Arc<dyn Vm>, VmError> {
@@ -173,23 +213,24 @@ impl Hypervisor for Qemu {
             return Ok(vm);
         }
         template::remove_serial(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "serial line", &e))?;
-        self.run(&plan, None).await
+        Ok(Arc::new(self.boot_cold(&plan).await?))
     }
 
     fn learn(&self, plan: &VmPlan, ready: bool) {
         let Some(templates) = &self.templates else { return };
         let Ok(plan) = plan.clone().with_absolute_paths() else { return };
+        let launcher = self.launcher(&plan);
         if ready {
-            templates.make_soon(&self.launcher, &plan);
+            templates.make_soon(&launcher, &plan);
         } else {
-            templates.forget(&plan);
+            templates.forget(&launcher, &plan);
         }
     }
 
     async fn adopt(&self, record: VmRecord) -> Result<Option<Arc<dyn Vm>>, VmError> {
         let identity = Identity { pid: record.pid, start_ticks: record.start_ticks };
         let found = VmmProcess::adopt(identity).map_err(|e| boot_error::spawn(DRIVER, "adopting a VMM", &e))?;
-        Ok(found.map(|process| self.vm(record, process)))
+        Ok(found.map(|process| Arc::new(self.vm(record, process)) as Arc<dyn Vm>))
     }
 }
 

@@ -23,6 +23,10 @@ pub struct QemuVm {
     pub record: VmRecord,
     pub process: VmmProcess,
     pub qmp_timeout: Duration,
+    /// What runs it, for people; a worker that took it over does not know.
+    pub accelerator: Option<String>,
+    /// What an accelerator that did not run it took of its time.
+    pub lost: Duration,
 }
 
 fn name_code(code: i32) -> Option<&'static str> {
@@ -84,6 +88,14 @@ impl Vm for QemuVm {
 
     async fn exited(&self) -> VmExit {
         describe(self.process.wait().await, &self.record.dir)
+    }
+
+    fn accelerator(&self) -> Option<String> {
+        self.accelerator.clone()
+    }
+
+    fn lost(&self) -> Duration {
+        self.lost
     }
 
     async fn status(&self) -> Option<String> {

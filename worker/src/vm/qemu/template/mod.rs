@@ -57,7 +57,7 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Opens the store; `hypervisor` names version and settings of the program that runs them.
+    /// Opens the store; `hypervisor` names the program that runs them and its version.
     pub fn open(folders: TemplateFolders, hypervisor: String) -> io::Result<Self> {
         Ok(Self {
             store: Arc::new(Store::open(folders.store, hypervisor)?),
@@ -67,14 +67,14 @@ impl Templates {
         })
     }
 
-    /// A template for this plan, whole.
-    pub fn find(&self, plan: &VmPlan) -> Option<Template> {
-        self.store.find(&self.key(plan)?)
+    /// A template for this plan, whole, made by such a launcher.
+    pub fn find(&self, launcher: &Launcher, plan: &VmPlan) -> Option<Template> {
+        self.store.find(&self.key(launcher, plan)?)
     }
 
     /// Throws this plan's template away.
-    pub fn forget(&self, plan: &VmPlan) {
-        if let Some(key) = self.key(plan) {
+    pub fn forget(&self, launcher: &Launcher, plan: &VmPlan) {
+        if let Some(key) = self.key(launcher, plan) {
             self.store.remove(&key);
             strike(&self.strikes, &key);
         }
@@ -82,7 +82,9 @@ impl Templates {
 
     /// Makes a template for this plan in the background, unless there is one, or one is being made.
     pub fn make_soon(&self, launcher: &Launcher, plan: &VmPlan) {
-        let Some(key) = self.key(plan).filter(|key| !self.store.has(key) && !self.is_out(key)) else { return };
+        let Some(key) = self.key(launcher, plan).filter(|key| !self.store.has(key) && !self.is_out(key)) else {
+            return;
+        };
         let Ok(permit) = Arc::clone(&self.making).try_acquire_owned() else { return };
         let (store, strikes) = (Arc::clone(&self.store), Arc::clone(&self.strikes));
         let (launcher, plan, drafts) = (launcher.clone(), plan.clone(), self.drafts.clone());
@@ -103,9 +105,10 @@ impl Templates {
     }
 
     /// `None` for a VM that cannot be a copy: a disk is written to by one VM only.
-    fn key(&self, plan: &VmPlan) -> Option<Key> {
+    fn key(&self, launcher: &Launcher, plan: &VmPlan) -> Option<Key> {
         let args = plan.template_args.as_ref().filter(|_| plan.disk.is_none())?;
-        self.store.key(plan, args).inspect_err(|error| tracing::warn!(%error, "no template can be looked for")).ok()
+        let key = self.store.key(launcher.host, plan, args);
+        key.inspect_err(|error| tracing::warn!(%error, "no template can be looked for")).ok()
     }
 
     fn is_out(&self, key: &Key) -> bool {

@@ -2,14 +2,15 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::ports::vm::VmPlan;
+use super::super::command::HostFacts;
+use crate::{ports::vm::VmPlan, vm::files::FileFacts};
 
 /// The guest's memory.
 pub const MEMORY: &str = "memory";
@@ -42,26 +43,12 @@ struct Inputs<'a> {
     format: u32,
     version: &'a str,
     hypervisor: &'a str,
+    host: String,
     host_boot: &'a str,
     vcpus: u32,
     memory_mib: u32,
     args: &'a str,
-    files: Vec<FileFacts<'a>>,
-}
-
-#[derive(Serialize)]
-struct FileFacts<'a> {
-    path: &'a Path,
-    bytes: u64,
-    inode: u64,
-    modified: (i64, i64),
-}
-
-impl<'a> FileFacts<'a> {
-    fn of(path: &'a Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
-        Ok(Self { path, bytes: meta.len(), inode: meta.ino(), modified: (meta.mtime(), meta.mtime_nsec()) })
-    }
+    files: Vec<FileFacts>,
 }
 
 /// What is written down about a template.
@@ -103,13 +90,14 @@ impl Store {
         Ok(store)
     }
 
-    /// The key for this plan with the template's kernel arguments.
-    pub fn key(&self, plan: &VmPlan, args: &str) -> io::Result<Key> {
+    /// The key for this plan on a host with these facts, with the template's kernel arguments.
+    pub fn key(&self, host: HostFacts, plan: &VmPlan, args: &str) -> io::Result<Key> {
         let files = [Some(&plan.kernel), plan.initrd.as_ref()].into_iter().flatten();
         let inputs = Inputs {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION"),
             hypervisor: &self.hypervisor,
+            host: format!("{host:?}"),
             host_boot: &self.host_boot,
             vcpus: plan.vcpus,
             memory_mib: plan.memory_mib,
@@ -209,7 +197,9 @@ mod tests {
     use stoker_schemas::{VmId, id::Mac};
 
     use super::*;
-    use crate::ports::net::Nic;
+    use crate::{ports::net::Nic, vm::qemu::Accel};
+
+    const HOST: HostFacts = HostFacts { accel: Accel::Tcg, tsc_khz: None, sandbox: true };
 
     fn plan(root: &Path) -> VmPlan {
         fs::write(root.join("kernel"), "k").unwrap();
@@ -244,11 +234,13 @@ mod tests {
     fn the_key_knows_what_shaped_the_memory_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let (store, plan) = (store(root.path()), plan(root.path()));
-        let key = |plan: &VmPlan, args: &str| store.key(plan, args).unwrap();
+        let key = |plan: &VmPlan, args: &str| store.key(HOST, plan, args).unwrap();
         let first = key(&plan, "quiet");
         let another_vm = VmPlan { vm: VmId(uuid::Uuid::from_u128(8)), ..plan.clone() };
         assert_eq!(first, key(&another_vm, "quiet"));
         assert_ne!(first, key(&plan, "loud"));
+        let kvm = HostFacts { accel: Accel::Kvm, ..HOST };
+        assert_ne!(first, store.key(kvm, &plan, "quiet").unwrap(), "saved by another accelerator");
         assert_ne!(first, key(&VmPlan { memory_mib: 65, ..plan.clone() }, "quiet"));
         assert_ne!(first, key(&VmPlan { initrd: Some(plan.kernel.clone()), ..plan.clone() }, "quiet"));
         fs::write(&plan.kernel, "another").unwrap();
@@ -262,7 +254,7 @@ mod tests {
         for (file, damage) in damages {
             let root = tempfile::tempdir().unwrap();
             let store = store(root.path());
-            let key = store.key(&plan(root.path()), "quiet").unwrap();
+            let key = store.key(HOST, &plan(root.path()), "quiet").unwrap();
             assert!(store.find(&key).is_none());
             keep(&store, root.path(), &key);
             assert!(store.find(&key).is_some());
@@ -277,7 +269,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = store(root.path());
         let plan = plan(root.path());
-        let keys: Vec<Key> = (0..=MAX_TEMPLATES).map(|n| store.key(&plan, &n.to_string()).unwrap()).collect();
+        let keys: Vec<Key> = (0..=MAX_TEMPLATES).map(|n| store.key(HOST, &plan, &n.to_string()).unwrap()).collect();
         for (n, key) in (0_u64..).zip(&keys) {
             keep(&store, root.path(), key);
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n);
