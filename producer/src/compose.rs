@@ -2,6 +2,7 @@
 //! broker by its URL, a host's event log by its folder. One function each, so that the command
 //! line knows signatures and nothing more.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,15 +70,14 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         message: e.to_string(),
         hint: "stoker up --help names the settings".to_owned(),
     };
-    logging::start();
-    let front = front(&args.front)?;
     let mut flags = args.worker;
+    let data = flags.data.get_or_insert_with(|| DEFAULT_DATA.into());
+    let log = start_logging(args.log.unwrap_or_else(|| data.join("stoker.log")));
+    let front = front(&args.front)?;
     let simulated = flags.driver == Some(Driver::Simulated);
     if !simulated && !flags.unprivileged && !rustix::process::geteuid().is_root() {
-        tracing::warn!("not root: no taps, so VMs get QEMU's user network (as with --unprivileged)");
         flags.unprivileged = true;
     }
-    flags.data.get_or_insert_with(|| DEFAULT_DATA.into());
     flags.images.get_or_insert_with(|| DEFAULT_IMAGES.into());
     let config = Config::resolve(flags).map_err(usage)?;
     let first_image = match (args.no_vm, args.image) {
@@ -85,7 +85,8 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
         (false, Some(image)) => Some(image),
         (false, None) => default_image(config.driver),
     };
-    let up = Up { config, front, first_image, once: args.once };
+    let terminal = std::io::stdout().is_terminal();
+    let up = Up { config, front, first_image, once: args.once, terminal, log };
     up::run(up, &mut std::io::stdout()).await.map_err(|cause| match cause {
         UpError::NotReady => ComposeError::NotReady,
         other => ComposeError::Failed {
@@ -94,6 +95,19 @@ pub async fn up(args: UpArgs) -> Result<(), ComposeError> {
             hint: "stoker-worker doctor looks at what the host needs".to_owned(),
         },
     })
+}
+
+/// Log lines go to this file, or to stderr where it is `-` or cannot be used.
+fn start_logging(file: PathBuf) -> Option<PathBuf> {
+    if file.as_os_str() != "-" {
+        match logging::start_in_file(&file) {
+            Ok(()) => return Some(file),
+            // That its folder cannot be used is said by what needs the folder.
+            Err(error) => eprintln!("log file {} cannot be used: {error}; logging to stderr", file.display()),
+        }
+    }
+    logging::start();
+    None
 }
 
 /// Runs API and pages over a broker until it is told to stop.

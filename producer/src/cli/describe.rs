@@ -5,6 +5,7 @@ use std::time::Duration;
 use stoker_schemas::event::{DeadReason, StageMark};
 use stoker_schemas::{Event, EventData, Time};
 
+use crate::progress::stage_line;
 use crate::view::duration;
 
 /// Something that happened, with its time.
@@ -81,10 +82,7 @@ pub fn lines(event: &Event) -> Vec<Line> {
 }
 
 fn marks(marks: &[StageMark]) -> Vec<Line> {
-    let line = |m: &StageMark| {
-        let detail = if m.detail.is_empty() { String::new() } else { format!(" {}", m.detail) };
-        Line { at: m.at, text: format!("{}{detail}", m.stage.as_str().replace('_', " ")) }
-    };
+    let line = |m: &StageMark| Line { at: m.at, text: stage_line(m) };
     marks.iter().map(line).collect()
 }
 

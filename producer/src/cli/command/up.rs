@@ -23,6 +23,9 @@ pub struct UpArgs {
     /// Boot no first VM
     #[arg(long, conflicts_with = "image")]
     pub no_vm: bool,
+    /// Log file; - for stderr (default: stoker.log in the data folder)
+    #[arg(long, env = "STOKER_LOG_FILE", value_name = "FILE")]
+    pub log: Option<std::path::PathBuf>,
     /// End after the first VM's report; exit code 1 when it did not become ready
     #[arg(long)]
     pub once: bool,

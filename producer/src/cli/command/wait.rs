@@ -1,7 +1,7 @@
 //! Waiting for jobs to settle: live stages on stderr, the outcome on stdout.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stoker_schemas::{Event, JobId, JobState, Phase, Time};
 
@@ -11,12 +11,8 @@ use crate::cli::follow::Follower;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
 use crate::http::Submitted;
+use crate::progress::{SIGN_OF_LIFE, line, settled, waiting_for};
 use crate::view::{JobView, duration, ms_between, short_id};
-
-/// Whether a waiter has its answer.
-pub fn settled(phase: Phase) -> bool {
-    phase == Phase::Ready || phase.is_closed()
-}
 
 /// Waits for all of them; an error when one did not become ready.
 pub async fn until_settled(
@@ -72,11 +68,13 @@ pub fn verdict(views: &[JobView]) -> Result<(), CliError> {
 
 struct Waiter {
     jobs: BTreeMap<JobId, JobState>,
+    /// By this machine's clock: the server's may differ.
+    began: Instant,
 }
 
 impl Waiter {
     fn new(ids: impl Iterator<Item = JobId>) -> Self {
-        Self { jobs: ids.map(|id| (id, JobState::new(id))).collect() }
+        Self { jobs: ids.map(|id| (id, JobState::new(id))).collect(), began: Instant::now() }
     }
 
     fn open(&self) -> Vec<JobId> {
@@ -105,10 +103,30 @@ impl Waiter {
         let from = one.is_none().then_some(submitted.from);
         let mut follower = Follower::new(&settings.client, one, from);
         while !self.open().is_empty() {
-            let live = follower.next().await?;
+            let live = {
+                let mut next = std::pin::pin!(follower.next());
+                loop {
+                    match tokio::time::timeout(SIGN_OF_LIFE, &mut next).await {
+                        Ok(live) => break live?,
+                        Err(_) => self.sign_of_life(printer)?,
+                    }
+                }
+            };
             self.take(&live.event, printer)?;
         }
         Ok(())
+    }
+
+    /// Nothing has happened for a while: what is waited for.
+    fn sign_of_life(&self, printer: &mut Printer) -> Result<(), CliError> {
+        let open: Vec<_> = self.jobs.values().filter(|state| !settled(state.phase())).collect();
+        let Some(first) = open.first() else { return Ok(()) };
+        let others = match open.len() - 1 {
+            0 => String::new(),
+            n => format!(" (and {n} more)"),
+        };
+        let waited = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        printer.note(&line(waited, &format!("waiting for {}{others}", waiting_for(first))))
     }
 
     fn take(&mut self, event: &Event, printer: &mut Printer) -> Result<(), CliError> {

@@ -3,12 +3,13 @@
 use clap::Args;
 use stoker_schemas::{Event, JobState};
 
-use super::wait::{settled, verdict};
+use super::wait::verdict;
 use crate::cli::CliError;
 use crate::cli::describe;
 use crate::cli::follow::{Follower, Live};
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
+use crate::progress::settled;
 use crate::view::{JobView, short_id};
 
 /// Flags of `watch`.

@@ -155,7 +155,7 @@ impl AccelDecision {
                 Self { accel: Accel::Kvm, reason, speed: Some(speed), lasting: true }
             }
             Ok(speed) => {
-                let needed = format!("{MIN_MIPS} MIPS and {MAX_EXIT_US} µs are needed");
+                let needed = format!("{MIN_MIPS} MIPS and at most {MAX_EXIT_US} µs for an exit are needed");
                 let reason = format!("KVM is too slow here: a trial guest ran at {speed}; {needed}");
                 Self { accel: Accel::Tcg, reason, speed: Some(speed), lasting: true }
             }
@@ -237,7 +237,7 @@ mod tests {
         }
         insta::assert_snapshot!(
             judged(3, None),
-            @"TCG (KVM is too slow here: a trial guest ran at 3 MIPS; 100 MIPS and 200 µs are needed)"
+            @"TCG (KVM is too slow here: a trial guest ran at 3 MIPS; 100 MIPS and at most 200 µs for an exit are needed)"
         );
         insta::assert_snapshot!(judged(2_400, Some(4)), @"KVM (a trial guest ran at 2400 MIPS, 4 µs for an exit)");
     }

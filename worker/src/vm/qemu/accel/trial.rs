@@ -96,10 +96,18 @@ impl Trial<'_> {
         };
         let _ = trial.abandon().await;
         measured.map_err(|error| match error {
-            TrialError::Ended(_) => TrialError::Ended(exit::last_words(&[dir.join(files::VMM_STDERR)])),
+            TrialError::Ended(_) => {
+                TrialError::Ended(first_complaint(&exit::last_words(&[dir.join(files::VMM_STDERR)])))
+            }
             other => other,
         })
     }
+}
+
+/// QEMU's first line without its name; what follows comes of it.
+fn first_complaint(words: &str) -> String {
+    let first = words.split(" | ").next().unwrap_or_default();
+    first.rsplit_once("error: ").map_or(first, |(_, what)| what).to_owned()
 }
 
 fn tempdir(root: &Path) -> io::Result<PathBuf> {
@@ -283,6 +291,13 @@ mod tests {
         let speed = meter.verdict(start + ms(1_400)).flatten().unwrap();
         assert_eq!((speed.mips, speed.exit_us), (2_133, Some(10_000)));
         assert!(!speed.is_enough());
+    }
+
+    #[test]
+    fn of_qemus_last_words_the_first_complaint_is_repeated() {
+        let words = "qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69 | qemu: kvm.c:3183: Assertion failed.";
+        assert_eq!(first_complaint(words), "failed to set MSR 0x10a to 0x69");
+        assert_eq!(first_complaint("Could not access KVM kernel module"), "Could not access KVM kernel module");
     }
 
     #[test]
