@@ -133,7 +133,7 @@ impl Story {
         Diagnosis {
             stage: Stage::DhcpAck,
             cause: Cause::ConflictingNetwork,
-            confidence: Confidence::Certain,
+            confidence: Some(Confidence::Certain),
             summary: "the kernel line sets ip=192.168.100.2 while the image asks DHCP; the lease is 192.168.100.79, \
                       nobody answers on 192.168.100.2"
                 .to_owned(),
@@ -152,7 +152,7 @@ impl Story {
         Diagnosis {
             stage: Stage::DhcpAck,
             cause: Cause::AgentNotListening,
-            confidence: Confidence::Likely,
+            confidence: Some(Confidence::Likely),
             summary: "nothing listens on 192.168.100.17:8080".to_owned(),
             remedy: "see the console for the agent's unit".to_owned(),
             evidence: vec!["probe: ECONNREFUSED x120".to_owned()],

@@ -165,7 +165,7 @@ fn diagnosis() -> Diagnosis {
     Diagnosis {
         stage: Stage::DhcpAck,
         cause: Cause::AgentNotListening,
-        confidence: Confidence::Certain,
+        confidence: Some(Confidence::Certain),
         summary: "the VM has its address and nothing listens on the agent's port".to_owned(),
         remedy: "check that the agent is enabled, started, and bound to 0.0.0.0".to_owned(),
         evidence: vec!["probe of 192.168.100.79: refused ×31".to_owned()],

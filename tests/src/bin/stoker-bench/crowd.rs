@@ -106,7 +106,7 @@ fn diagnosis(n: u64) -> Fallible<Diagnosis> {
     Ok(Diagnosis {
         stage: Stage::KernelStarted,
         cause: CAUSES[usize::try_from(n / DEAD_OF)? % CAUSES.len()],
-        confidence: Confidence::Certain,
+        confidence: Some(Confidence::Certain),
         summary: "the guest's kernel panicked before its agent answered".to_owned(),
         remedy: "look at the console".to_owned(),
         evidence: vec!["Kernel panic - not syncing: VFS: Unable to mount root fs".to_owned()],
