@@ -95,7 +95,7 @@ impl Story {
     }
 
     fn mark(&self, stage: Stage, ms: u64, detail: &str) -> StageMark {
-        StageMark { stage, at: self.at(ms), detail: detail.to_owned() }
+        StageMark { stage, at: self.at(ms), detail: detail.to_owned(), absent: false }
     }
 
     /// Disk, network, VMM, kernel and DHCP, beginning at `ms`.

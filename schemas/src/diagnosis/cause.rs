@@ -62,7 +62,7 @@ causes! {
     UnitFailed = "unit_failed", "unit failed", retry true;
     /// A unit asked for never started.
     UnitMissing = "unit_missing", "unit not started", retry true;
-    /// Nothing on the console, and no other sign of life.
+    /// An empty console, and no other sign of life.
     GuestSilent = "guest_silent", "guest silent", retry true;
     /// The guest's kernel panicked.
     KernelPanic = "kernel_panic", "kernel panic", retry true;

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | image invalid, host out of resource, interrupted | the worker's own error before or while it made the VM |
 //! | hypervisor refused, not started | the VMM's words |
-//! | guest silent | not one byte on the console of a VMM that runs, no packet, no DHCP request, no answer |
+//! | guest silent | an empty console although the VMM runs, no packet, no DHCP request, no answer |
 //! | kernel panic, guest out of memory, emergency mode | the console's line |
 //! | guest shut down | the VMM ended with 0; hypervisor crashed: with anything else |
 //! | conflicting network configuration | an address on (or from) the kernel line, and a DHCP request or lease |
@@ -142,9 +142,9 @@ pub struct Signals {
     pub host_error: Option<HostSignal>,
     /// What the VMM did.
     pub vmm: Option<VmmSignal>,
-    /// What runs the guest's code, as the driver says it (`KVM, 2,400 MIPS`).
+    /// What executes the guest's code, in the driver's words (`KVM, 2,400 MIPS`).
     pub accelerator: Option<String>,
-    /// What the VMM said of itself in the end (`running`, `io-error`).
+    /// The VMM's state at the verdict, as it reports it (`running`, `io-error`).
     pub vmm_status: Option<String>,
     /// It is a copy of a template: its kernel had booted before.
     pub restored: bool,

@@ -91,7 +91,7 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
 }
 
 fn of_try(kind: &str) -> Option<EventData> {
-    let mark = |stage, seconds| StageMark { stage, at: moment(seconds), detail: String::new() };
+    let mark = |stage, seconds| StageMark { stage, at: moment(seconds), detail: String::new(), absent: false };
     Some(match kind {
         "attempt.progressed" => EventData::AttemptProgressed(AttemptProgressed {
             marks: vec![mark(Stage::Spawned, 1), mark(Stage::DhcpAck, 9)],

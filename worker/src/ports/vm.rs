@@ -145,6 +145,11 @@ pub trait Vm: Send + Sync + 'static {
         None
     }
 
+    /// What executes the guest's code, for people (`KVM, 2,400 MIPS`); `None` where the driver cannot say.
+    fn accelerator(&self) -> Option<String> {
+        None
+    }
+
     /// Whether the VMM answers when it is asked; one that cannot be asked counts as answering.
     async fn responds(&self) -> bool {
         true

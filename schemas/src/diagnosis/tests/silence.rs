@@ -1,4 +1,4 @@
-//! Given a console without one byte, then `guest_silent`, unless anything else of the guest was seen.
+//! Given an empty console, then `guest_silent`, unless anything else of the guest was seen.
 
 use super::*;
 
@@ -50,7 +50,7 @@ fn without_a_console_on_the_serial_port_its_absence_is_named() {
     for unheard in ["quiet", "console=hvc0", "console=ttyS1", "console=ttyS01", "xconsole=ttyS0"] {
         assert!(remedy(unheard).contains("add console=ttyS0"), "{unheard}");
     }
-    // A line that is not known (a VM taken over, its image gone) is not one without a console.
+    // An unknown kernel line (an adopted VM whose image is gone) is not a line without a console.
     let heard = ["console=ttyS0", "quiet console=tty0 console=ttyS0,115200n8", "console=uart8250,io,0x3f8", "", " "];
     for heard in heard.into_iter().chain(["earlyprintk=serial,ttyS0,115200"]) {
         assert!(!remedy(heard).contains("add console=ttyS0"), "{heard}");
@@ -58,7 +58,7 @@ fn without_a_console_on_the_serial_port_its_absence_is_named() {
 }
 
 #[test]
-fn a_silent_guest_may_be_tried_again() {
+fn a_silent_guest_is_worth_a_retry() {
     let d = diagnose(&silent());
     assert_eq!((d.cause, d.confidence, d.retryable), (Cause::GuestSilent, Some(Confidence::Likely), true));
 }

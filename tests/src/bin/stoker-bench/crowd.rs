@@ -94,7 +94,7 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     }
     let diagnosis = diagnosis(n)?;
     let failed = AttemptFailed { diagnosis: diagnosis.clone(), marks: marks(taken) };
-    let gone = VmGone { why: GoneWhy::Failed, detail: String::new() };
+    let gone = VmGone { why: GoneWhy::Failed, detail: String::new(), absent: false };
     let dead = JobDead { attempt: 1, reason: DeadReason::NotRetryable, diagnosis: Some(diagnosis), spec: spec.clone() };
     events.push(tell(ended, EventData::AttemptFailed(failed)));
     events.push(tell(ended, EventData::VmGone(gone)));
