@@ -81,8 +81,13 @@ pub fn lines(event: &Event) -> Vec<Line> {
 
 fn marks(marks: &[StageMark]) -> Vec<Line> {
     let line = |m: &StageMark| {
-        let detail = if m.detail.is_empty() { String::new() } else { format!(" {}", m.detail) };
-        Line { at: m.at, text: format!("{}{detail}", m.stage.as_str().replace('_', " ")) }
+        let stage = m.stage.as_str().replace('_', " ");
+        let text = match m.detail.as_str() {
+            "" => stage,
+            why if m.absent => format!("no {}: {why}", stage.trim_end_matches(" ready")),
+            detail => format!("{stage} {detail}"),
+        };
+        Line { at: m.at, text }
     };
     marks.iter().map(line).collect()
 }

@@ -99,7 +99,7 @@ impl Seen {
         self.steps += 1;
         let (detail, absent) = match disk {
             Ok(detail) => (detail, false),
-            Err(why) => (format!("none: {why}"), true),
+            Err(why) => (why.to_owned(), true),
         };
         self.untold.push(StageMark { stage: Stage::DiskReady, at, detail, absent });
     }
