@@ -94,7 +94,7 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     }
     let diagnosis = diagnosis(n)?;
     let failed = AttemptFailed { diagnosis: diagnosis.clone(), marks: marks(taken) };
-    let gone = VmGone { why: GoneWhy::Failed, detail: String::new(), absent: false };
+    let gone = VmGone { why: GoneWhy::Failed, detail: String::new() };
     let dead = JobDead { attempt: 1, reason: DeadReason::NotRetryable, diagnosis: Some(diagnosis), spec: spec.clone() };
     events.push(tell(ended, EventData::AttemptFailed(failed)));
     events.push(tell(ended, EventData::VmGone(gone)));
@@ -124,6 +124,11 @@ fn marks(taken: Time) -> Vec<StageMark> {
         (Stage::DhcpAck, 1_500),
         (Stage::AgentConnected, 1_700),
     ];
-    let mark = |(stage, ms)| StageMark { stage, at: taken.plus(Duration::from_millis(ms)), detail: String::new() };
+    let mark = |(stage, ms)| StageMark {
+        stage,
+        at: taken.plus(Duration::from_millis(ms)),
+        detail: String::new(),
+        absent: false,
+    };
     stages.map(mark).to_vec()
 }
