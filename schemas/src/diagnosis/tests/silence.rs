@@ -73,7 +73,8 @@ fn a_tap_off_the_bridge_does_not_silence_a_console() {
 
 #[test]
 fn a_guest_that_shows_itself_elsewhere_is_not_silent() {
-    let seen: [(Cause, fn(&mut Signals)); 9] = [
+    type Change = fn(&mut Signals);
+    let seen: [(Cause, Change); 9] = [
         (Cause::NoDhcpRequest, |s| s.packets_from_guest = 2),
         (Cause::DhcpUnanswered, |s| s.dhcp_asked = true),
         (Cause::DhcpUnanswered, |s| s.dhcp_refused = Some("no address available".into())),
