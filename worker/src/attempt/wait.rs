@@ -18,7 +18,7 @@ use crate::ports::probe::{Answer, ProbeTarget};
 
 /// Stages are told in groups no older than this: fast boots cost one event, slow ones stay live.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// How long a VMM may take to report its state; one that hangs is told apart by its silence.
+/// How long a VMM may take to report its state. The verdict does not wait longer for one that hangs.
 const STATUS_WITHIN: Duration = Duration::from_secs(1);
 /// Without a lease the probe starts after this all the same: the DHCP message may have been missed,
 /// and what the probe sees (no route, refused) is evidence. Earlier tries would only fill the
