@@ -20,6 +20,7 @@ use crate::readmodel::{Change, Filter, ReadModel};
 use crate::report::Report;
 use crate::submit::{self, Asker, Interrupted, Submitter};
 use crate::up::UpError;
+use crate::view::short_id;
 
 /// Label of the VM that `up` boots to show that everything works; a later `up` finds it again.
 const LABEL: (&str, &str) = ("stoker.up", "first-vm");
@@ -37,6 +38,8 @@ pub(crate) struct FirstVm<'a> {
     pub(crate) model: &'a ReadModel,
     pub(crate) submitter: &'a Submitter,
     pub(crate) consoles: &'a dyn ConsoleSource,
+    /// It is removed after its report.
+    pub(crate) once: bool,
     /// The output is a terminal.
     pub(crate) terminal: bool,
 }
@@ -60,7 +63,12 @@ impl FirstVm<'_> {
         let state = self.follow(id, &mut changes, out).await?;
         let console = last_words(self.consoles, &state, CONSOLE_TAIL).await;
         let report = Report::of(&state, console.as_deref());
-        writeln!(out, "\n{}", report.to_markdown())?;
+        // A failure is to be understood from what is on the screen.
+        let text = if report.verified { report.to_summary() } else { report.to_markdown() };
+        writeln!(out, "\n{text}")?;
+        if report.verified && !self.once {
+            writeln!(out, "The whole report: stoker report {}", short_id(&id.to_string()))?;
+        }
         out.flush()?;
         Ok((id, report.verified))
     }

@@ -120,7 +120,11 @@ fn lines(epoch: Epoch, attempt: &Attempt) -> Vec<(Epoch, Time, String)> {
 /// A stage for people, with its detail.
 pub fn stage_line(mark: &StageMark) -> String {
     let name = mark.stage.as_str().replace('_', " ").replace("dhcp", "DHCP");
-    if mark.detail.is_empty() { name } else { format!("{name} {}", mark.detail) }
+    match mark.detail.as_str() {
+        "" => name,
+        _ if mark.absent => format!("no {}", name.trim_end_matches(" ready")),
+        detail => format!("{name} {detail}"),
+    }
 }
 
 /// What the job waits for now.

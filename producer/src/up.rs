@@ -102,6 +102,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
         model: &model,
         submitter: &submitter,
         consoles: consoles.as_ref(),
+        once: up.once,
         terminal: up.terminal,
     });
     let booted = async {

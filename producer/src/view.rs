@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use stoker_schemas::diagnosis::{Cause, Diagnosis};
-use stoker_schemas::event::{DeadReason, GoneWhy, Identity, Stage};
+use stoker_schemas::event::{AttemptStarted, DeadReason, GoneWhy, Identity, Stage};
 use stoker_schemas::image::Driver;
 use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, HostName, JobId, JobSpec, JobState, Phase, Time, VmId};
@@ -50,7 +50,7 @@ pub struct AttemptView {
     pub vm: Option<VmId>,
     /// The VM's MAC address.
     pub mac: Option<String>,
-    /// The VM's tap device.
+    /// The VM's tap device; none on a user network and for simulated guests.
     pub tap: Option<String>,
     /// With which hypervisor.
     pub driver: Option<Driver>,
@@ -104,6 +104,11 @@ impl Outcome {
             Self::Removed => "removed",
         }
     }
+
+    /// Whether its VM was proven reachable, now or earlier.
+    pub const fn was_proven(self) -> bool {
+        matches!(self, Self::Ready | Self::WasReady)
+    }
 }
 
 /// A stage with its place in time.
@@ -120,6 +125,9 @@ pub struct StageView {
     /// More (the address, …).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// The VM has no such part (a disk): nothing was done; the detail says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
 }
 
 /// A systemd unit on the console.
@@ -238,7 +246,7 @@ impl AttemptView {
             host: a.host().cloned(),
             vm,
             mac: vm.map(|vm| vm.mac().to_string()),
-            tap: vm.map(VmId::tap),
+            tap: started.filter(|s| has_tap(&s.value)).map(|s| s.value.vm.tap()),
             driver: started.map(|s| s.value.driver),
             address: started.and_then(|s| s.value.address),
             started_at: start,
@@ -258,6 +266,11 @@ impl AttemptView {
             superseded: a.superseded.is_some(),
         }
     }
+}
+
+/// Whether its network is a tap on a bridge: a user network has no pool of addresses.
+fn has_tap(started: &AttemptStarted) -> bool {
+    started.driver != Driver::Simulated && started.address.is_some()
 }
 
 /// Every try, those of the same epoch on other hosts included.
@@ -296,7 +309,8 @@ fn stages(state: &JobState, epoch: Epoch, a: &Attempt, start: Time) -> Vec<Stage
     let mut views = Vec::with_capacity(marks.len() + 1);
     if let Some(since) = since {
         let took_ms = ms_between(since, start);
-        views.push(StageView { name: "queued".to_owned(), at: start, begin_ms: 0, took_ms, detail: String::new() });
+        let (name, detail) = ("queued".to_owned(), String::new());
+        views.push(StageView { name, at: start, begin_ms: 0, took_ms, detail, absent: false });
     }
     let mut before = start;
     for mark in marks {
@@ -306,6 +320,7 @@ fn stages(state: &JobState, epoch: Epoch, a: &Attempt, start: Time) -> Vec<Stage
             begin_ms: ms_between(start, before),
             took_ms: ms_between(before, mark.at),
             detail: mark.detail.clone(),
+            absent: mark.absent,
         });
         before = before.max(mark.at);
     }

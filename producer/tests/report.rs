@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "report/combinations.rs"]
+mod combinations;
 mod support;
 
 use stoker_producer::report::Report;

@@ -35,7 +35,7 @@ pub fn request(by: &str) -> Request {
 }
 
 pub fn mark(stage: Stage, seconds: u64) -> StageMark {
-    StageMark { stage, at: at(seconds), detail: String::new() }
+    StageMark { stage, at: at(seconds), detail: String::new(), absent: false }
 }
 
 pub fn proof() -> AttemptReady {

@@ -41,6 +41,8 @@ async fn a_healthy_guest_is_ready_and_keeps_running() {
     let state = life.reaches(id, Phase::Ready).await;
     let attempt = state.attempts.values().next().unwrap();
     assert!(attempt.ready.as_ref().unwrap().value.body.contains("vmId"));
+    let disk = attempt.marks.iter().find(|mark| mark.stage == Stage::DiskReady).unwrap();
+    assert!(disk.absent, "a simulated guest has no disk: {disk:?}");
     assert_eq!(world.running(), 1);
     life.stop(id).await;
     let state = life.reaches(id, Phase::Stopped).await;
@@ -69,6 +71,22 @@ async fn a_panic_fails_at_once_and_names_itself() {
     let state = life.reaches(id, Phase::Dead).await;
     let cause = state.dead.values().next().unwrap().value.diagnosis.as_ref().unwrap().cause;
     assert_eq!(cause, Cause::KernelPanic);
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_prints_nothing_is_called_silent() {
+    let (_dir, _world, life) = begin(|_| {});
+    for (args, remedy) in [("", "add console=ttyS0"), ("console=ttyS0", "uncompressed x86-64 ELF")] {
+        let mut spec = job(&format!("{args} sim.boot=silent"));
+        spec["readiness"]["deadline_ms"] = json!(100);
+        spec["retry"]["max_attempts"] = json!(1);
+        let id = life.enqueue(spec).await;
+        let state = life.reaches(id, Phase::Dead).await;
+        let found = state.dead.values().next().unwrap().value.diagnosis.clone().unwrap();
+        assert_eq!((found.cause, found.stage), (Cause::GuestSilent, Stage::Spawned), "{found:#?}");
+        assert!(found.remedy.contains(remedy), "{found:#?}");
+    }
     life.drain().await;
 }
 

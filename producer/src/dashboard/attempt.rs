@@ -77,7 +77,7 @@ fn waterfall(a: &AttemptView) -> Markup {
     let place = |ms: u64| ms.min(end) * LANE / end;
     html! {
         div.scroll tabindex="0" role="region" aria-label={ "Stages of " (job::name(a)) } { table.waterfall { tbody {
-            @for stage in &a.stages {
+            @for stage in a.stages.iter().filter(|stage| !stage.absent) {
                 // The wait in the queue lies before the attempt: it has a length, no place.
                 @let queued = stage.name == "queued";
                 @let width = if queued { 0 } else { place(stage.took_ms).max(1) };

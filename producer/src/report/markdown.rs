@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use stoker_schemas::diagnosis::Confidence;
 use stoker_schemas::event::Stage;
 
 use super::text::{fenced, inline};
-use super::{AttemptChecks, Check, CheckStatus, Report, waterfall};
+use super::{AttemptChecks, Check, CheckStatus, Report, flow, waterfall};
 use crate::view::{AttemptView, JobView, Outcome, duration};
 
 /// Attempts shown side by side: the first, which tells how it began, and the latest.
@@ -18,7 +19,7 @@ pub fn render(report: &Report) -> String {
     let sections = [
         head(report),
         checks_table(&checks),
-        flow(&attempts),
+        flow::render(report, &attempts, &checks),
         before_after(&attempts),
         root_causes(&attempts),
         timings(&attempts),
@@ -26,6 +27,11 @@ pub fn render(report: &Report) -> String {
         services(&attempts, &report.console),
     ];
     sections.into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+pub fn summary(report: &Report) -> String {
+    let last: Vec<_> = report.checks.last().into_iter().collect();
+    format!("**{}**\n\n{}", inline(&report.verdict), checks_table(&last))
 }
 
 fn columns(attempts: usize) -> Vec<usize> {
@@ -44,7 +50,7 @@ fn table(out: &mut String, rows: &[Vec<String>]) {
     }
 }
 
-fn name(a: &AttemptView) -> String {
+pub(super) fn name(a: &AttemptView) -> String {
     numbered(a.attempt, a.delivery)
 }
 
@@ -103,49 +109,22 @@ fn cell(check: &Check) -> String {
     let note = if check.note.is_empty() { String::new() } else { format!(" ({})", inline(&check.note)) };
     match check.status {
         CheckStatus::Passed => format!("✓{after}{note}"),
-        CheckStatus::Failed => "✗ **failed**".to_owned(),
+        CheckStatus::Failed => format!("✗ **failed**{note}"),
         CheckStatus::NotReached => "– not reached".to_owned(),
         CheckStatus::NotChecked => format!("○ not checked{note}"),
+        CheckStatus::NotApplicable => format!("n/a{note}"),
         CheckStatus::Pending => "… pending".to_owned(),
     }
 }
 
-fn stage_at(a: &AttemptView, stage: Stage) -> Option<(u64, &str)> {
+pub(super) fn stage_at(a: &AttemptView, stage: Stage) -> Option<(u64, &str)> {
     let seen = a.stages.iter().find(|s| s.name == stage.as_str())?;
     Some((seen.begin_ms + seen.took_ms, seen.detail.as_str()))
 }
 
-fn flow(attempts: &[&AttemptView]) -> String {
-    if attempts.is_empty() {
-        return String::new();
-    }
-    let mut out = "## Network flow\n\n```text\n".to_owned();
-    for a in attempts {
-        let _ = writeln!(out, "{}", fenced(&flow_of(a)));
-    }
-    out.push_str("```\n");
-    out
-}
-
-fn flow_of(a: &AttemptView) -> String {
-    let mut steps = vec![format!("{}: VM created", name(a))];
-    let mut step = |stage, text: &dyn Fn(&str) -> String| {
-        steps.push(match stage_at(a, stage) {
-            Some((ms, detail)) => format!("{} ({})", text(detail), duration(ms)),
-            None => format!("{} (not seen)", text("")),
-        });
-    };
-    let tap = a.tap.clone().unwrap_or_default();
-    step(Stage::NetworkReady, &|_| format!("tap {tap}"));
-    step(Stage::DhcpRequested, &|_| "DHCP request".to_owned());
-    step(Stage::DhcpAck, &|detail| format!("address {detail}").trim_end().to_owned());
-    step(Stage::AgentHealthy, &|_| "agent answered".to_owned());
-    steps.join(" -> ")
-}
-
 /// Failed and good attempts side by side: what was different.
 fn before_after(attempts: &[&AttemptView]) -> String {
-    let good = |a: &&AttemptView| matches!(a.outcome, Outcome::Ready | Outcome::WasReady);
+    let good = |a: &&AttemptView| a.outcome.was_proven();
     let failed = attempts.iter().any(|a| a.outcome == Outcome::Failed);
     if !(failed && attempts.iter().any(good)) {
         return String::new();
@@ -154,15 +133,17 @@ fn before_after(attempts: &[&AttemptView]) -> String {
     let mut rows = vec![vec![String::new()]];
     rows[0].extend(attempts.iter().map(|a| format!("{}: {}", name(a), a.outcome.as_str())));
     let mut row = |key: &str, value: &dyn Fn(&AttemptView) -> Option<String>| {
-        let mut cells = vec![key.to_owned()];
-        cells.extend(attempts.iter().map(|a| value(a).map_or_else(|| "–".to_owned(), |v| inline(&v))));
-        rows.push(cells);
+        let values: Vec<_> = attempts.iter().map(|a| value(a)).collect();
+        if values.iter().any(Option::is_some) {
+            let cell = |value: Option<String>| value.map_or_else(|| "–".to_owned(), |v| inline(&v));
+            rows.push(std::iter::once(key.to_owned()).chain(values.into_iter().map(cell)).collect());
+        }
     };
     row("host", &|a| a.host.as_ref().map(ToString::to_string));
     row("address from the pool", &|a| a.address.map(|ip| ip.to_string()));
     row("address confirmed by DHCP", &|a| stage_at(a, Stage::DhcpAck).map(|(_, d)| d.to_owned()));
     row("agent answered at", &|a| a.proof.as_ref().map(|p| p.agent.to_string()));
-    row("last stage", &|a| a.stages.last().map(|s| s.name.replace('_', " ")));
+    row("last stage", &|a| a.stages.iter().rfind(|s| !s.absent).map(|s| s.name.replace('_', " ")));
     row("took", &|a| a.took_ms.map(duration));
     row("cause", &|a| a.diagnosis.as_ref().map(|d| d.cause.title().to_owned()));
     table(&mut out, &rows);
@@ -177,10 +158,11 @@ fn root_causes(attempts: &[&AttemptView]) -> String {
             out.push_str("## Root cause\n");
         }
         let sure = match d.confidence {
-            stoker_schemas::diagnosis::Confidence::Certain => "certain",
-            stoker_schemas::diagnosis::Confidence::Likely => "likely",
+            Some(Confidence::Certain) => " (certain)",
+            Some(Confidence::Likely) => " (likely)",
+            None => "",
         };
-        let _ = writeln!(out, "\n### {}: {} ({sure})\n", name(a), d.cause.title());
+        let _ = writeln!(out, "\n### {}: {}{sure}\n", name(a), d.cause.title());
         let _ = writeln!(out, "{}\n\nRemedy: {}", inline(&d.summary), inline(&d.remedy));
         if !d.evidence.is_empty() {
             let _ = writeln!(out, "\nEvidence:\n\n```text\n{}\n```", fenced(&d.evidence.join("\n")));

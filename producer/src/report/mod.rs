@@ -1,7 +1,10 @@
 //! The verification report of a job: what was checked in each attempt, what came of it, why it
 //! failed and what to do. A pure function of the job's state and the end of its console.
 
+mod blame;
 mod checks;
+mod flow;
+mod link;
 mod markdown;
 pub mod text;
 mod waterfall;
@@ -14,7 +17,7 @@ use stoker_schemas::{JobState, Phase};
 
 pub use checks::{AttemptChecks, Check, CheckStatus};
 
-use crate::view::{AttemptView, JobView, Outcome, duration};
+use crate::view::{AttemptView, JobView, duration};
 
 /// Console lines kept in a report, from the end.
 pub const MAX_CONSOLE_LINES: usize = 40;
@@ -46,11 +49,16 @@ impl Report {
         Self {
             title: format!("Verification report: {image}, job {}", job.id),
             verdict: verdict(&job),
-            verified: job.last().is_some_and(|a| matches!(a.outcome, Outcome::Ready | Outcome::WasReady)),
+            verified: job.last().is_some_and(|a| a.outcome.was_proven()),
             checks: job.attempts.iter().map(|a| checks::of(a, job.spec.as_ref())).collect(),
             console: lines.into_iter().skip(skipped).collect(),
             job,
         }
+    }
+
+    /// What a person needs of a VM that is ready: the verdict, and what was checked.
+    pub fn to_summary(&self) -> String {
+        markdown::summary(self)
     }
 
     /// As Markdown.

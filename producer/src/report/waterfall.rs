@@ -14,7 +14,7 @@ pub fn render(attempt: &AttemptView) -> String {
     let boot = || attempt.stages.iter().filter(|s| s.name != "queued");
     let total = boot().map(|s| s.begin_ms + s.took_ms).max().unwrap_or(0).max(attempt.took_ms.unwrap_or(0)).max(1);
     let mut out = String::new();
-    for stage in &attempt.stages {
+    for stage in attempt.stages.iter().filter(|stage| !stage.absent) {
         let bar = if stage.name == "queued" { String::new() } else { bar(stage.begin_ms, stage.took_ms, total) };
         let line = format!("{:<NAME$} {:>10}  {bar}", stage.name, duration(stage.took_ms));
         // Writing to a String cannot fail.

@@ -82,11 +82,16 @@ impl Story {
     }
 
     pub fn started(self, attempt: u32, ms: u64, address: &str) -> Self {
+        self.started_by(Driver::Firecracker, Some(address), attempt, ms)
+    }
+
+    /// Started by this driver, on a user network where there is no address.
+    pub fn started_by(self, driver: Driver, address: Option<&str>, attempt: u32, ms: u64) -> Self {
         let data = EventData::AttemptStarted(AttemptStarted {
             host: self.host.clone(),
             vm: self.vm(attempt),
-            driver: Driver::Firecracker,
-            address: Some(address.parse().unwrap()),
+            driver,
+            address: address.map(|address| address.parse().unwrap()),
             spec: self.spec.clone(),
             enqueued_at: self.at(0),
             asked_at: None,
@@ -94,8 +99,12 @@ impl Story {
         self.by_host(attempt, ms, data)
     }
 
-    fn mark(&self, stage: Stage, ms: u64, detail: &str) -> StageMark {
-        StageMark { stage, at: self.at(ms), detail: detail.to_owned() }
+    pub fn mark(&self, stage: Stage, ms: u64, detail: &str) -> StageMark {
+        StageMark { stage, at: self.at(ms), detail: detail.to_owned(), absent: false }
+    }
+
+    pub fn progressed(self, attempt: u32, ms: u64, marks: Vec<StageMark>) -> Self {
+        self.by_host(attempt, ms, EventData::AttemptProgressed(AttemptProgressed { marks }))
     }
 
     /// Disk, network, VMM, kernel and DHCP, beginning at `ms`.
@@ -108,7 +117,7 @@ impl Story {
             self.mark(Stage::DhcpRequested, ms + 1_020, ""),
             self.mark(Stage::DhcpAck, ms + 1_550, address),
         ];
-        self.by_host(attempt, ms + 1_560, EventData::AttemptProgressed(AttemptProgressed { marks }))
+        self.progressed(attempt, ms + 1_560, marks)
     }
 
     pub fn ready(self, attempt: u32, ms: u64, address: &str) -> Self {
@@ -118,6 +127,11 @@ impl Story {
             self.mark(Stage::UnitStarted, ms - 20, "VM Browser OAuth Agent"),
             self.mark(Stage::AgentHealthy, ms, ""),
         ];
+        self.answered(attempt, ms, address, marks)
+    }
+
+    /// Ready, with these marks.
+    pub fn answered(self, attempt: u32, ms: u64, address: &str, marks: Vec<StageMark>) -> Self {
         let data = EventData::AttemptReady(AttemptReady {
             agent: format!("{address}:8080").parse().unwrap(),
             status: 200,
@@ -133,7 +147,7 @@ impl Story {
         Diagnosis {
             stage: Stage::DhcpAck,
             cause: Cause::ConflictingNetwork,
-            confidence: Confidence::Certain,
+            confidence: Some(Confidence::Certain),
             summary: "the kernel line sets ip=192.168.100.2 while the image asks DHCP; the lease is 192.168.100.79, \
                       nobody answers on 192.168.100.2"
                 .to_owned(),
@@ -152,7 +166,7 @@ impl Story {
         Diagnosis {
             stage: Stage::DhcpAck,
             cause: Cause::AgentNotListening,
-            confidence: Confidence::Likely,
+            confidence: Some(Confidence::Likely),
             summary: "nothing listens on 192.168.100.17:8080".to_owned(),
             remedy: "see the console for the agent's unit".to_owned(),
             evidence: vec!["probe: ECONNREFUSED x120".to_owned()],

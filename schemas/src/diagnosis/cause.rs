@@ -62,6 +62,8 @@ causes! {
     UnitFailed = "unit_failed", "unit failed", retry true;
     /// A unit asked for never started.
     UnitMissing = "unit_missing", "unit not started", retry true;
+    /// An empty console, and no other sign of life.
+    GuestSilent = "guest_silent", "guest silent", retry true;
     /// The guest's kernel panicked.
     KernelPanic = "kernel_panic", "kernel panic", retry true;
     /// The guest ran out of memory.

@@ -1,6 +1,6 @@
 //! What was seen, said in lines.
 
-use super::Signals;
+use super::{Signals, silence};
 use crate::limits::{MAX_EVIDENCE, clip};
 use crate::spec::kernel_args::network_parameter;
 
@@ -10,6 +10,9 @@ pub(super) fn evidence(s: &Signals) -> Vec<String> {
     let mut add = |line: String| lines.push(clip(&line, 300));
     if let Some(vmm) = &s.vmm {
         add(format!("hypervisor: {vmm}"));
+    }
+    for line in silence::lines(s) {
+        add(line);
     }
     if let Some(text) = s.kernel_panic.iter().chain(&s.out_of_memory).next() {
         add(format!("console: {text}"));

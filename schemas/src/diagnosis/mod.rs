@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | image invalid, host out of resource, interrupted | the worker's own error before or while it made the VM |
 //! | hypervisor refused, not started | the VMM's words |
+//! | guest silent | an empty console although the VMM runs, no packet, no DHCP request, no answer |
 //! | kernel panic, guest out of memory, emergency mode | the console's line |
 //! | guest shut down | the VMM ended with 0; hypervisor crashed: with anything else |
 //! | conflicting network configuration | an address on (or from) the kernel line, and a DHCP request or lease |
@@ -27,6 +28,8 @@
 mod cause;
 mod evidence;
 mod rules;
+mod silence;
+mod stored;
 
 use std::{fmt, net::Ipv4Addr};
 
@@ -49,14 +52,15 @@ pub enum Confidence {
 }
 
 /// Why an attempt failed, for a person.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct Diagnosis {
     /// The last stage that was reached.
     pub stage: Stage,
     /// The cause's name.
     pub cause: Cause,
-    /// How sure.
-    pub confidence: Confidence,
+    /// How sure; absent when the cause is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Confidence>,
     /// What happened, in a sentence.
     pub summary: String,
     /// What to do about it.
@@ -138,6 +142,12 @@ pub struct Signals {
     pub host_error: Option<HostSignal>,
     /// What the VMM did.
     pub vmm: Option<VmmSignal>,
+    /// What executes the guest's code, in the driver's words (`KVM, 2,400 MIPS`).
+    pub accelerator: Option<String>,
+    /// The VMM's state at the verdict, as it reports it (`running`, `io-error`).
+    pub vmm_status: Option<String>,
+    /// It is a copy of a template: its kernel had booted before.
+    pub restored: bool,
     /// Console bytes seen.
     pub console_bytes: u64,
     /// A panic's text.

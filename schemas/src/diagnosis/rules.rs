@@ -1,13 +1,14 @@
 //! The rules, strongest evidence first. Each either explains the failure or passes.
 
 use super::evidence::evidence;
+use super::silence::silent;
 use super::{Cause, Confidence, Diagnosis, HostSignal, Signals, VmmSignal};
 use crate::event::Stage;
 use crate::limits::{MAX_TEXT_BYTES, clip};
 use crate::spec::kernel_args::network_parameter;
 
 /// What a rule found.
-struct Finding {
+pub(super) struct Finding {
     cause: Cause,
     confidence: Confidence,
     summary: String,
@@ -26,6 +27,7 @@ const RULES: &[Rule] = &[
     conflict,
     identity,
     in_use,
+    silent,
     tap,
     disk_full,
     clock,
@@ -41,25 +43,32 @@ const RULES: &[Rule] = &[
 
 /// Names the cause of a failed attempt.
 pub fn diagnose(signals: &Signals) -> Diagnosis {
-    let found = RULES.iter().find_map(|rule| rule(signals)).unwrap_or_else(|| Finding {
-        cause: Cause::Unknown,
-        confidence: Likely,
-        summary: format!("the VM was not ready after {} ms and nothing seen explains it", signals.after_ms),
-        remedy: "read the console and the evidence below; raise readiness.deadline_ms if it was still booting"
-            .to_owned(),
-    });
-    Diagnosis {
-        stage: signals.stage.unwrap_or(Stage::Accepted),
-        cause: found.cause,
-        confidence: found.confidence,
-        summary: clip(&found.summary, MAX_TEXT_BYTES),
-        remedy: clip(&found.remedy, MAX_TEXT_BYTES),
-        evidence: evidence(signals),
-        retryable: found.cause.retryable(),
+    let stage = signals.stage.unwrap_or(Stage::Accepted);
+    let evidence = evidence(signals);
+    match RULES.iter().find_map(|rule| rule(signals)) {
+        Some(found) => Diagnosis {
+            stage,
+            cause: found.cause,
+            confidence: Some(found.confidence),
+            summary: clip(&found.summary, MAX_TEXT_BYTES),
+            remedy: clip(&found.remedy, MAX_TEXT_BYTES),
+            evidence,
+            retryable: found.cause.retryable(),
+        },
+        None => Diagnosis {
+            stage,
+            cause: Cause::Unknown,
+            confidence: None,
+            summary: format!("the VM was not ready after {} ms and nothing seen explains it", signals.after_ms),
+            remedy: "read the console and the evidence below; raise readiness.deadline_ms if it was still booting"
+                .to_owned(),
+            evidence,
+            retryable: Cause::Unknown.retryable(),
+        },
     }
 }
 
-fn found(
+pub(super) fn found(
     cause: Cause,
     confidence: Confidence,
     summary: impl Into<String>,

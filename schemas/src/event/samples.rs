@@ -94,7 +94,7 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
 }
 
 fn of_try(kind: &str) -> Option<EventData> {
-    let mark = |stage, seconds| StageMark { stage, at: moment(seconds), detail: String::new() };
+    let mark = |stage, seconds| StageMark { stage, at: moment(seconds), detail: String::new(), absent: false };
     Some(match kind {
         "attempt.progressed" => EventData::AttemptProgressed(AttemptProgressed {
             marks: vec![mark(Stage::Spawned, 1), mark(Stage::DhcpAck, 9)],
@@ -175,7 +175,7 @@ fn diagnosis() -> Diagnosis {
     Diagnosis {
         stage: Stage::DhcpAck,
         cause: Cause::AgentNotListening,
-        confidence: Confidence::Certain,
+        confidence: Some(Confidence::Certain),
         summary: "the VM has its address and nothing listens on the agent's port".to_owned(),
         remedy: "check that the agent is enabled, started, and bound to 0.0.0.0".to_owned(),
         evidence: vec!["probe of 192.168.100.79: refused ×31".to_owned()],

@@ -116,6 +116,30 @@ async fn a_vmm_that_ends_with_kvm_is_started_with_tcg() {
     goes_on_with_tcg("a_vmm_that_ends_with_kvm_is_started_with_tcg", DIES).await;
 }
 
+/// Any guest's processor stands still, whatever runs it; only the trial's does not.
+const SILENT_WITH_BOTH: &str = r#"[[ -n $trial || $1 != -name ]] || args+=(-S)"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_is_silent_with_both_is_named() {
+    let Some(stage) = Stage::open("a_kernel_that_is_silent_with_both_is_named", Needs::Qemu, "probe") else { return };
+    let stage = stage.with_qemu(&script(SILENT_WITH_BOTH));
+    let mut up = stage.up(&["--no-vm"]).await;
+    let id = up.enqueue(&["probe", "--deadline-ms", "2000", "--max-attempts", "1"]).await;
+    let job = up.reaches(id, Phase::Dead).await;
+    let diagnosis = &job["attempts"][0]["diagnosis"];
+    assert_eq!(diagnosis["cause"], "guest_silent", "{job:#}");
+    let evidence = diagnosis["evidence"].to_string();
+    for seen in ["accelerator: TCG, after 5.", "kernel line: console=ttyS0", "console: 0 bytes", "hypervisor state: "] {
+        assert!(evidence.contains(seen), "{seen}: {job:#}");
+    }
+    // What is silent with both says nothing of KVM.
+    let (_, hosts, _) = up.stoker(&["hosts", "--json"]).await;
+    assert!(!hosts.contains("silent with KVM"), "{hosts}");
+    up.job(id, "is cleared away", |job| job["attempts"][0]["gone"] != Value::Null).await;
+    up.end().await;
+    stage.assert_nothing_left();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn time_that_kvm_took_is_given_back() {
     let Some(stage) = Stage::open("time_that_kvm_took_is_given_back", Needs::Qemu, "probe") else { return };

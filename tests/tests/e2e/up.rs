@@ -11,7 +11,7 @@ async fn once(stage: &Stage, arguments: &[&str]) -> String {
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("**READY in "), "{text}");
     assert!(text.contains("| HTTP answer | ✓"), "{text}");
-    assert!(text.contains("[  OK  ] Started VM Browser OAuth Agent"), "{text}");
+    assert!(text.contains("| unit VM Browser OAuth Agent | ✓"), "{text}");
     stage.assert_nothing_left();
     text
 }
@@ -25,7 +25,7 @@ async fn linux_in_qemu_is_proven_ready() {
     let Some(stage) = Stage::open("linux_in_qemu_is_proven_ready", Needs::Qemu, "linux-minimal") else { return };
     let text = once(&stage, &[]).await;
     assert!(has_lease(&text), "{text}");
-    assert!(text.contains("[  OK  ] Started Network Configuration"), "{text}");
+    assert!(text.contains("| unit Network Configuration | ✓"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

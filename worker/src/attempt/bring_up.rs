@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use stoker_schemas::Time;
 use stoker_schemas::diagnosis::HostSignal;
 use stoker_schemas::event::Stage;
 use stoker_schemas::image::{Driver, ImageNetwork, Reach};
@@ -51,9 +52,10 @@ impl Runner {
             }
             None => std::path::PathBuf::new(),
         };
-        let (disk, attachment) =
+        let ((disk, disk_at), attachment) =
             tokio::join!(self.disk(&image, &dir), self.rig.network.attach(self.attach_request(image.manifest.reach)));
         let disk = disk?;
+        self.note_disk(disk.as_ref(), disk_at);
         let attachment = attachment.map_err(|e| HostSignal::Network(e.to_string()))?;
         self.seen.mark(Stage::NetworkReady, attachment.agent.to_string());
         let kernel_args = self.kernel_line(&image);
@@ -117,6 +119,11 @@ impl Runner {
                 return None;
             }
         };
+        self.seen.resumed(vm.restored());
+        if let Ok(image) = self.image() {
+            let line = self.kernel_line(&image);
+            self.seen.kernel_args(&line);
+        }
         self.report(Report::Adopted { pid: vm.record().pid }).await;
         let dir = self.rig.dirs.as_ref().map(|d| d.vm(self.plan.vm)).unwrap_or_default();
         let console = Capture::start(vm.console(), &dir);
@@ -152,16 +159,24 @@ impl Runner {
         Ok(image)
     }
 
-    async fn disk(&self, image: &Image, dir: &std::path::Path) -> Result<Option<Disk>, HostSignal> {
+    /// The disk, and when it was there: the network is made at the same time.
+    async fn disk(&self, image: &Image, dir: &std::path::Path) -> (Result<Option<Disk>, HostSignal>, Time) {
         let format = match self.rig.hypervisor.driver() {
             Driver::Firecracker => DiskFormat::Raw,
             Driver::Qemu => DiskFormat::Qcow2,
-            Driver::Simulated => return Ok(None),
+            Driver::Simulated => return (Ok(None), self.rig.clock.now()),
         };
         let rootfs = image.rootfs();
-        disk::prepare(rootfs.as_deref(), dir, self.plan.spec.disk_mib, format)
-            .await
-            .map_err(|e| HostSignal::Disk(e.to_string()))
+        let made = disk::prepare(rootfs.as_deref(), dir, self.plan.spec.disk_mib, format).await;
+        (made.map_err(|e| HostSignal::Disk(e.to_string())), self.rig.clock.now())
+    }
+
+    fn note_disk(&mut self, disk: Option<&Disk>, at: Time) {
+        let absent = match self.rig.hypervisor.driver() {
+            Driver::Simulated => "simulated guests have no disk",
+            Driver::Firecracker | Driver::Qemu => "the image has no disk",
+        };
+        self.seen.disk(at, disk.map(disk::describe).ok_or(absent));
     }
 
     fn attach_request(&self, reach: Reach) -> AttachRequest {

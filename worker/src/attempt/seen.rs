@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stoker_schemas::Time;
 use stoker_schemas::diagnosis::{HostSignal, ProbeCounts, Signals, VmmSignal};
 use stoker_schemas::event::{Stage, StageMark};
 use stoker_schemas::limits::{MAX_TEXT_BYTES, MAX_UNIT_BYTES, clip};
@@ -33,7 +34,6 @@ pub(super) struct Seen {
     pub(super) probe: Arc<ProbeLog>,
     /// The answer that counted.
     pub(super) answer: Option<Answer>,
-    restored: bool,
 }
 
 impl Seen {
@@ -48,16 +48,15 @@ impl Seen {
             starting_units: BTreeSet::new(),
             probe: Arc::default(),
             answer: None,
-            restored: false,
         }
     }
 
     /// The VMM runs; of a copy of a template, the kernel does, too.
     pub(super) fn spawned(&mut self, vm: &dyn Vm) {
         let pid = vm.record().pid;
-        self.restored = vm.restored();
+        self.signals.restored = vm.restored();
         match vm.accelerator() {
-            _ if self.restored => {
+            _ if self.signals.restored => {
                 self.mark(Stage::Spawned, format!("pid {pid}, a copy of its image's template"));
                 self.mark(Stage::KernelStarted, "in the template");
             }
@@ -94,7 +93,35 @@ impl Seen {
             self.signals.stage = self.signals.stage.max(Some(stage));
         }
         self.steps += 1;
-        self.untold.push(StageMark { stage, at: self.clock.now(), detail: detail.into() });
+        self.untold.push(StageMark { stage, at: self.clock.now(), detail: detail.into(), absent: false });
+    }
+
+    /// The disk was ready at this time, or the VM has none.
+    pub(super) fn disk(&mut self, at: Time, disk: Result<String, &str>) {
+        self.signals.stage = self.signals.stage.max(Some(Stage::DiskReady));
+        self.steps += 1;
+        let (detail, absent) = match disk {
+            Ok(detail) => (detail, false),
+            Err(why) => (why.to_owned(), true),
+        };
+        self.untold.push(StageMark { stage: Stage::DiskReady, at, detail, absent });
+    }
+
+    /// An earlier worker started this VM.
+    pub(super) fn resumed(&mut self, restored: bool) {
+        self.signals.restored = restored;
+        self.signals.stage = self.signals.stage.max(Some(Stage::Spawned));
+    }
+
+    /// What executes the guest, and what the VMM says of itself.
+    pub(super) fn vmm(&mut self, accelerator: Option<String>, status: Option<String>) {
+        self.signals.accelerator = accelerator.map(|text| clip(&text, MAX_TEXT_BYTES));
+        self.signals.vmm_status = status.map(|text| clip(&text, MAX_TEXT_BYTES));
+    }
+
+    /// Whether the VMM ended or never ran.
+    pub(super) fn vmm_ended(&self) -> bool {
+        self.signals.vmm.is_some()
     }
 
     /// Grows as the guest comes further: by stages and units, and until its first unit by what its kernel
@@ -159,7 +186,7 @@ impl Seen {
     pub(super) fn console(&mut self, event: ConsoleEvent) {
         match event {
             // A copy of a template had its kernel started already; its first line is no news.
-            ConsoleEvent::KernelStarted if self.restored => {}
+            ConsoleEvent::KernelStarted if self.signals.restored => {}
             ConsoleEvent::KernelStarted => self.mark(Stage::KernelStarted, ""),
             ConsoleEvent::UnitStarting(name) if self.starting_units.len() < MAX_NOTED_UNITS => {
                 self.steps += 1;

@@ -8,7 +8,7 @@ use stoker_schemas::diagnosis::diagnose;
 use stoker_schemas::event::{AttemptReady, Identity, Stage};
 use stoker_schemas::limits::{MAX_TEXT_BYTES, clip};
 use stoker_schemas::spec::Network;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use super::bring_up::Held;
 use super::{Report, Runner, Waited, Whose, ordered};
@@ -18,6 +18,8 @@ use crate::ports::probe::{Answer, ProbeTarget};
 
 /// Stages are told in groups no older than this: fast boots cost one event, slow ones stay live.
 const TELL_EVERY: Duration = Duration::from_millis(100);
+/// How long a VMM may take to report its state. The verdict does not wait longer for one that hangs.
+const STATUS_WITHIN: Duration = Duration::from_secs(1);
 /// Without a lease the probe starts after this all the same: the DHCP message may have been missed,
 /// and what the probe sees (no route, refused) is evidence. Earlier tries would only fill the
 /// neighbour table with unanswered entries.
@@ -194,7 +196,17 @@ impl Runner {
         };
         let console_bytes = held.map_or(0, |h| h.console.bytes());
         let sees_dhcp = held.is_some_and(|h| h.attachment.sees_dhcp);
-        if let Some(after) = self.seen.probe.summary().connected_after {
+        if let Some(held) = held {
+            // A VMM that has ended cannot be asked.
+            let status = match self.seen.vmm_ended() {
+                true => None,
+                false => timeout(STATUS_WITHIN, held.vm.status()).await.ok().flatten(),
+            };
+            self.seen.vmm(held.vm.accelerator(), status);
+        }
+        // On a user network it is QEMU that takes connections, guest or not.
+        let is_user = held.is_some_and(|held| matches!(held.attachment.nic, Nic::User { .. }));
+        if let Some(after) = self.seen.probe.summary().connected_after.filter(|_| !is_user) {
             self.seen.mark(Stage::AgentConnected, format!("{} ms after the first try", after.as_millis()));
         }
         let diagnosis = diagnose(&self.seen.signals(evidence.as_ref(), console_bytes, sees_dhcp));

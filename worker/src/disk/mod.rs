@@ -8,6 +8,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -84,6 +85,27 @@ pub async fn prepare(
             Err(error)
         }
     }
+}
+
+/// A disk in words, with the size that the guest sees (`qcow2 overlay, 4096 MiB`).
+pub fn describe(disk: &Disk) -> String {
+    let (kind, size) = match (disk.format, &disk.read_only_base) {
+        (DiskFormat::Qcow2, _) => ("qcow2 overlay", qcow2_size(&disk.path)),
+        (DiskFormat::Raw, Some(_)) => ("second drive over a read-only base", raw_size(&disk.path)),
+        (DiskFormat::Raw, None) => ("raw file", raw_size(&disk.path)),
+    };
+    size.map_or_else(|_| kind.to_owned(), |bytes| format!("{kind}, {} MiB", bytes / MIB))
+}
+
+fn raw_size(path: &Path) -> io::Result<u64> {
+    Ok(path.metadata()?.len())
+}
+
+/// The size that a qcow2 file shows its guest: bytes 24 to 31 of its header.
+fn qcow2_size(path: &Path) -> io::Result<u64> {
+    let mut size = [0; 8];
+    File::open(path)?.read_exact_at(&mut size, 24)?;
+    Ok(u64::from_be_bytes(size))
 }
 
 /// Removes an attempt's disk. Idempotent; the image is not touched.

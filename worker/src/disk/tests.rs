@@ -24,6 +24,7 @@ async fn an_empty_disk_is_sparse_and_not_shared() {
     let dir = tempfile::tempdir().unwrap();
     let disk = prepare(None, dir.path(), 8, DiskFormat::Qcow2).await.unwrap().unwrap();
     assert_eq!((disk.format, disk.path.metadata().unwrap().len()), (DiskFormat::Raw, 8 * MIB));
+    assert_eq!(describe(&disk), "raw file, 8 MiB");
     // A second one in the same place would be shared.
     assert!(matches!(prepare(None, dir.path(), 8, DiskFormat::Raw).await, Err(DiskError::File { .. })));
 }
@@ -79,6 +80,7 @@ async fn overlays_are_small_and_refer_to_the_base() {
     assert!(bytes.starts_with(&QCOW2_MAGIC) && bytes.len() < MIB as usize);
     let virtual_size = u64::from_be_bytes(bytes[24..32].try_into().unwrap());
     assert_eq!(virtual_size, 64 * MIB);
+    assert_eq!(describe(&disk), "qcow2 overlay, 64 MiB");
     let name = base.to_str().unwrap().as_bytes();
     assert!(bytes.windows(name.len()).any(|part| part == name));
 }

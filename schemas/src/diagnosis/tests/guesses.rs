@@ -27,6 +27,7 @@ fn is_supported(cause: Cause, s: &Signals) -> bool {
         Cause::ClockWrong => s.clock.is_some(),
         Cause::UnitFailed => !s.failed_units.is_empty(),
         Cause::UnitMissing => !s.missing_units.is_empty() && p.healthy,
+        Cause::GuestSilent => s.console_bytes == 0 && s.packets_from_guest == 0 && s.vmm.is_none() && s.lease.is_none(),
         Cause::KernelPanic => s.kernel_panic.is_some(),
         Cause::GuestOutOfMemory => s.out_of_memory.is_some(),
         Cause::EmergencyMode => s.emergency_mode,
@@ -123,11 +124,12 @@ prop_compose! {
         (dhcp_refused, lease, polled) in (seldom(text()), seldom(address()), seldom(address())),
         (bridge, foreign_mac) in (seldom(text()), seldom(text())),
         [emergency_mode, dhcp_visible, dhcp_server_up, dhcp_asked, has_tap] in any::<[bool; 5]>(),
-        (after_ms, extended_ms, console_bytes) in (any::<u64>(), prop_oneof![Just(0), any::<u64>()], any::<u64>()),
+        (after_ms, extended_ms, console_bytes) in (any::<u64>(), prop_oneof![Just(0), any::<u64>()], prop_oneof![Just(0), any::<u64>()]),
+        (stage, restored) in (seldom(Just(Stage::Spawned)), any::<bool>()),
         (disk_full, clock, declined) in (seldom(text()), seldom(text()), seldom(address())),
     ) -> Signals {
         Signals {
-            stage: None, after_ms, extended_ms, disk_full, clock, declined, kernel_args, host_error, vmm, console_bytes, kernel_panic, out_of_memory,
+            stage, accelerator: None, vmm_status: None, restored, after_ms, extended_ms, disk_full, clock, declined, kernel_args, host_error, vmm, console_bytes, kernel_panic, out_of_memory,
             emergency_mode, kernel_address, started_units, failed_units, missing_units, starting_units, dhcp_visible,
             dhcp_server_up, dhcp_asked, dhcp_refused, lease, polled, bridge, has_tap,
             packets_from_guest: u64::from(packets), foreign_mac, probe,

@@ -40,7 +40,7 @@ payload! {
 pub enum Stage {
     /// A host took the job.
     Accepted,
-    /// The overlay is there.
+    /// The disk overlay is there, or the VM has no disk.
     DiskReady,
     /// Tap, reservation and bridge are there.
     NetworkReady,
@@ -91,6 +91,9 @@ payload! {
         /// The unit's name, the address, …
         #[serde(default, skip_serializing_if = "String::is_empty")]
         detail: String,
+        /// The VM has no such part (a disk), so there was nothing to do; the detail says why.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        absent: bool,
     }
 }
 payload! {

@@ -106,7 +106,7 @@ fn diagnosis(n: u64) -> Fallible<Diagnosis> {
     Ok(Diagnosis {
         stage: Stage::KernelStarted,
         cause: CAUSES[usize::try_from(n / DEAD_OF)? % CAUSES.len()],
-        confidence: Confidence::Certain,
+        confidence: Some(Confidence::Certain),
         summary: "the guest's kernel panicked before its agent answered".to_owned(),
         remedy: "look at the console".to_owned(),
         evidence: vec!["Kernel panic - not syncing: VFS: Unable to mount root fs".to_owned()],
@@ -124,6 +124,11 @@ fn marks(taken: Time) -> Vec<StageMark> {
         (Stage::DhcpAck, 1_500),
         (Stage::AgentConnected, 1_700),
     ];
-    let mark = |(stage, ms)| StageMark { stage, at: taken.plus(Duration::from_millis(ms)), detail: String::new() };
+    let mark = |(stage, ms)| StageMark {
+        stage,
+        at: taken.plus(Duration::from_millis(ms)),
+        detail: String::new(),
+        absent: false,
+    };
     stages.map(mark).to_vec()
 }

@@ -105,6 +105,10 @@ impl Vm for FirecrackerVm {
         api.get::<Instance>(&self.process, "/").await.ok().map(|instance| instance.state)
     }
 
+    fn accelerator(&self) -> Option<String> {
+        Some("KVM".to_owned())
+    }
+
     async fn responds(&self) -> bool {
         self.status().await.is_some()
     }

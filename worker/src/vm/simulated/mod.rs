@@ -149,7 +149,9 @@ fn feed(guest: &Arc<Guest>) -> mpsc::Receiver<Bytes> {
     let now = guest.booted.elapsed();
     let due = lines.partition_point(|(at, _)| *at <= now);
     let ready: String = lines[..due].iter().map(|(_, line)| line.as_str()).collect();
-    let _ = writer.try_send(Bytes::from(ready));
+    if !ready.is_empty() {
+        let _ = writer.try_send(Bytes::from(ready));
+    }
     let later: Vec<_> = lines[due..].to_vec();
     if !later.is_empty() {
         let guest = Arc::clone(guest);

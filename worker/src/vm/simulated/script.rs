@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `sim.boot-ms=<n>` | starting the VMM takes this long |
 //! | `sim.boot=refused` | the VMM refuses to boot |
+//! | `sim.boot=silent` | the VMM runs and the guest does nothing: no console, no packet |
 //! | `sim.dhcp-ms=<n>` | the lease is confirmed after this long (default 0) |
 //! | `sim.dhcp=none` | the guest has no DHCP client |
 //! | `sim.dhcp=silent` | the guest looks for a server, none answers |
@@ -83,6 +84,8 @@ pub struct Script {
     pub boot: Duration,
     /// Whether it refuses to.
     pub refuse: bool,
+    /// Whether the guest never does anything.
+    pub silent: bool,
     /// What DHCP does.
     pub dhcp: Dhcp,
     /// When the agent listens; `None` for never.
@@ -110,6 +113,7 @@ impl Default for Script {
         Self {
             boot: Duration::ZERO,
             refuse: false,
+            silent: false,
             dhcp: Dhcp::Lease(Duration::ZERO),
             healthy: Some(Duration::ZERO),
             agent: Agent::Answers,
@@ -141,6 +145,7 @@ impl Script {
     fn set(&mut self, name: &str, value: Option<&str>, vm: VmId) -> Option<()> {
         match (name, value) {
             ("boot", Some("refused")) => self.refuse = true,
+            ("boot", Some("silent")) => (self.silent, self.dhcp, self.healthy) = (true, Dhcp::NoClient, None),
             ("agent", Some("refused")) => self.healthy = None,
             ("agent", Some("never")) => self.agent = Agent::Vanishes,
             ("agent", Some("hang")) => self.agent = Agent::Hangs,
@@ -191,6 +196,9 @@ impl Script {
 
     /// What the guest writes, and when.
     pub fn console(&self) -> Vec<(Duration, String)> {
+        if self.silent {
+            return Vec::new();
+        }
         let mut lines = vec![(Duration::ZERO, "Linux version 6.1.0 (simulated)\r\n".to_owned())];
         if let Dhcp::Lease(at) = self.dhcp {
             lines.push((at, "[  OK  ] Started Network Configuration.\r\n".to_owned()));
