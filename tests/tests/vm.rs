@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+#[path = "vm/accel.rs"]
+mod accel;
 #[path = "vm/contract.rs"]
 mod contract;
 #[path = "vm/jailed.rs"]

@@ -158,7 +158,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn user_network(vm: stoker_schemas::VmId) -> Nic {
+pub(crate) fn user_network(vm: stoker_schemas::VmId) -> Nic {
     Nic::User { mac: vm.mac(), host_port: free_port(), guest_port: 8080 }
 }
 
@@ -168,7 +168,7 @@ struct OnUserNetwork {
     stops_when_asked: bool,
 }
 
-fn qemu_is_there(test: &str) -> bool {
+pub(crate) fn qemu_is_there(test: &str) -> bool {
     let there = Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !there {
         skipped(test, &format!("{QEMU} is not installed"));

@@ -101,19 +101,26 @@ impl Qemu {
         self.launcher.with(self.accel.accel(&plan.kernel))
     }
 
-    /// Boots it, or lets it go on from a template. On error nothing is left running.
-    async fn run(&self, launcher: &Launcher, plan: &VmPlan, template: Option<Template>) -> Result<QemuVm, VmError> {
+    /// Starts it, cold or from a template, and waits until it is set up. Dropped, it is killed.
+    async fn launch(
+        &self,
+        launcher: &Launcher,
+        plan: &VmPlan,
+        template: Option<Template>,
+    ) -> Result<Starting, VmError> {
+        let copy = template.is_some();
         let starting = match template {
             Some(Template { memory, state }) => {
                 template::lay_serial(&plan.dir).map_err(|e| boot_error::spawn(DRIVER, "serial line", &e))?;
-                let starting = launcher.start(plan, Memory::CopyOf(&memory), state).await?;
-                self.settle(plan, starting, true).await?
+                launcher.start(plan, Memory::CopyOf(&memory), state).await?
             }
-            None => {
-                let starting = launcher.start(plan, Memory::Own, Stdio::null()).await?;
-                self.settle(plan, starting, false).await?
-            }
+            None => launcher.start(plan, Memory::Own, Stdio::null()).await?,
         };
+        self.settle(plan, starting, copy).await
+    }
+
+    /// From now on it lives until it is stopped.
+    fn keep(&self, launcher: &Launcher, plan: &VmPlan, starting: Starting) -> Result<QemuVm, VmError> {
         let Some(process) = starting.keep() else {
             return Err(VmError::Died { driver: DRIVER, reason: "it was stopped while it started".to_owned() });
         };
@@ -128,23 +135,30 @@ impl Qemu {
         let began = Instant::now();
         let launcher = self.launcher(plan);
         let within = self.accel.must_speak_within(&plan.kernel, &plan.kernel_args);
-        let booted = self.run(&launcher, plan, None).await;
-        let Some(within) = within else { return booted };
-        if let Ok(vm) = &booted
-            && first_byte(&plan.dir, &vm.process, within).await == FirstByte::Came
-        {
-            self.accel.runs(&plan.kernel);
-            return booted;
-        }
-        if let Ok(vm) = &booted {
-            vm.stop(Duration::ZERO).await?;
-        }
+        let launched = self.launch(&launcher, plan, None).await;
+        let Some(within) = within else { return self.keep(&launcher, plan, launched?) };
+        let error = match launched {
+            Ok(starting) => {
+                if let Some(process) = starting.process()
+                    && first_byte(&plan.dir, process, within).await == FirstByte::Came
+                {
+                    self.accel.runs(&plan.kernel);
+                    return self.keep(&launcher, plan, starting);
+                }
+                starting.abandon().await;
+                files::remove(&plan.dir, files::QMP_SOCKET).map_err(|e| boot_error::spawn(DRIVER, "socket", &e))?;
+                None
+            }
+            Err(error) => Some(error),
+        };
         let lost = began.elapsed();
         tracing::warn!(
-            vm = %plan.vm, kernel = %plan.kernel.display(), error = booted.err().map(tracing::field::display),
+            vm = %plan.vm, kernel = %plan.kernel.display(), error = error.map(tracing::field::display),
             "the kernel does not boot with KVM: no byte on its console after {lost:.1?}; booting it with TCG"
         );
-        let vm = self.run(&self.launcher.with(Accel::Tcg), plan, None).await?;
+        let launcher = launcher.with(Accel::Tcg);
+        let starting = self.launch(&launcher, plan, None).await?;
+        let vm = self.keep(&launcher, plan, starting)?;
         self.accel.decide_by_tcg(&plan.kernel, &plan.dir, vm.process.clone(), lost);
         let label = format!("{}, after {lost:.1?} without a console byte with KVM", self.accel.label(Accel::Tcg));
         Ok(QemuVm { lost, accelerator: Some(label), ..vm })
@@ -177,7 +191,8 @@ impl Qemu {
         let templates = self.templates.as_ref()?;
         let launcher = self.launcher(plan);
         let template = templates.find(&launcher, plan)?;
-        match self.run(&launcher, plan, Some(template)).await {
+        let launched = self.launch(&launcher, plan, Some(template)).await;
+        match launched.and_then(|starting| self.keep(&launcher, plan, starting)) {
             Ok(vm) => Some(Arc::new(vm)),
             Err(error) => {
                 tracing::warn!(vm = %plan.vm, %error, "its template cannot be continued and goes; booting cold");
@@ -230,7 +245,10 @@ impl Hypervisor for Qemu {
     async fn adopt(&self, record: VmRecord) -> Result<Option<Arc<dyn Vm>>, VmError> {
         let identity = Identity { pid: record.pid, start_ticks: record.start_ticks };
         let found = VmmProcess::adopt(identity).map_err(|e| boot_error::spawn(DRIVER, "adopting a VMM", &e))?;
-        Ok(found.map(|process| Arc::new(self.vm(record, process)) as Arc<dyn Vm>))
+        Ok(found.map(|process| {
+            let accelerator = accel::of_process(record.pid).map(|accel| self.accel.label(accel));
+            Arc::new(QemuVm { accelerator, ..self.vm(record, process) }) as Arc<dyn Vm>
+        }))
     }
 }
 

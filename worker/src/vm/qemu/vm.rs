@@ -23,7 +23,7 @@ pub struct QemuVm {
     pub record: VmRecord,
     pub process: VmmProcess,
     pub qmp_timeout: Duration,
-    /// What runs it, for people; a worker that took it over does not know.
+    /// What runs it, for people.
     pub accelerator: Option<String>,
     /// What an accelerator that did not run it took of its time.
     pub lost: Duration,

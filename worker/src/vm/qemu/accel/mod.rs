@@ -201,6 +201,16 @@ pub async fn choose(mode: AccelMode, trial: &Trial<'_>, note: Option<&Note>) -> 
     }
 }
 
+/// What a running QEMU was started with.
+pub fn of_process(pid: u32) -> Option<Accel> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).skip_while(|argument| *argument != b"-accel");
+    let accel = arguments.nth(1)?;
+    [(b"kvm".as_slice(), Accel::Kvm), (b"tcg".as_slice(), Accel::Tcg)]
+        .into_iter()
+        .find_map(|(name, found)| accel.starts_with(name).then_some(found))
+}
+
 const KVM: &str = "/dev/kvm";
 
 fn kvm_opens(device: &Path) -> Result<(), String> {
