@@ -8,7 +8,7 @@ use stoker_schemas::image::Driver;
 use crate::config::{Config, JailerMode, NetworkMode};
 use crate::dirs::ACCEL_NOTE;
 use crate::equipment::jailer_beside;
-use crate::vm::qemu::{Accel, AccelDecision, Kernels, Note, Trial, choose, probe_guest};
+use crate::vm::qemu::{Accel, AccelDecision, Kernels, Note, Trial, TrialError, choose, probe_guest};
 
 /// What to do without a jailer.
 const NO_JAILER: &str = "install it beside firecracker, from the same release, or set --jailer off";
@@ -54,7 +54,7 @@ pub async fn examine(config: &Config) -> Vec<Check> {
             checks.push(device("kvm", "/dev/kvm", "enable virtualisation, load kvm_intel or kvm_amd, join group kvm"));
             // The trial guest is started by QEMU; without, the speed of KVM is not known here.
             if find(&config.qemu).is_some() {
-                checks.push(speed_of_kvm(config).await);
+                checks.extend(speed_of_kvm(config).await);
             }
         }
         Driver::Qemu => {
@@ -108,17 +108,21 @@ fn images(dir: &Path) -> Check {
     Check::new("images", found)
 }
 
-/// Whether KVM runs guests fast enough for a kernel to boot.
-async fn speed_of_kvm(config: &Config) -> Check {
+/// Whether KVM runs guests fast enough for a kernel to boot; `None` without the image that measures it.
+async fn speed_of_kvm(config: &Config) -> Option<Check> {
     let guest = probe_guest(&config.images);
     let scratch = std::env::temp_dir();
     let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
-    let decision = AccelDecision::judge(trial.run().await);
+    let outcome = trial.run().await;
+    if let Err(TrialError::NoGuest(_)) = outcome {
+        return None;
+    }
+    let decision = AccelDecision::judge(outcome);
     let found = match decision.accel {
         Accel::Kvm => Ok(decision.reason),
         Accel::Tcg => Err((decision.reason, "use --driver qemu, which boots with TCG, or another host")),
     };
-    Check::new("speed of kvm", found)
+    Some(Check::new("speed of kvm", found))
 }
 
 /// What boots guests on this host. TCG will do: a host that is to have KVM and has none is the operator's to judge.
