@@ -33,7 +33,7 @@ build_step() {
   else
     build_with_signs "$what" "$besides" "$@" || return 1
   fi
-  if grep -q ' Compiling ' "$(log_of build)"; then step_done; else step_done "nothing to compile"; fi
+  if grep -q Compiling "$(log_of build)"; then step_done; else step_done "nothing to compile"; fi
 }
 
 # Cargo draws its own bar. The log holds what was on the terminal.

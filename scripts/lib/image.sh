@@ -42,12 +42,11 @@ build_if_changed() {
     return 0
   fi
   note "image: building $name"
-  local work
-  work="$(mktemp -d "$(ensure_dir "$IMAGES_DIR")/.new.XXXXXX")"
-  "build_${name//-/_}" "$work" || {
-    rm -rf -- "$work"
-    die "image: $name could not be built"
-  }
+  # Not local: the trap of with_lock's subshell sees it.
+  NEW_IMAGE="$(mktemp -d "$(ensure_dir "$IMAGES_DIR")/.new.XXXXXX")"
+  trap 'rm -rf -- "$NEW_IMAGE"' EXIT
+  local work="$NEW_IMAGE"
+  "build_${name//-/_}" "$work" || die "image: $name could not be built"
   printf '%s\n' "$digest" >"$work/.inputs"
   chmod 0755 "$work"
   rm -rf -- "$folder"
