@@ -6,6 +6,7 @@
 STOKER_DIR="$STOKER_ROOT/.stoker"
 CACHE_DIR="${STOKER_CACHE:-$STOKER_DIR/cache}"
 RUN_DIR="$STOKER_DIR/run"
+LOGS_DIR="$STOKER_DIR/logs"
 IMAGES_DIR="$STOKER_DIR/images"
 
 # A cargo target folder that the caller chose is respected.
@@ -61,10 +62,28 @@ process_gone() {
 # A run as root leaves folders behind that a plain user cannot use: said at once, with the way out.
 need_own_folders() {
   local folder
-  for folder in "$STOKER_ROOT" "$STOKER_DIR" "$STOKER_DIR"/{cache,images,locks,run,data} "$TARGET_DIR" "$TARGET_DIR"/*/; do
+  for folder in "$STOKER_ROOT" "$STOKER_DIR" "$STOKER_DIR"/{cache,images,locks,logs,run,data} "$TARGET_DIR" "$TARGET_DIR"/*/; do
     [[ ! -e $folder || -w $folder ]] || die "$(id -un) may not write in $folder, it is $(stat -c %U "$folder")'s;" \
       "give the clone to one user: sudo chown -R $(id -un) $STOKER_ROOT"
   done
+}
+
+EXIT_FUNCTIONS=()
+
+# at_exit FUNCTION: is called on every way out, also on Ctrl-C; the last one that was named comes first.
+at_exit() {
+  EXIT_FUNCTIONS=("$1" ${EXIT_FUNCTIONS[@]+"${EXIT_FUNCTIONS[@]}"})
+  trap run_exit_functions EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+
+run_exit_functions() {
+  local function
+  # A second Ctrl-C does not cut the first one short.
+  trap '' HUP INT TERM
+  for function in "${EXIT_FUNCTIONS[@]}"; do "$function"; done
 }
 
 # with_lock NAME COMMAND...: one at a time, across processes; a second caller then finds the first one's work.

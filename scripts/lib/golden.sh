@@ -21,17 +21,16 @@ inputs_of_golden() {
     return 1
   }
   deb="$(kernel_deb)" || return 1
-  digest_of "$GOLDEN_SOURCE" "$STOKER_ROOT/worker/guest/agent" "$STOKER_ROOT/Cargo.lock" "$STOKER_ROOT/Cargo.toml" \
-    "$LIB/golden.sh" "$LIB/kernel.sh" "$deb"
+  digest_of "$GOLDEN_SOURCE" "$GUEST_AGENT" "$LIB/golden.sh" "$LIB/kernel.sh" "$deb"
 }
 
 build_golden() {
-  local out="$1" kernel agent packages root="$1/.root"
-  kernel="$(guest_kernel)" && agent="$(build_agent)" && packages="$(golden_packages)" || return 1
+  local out="$1" kernel packages root="$1/.root"
+  kernel="$(guest_kernel)" && packages="$(golden_packages)" || return 1
   cp -- "$kernel/vmlinux" "$out/vmlinux" || return 1
   golden_initramfs "$kernel/modules-golden" "$out/initrd.cpio" || return 1
   cp -a -- "$packages" "$root" || return 1
-  lay_over_golden "$root" "$agent" || return 1
+  lay_over_golden "$root" "$GUEST_AGENT" || return 1
   note "image: making golden's file system"
   mke2fs -q -t ext4 -m 0 -L golden -d "$root" "$out/rootfs.ext4" "${GOLDEN_DISK_MIB}M" || return 1
   rm -rf -- "$root"

@@ -2,8 +2,6 @@
 # Guest images: one folder each under .stoker/images, described by image.json. An image is
 # rebuilt when the digest of its inputs changed.
 
-readonly AGENT_TARGET=x86_64-unknown-linux-gnu
-
 # Second half: measured with QEMU's TCG. Without no_timer_check 1-2 of 50 guests die in the
 # timer check, without tsc=reliable the watchdog distrusts an emulated clock; the mitigations
 # protect nothing inside a guest of one program, and cost a third of its boot.
@@ -15,6 +13,10 @@ cmd_image() {
   local name names=("$@")
   (($# > 0)) || names=(linux-minimal probe)
   [[ $(uname -m) == x86_64 ]] || die "image: guests are built for x86_64 only, this is $(uname -m)"
+  # Before its images: it is one of what they are made of.
+  if [[ " ${names[*]} " =~ \ (linux-minimal|golden)\  ]]; then
+    GUEST_AGENT="$(build_agent)" || die "image: the guest agent could not be built"
+  fi
   for name in "${names[@]}"; do
     case "$name" in
       linux-minimal) with_lock image build_if_changed linux-minimal ;;
@@ -40,12 +42,11 @@ build_if_changed() {
     return 0
   fi
   note "image: building $name"
-  local work
-  work="$(mktemp -d "$(ensure_dir "$IMAGES_DIR")/.new.XXXXXX")"
-  "build_${name//-/_}" "$work" || {
-    rm -rf -- "$work"
-    die "image: $name could not be built"
-  }
+  # Not local: the trap of with_lock's subshell sees it.
+  NEW_IMAGE="$(mktemp -d "$(ensure_dir "$IMAGES_DIR")/.new.XXXXXX")"
+  trap 'rm -rf -- "$NEW_IMAGE"' EXIT
+  local work="$NEW_IMAGE"
+  "build_${name//-/_}" "$work" || die "image: $name could not be built"
   printf '%s\n' "$digest" >"$work/.inputs"
   chmod 0755 "$work"
   rm -rf -- "$folder"
@@ -61,15 +62,14 @@ digest_of() {
 inputs_of_linux_minimal() {
   local deb
   deb="$(kernel_deb)" || return 1
-  digest_of "$STOKER_ROOT/worker/guest/agent" "$STOKER_ROOT/Cargo.lock" "$STOKER_ROOT/Cargo.toml" \
-    "$LIB/image.sh" "$LIB/kernel.sh" "$deb"
+  digest_of "$GUEST_AGENT" "$LIB/image.sh" "$LIB/kernel.sh" "$deb"
 }
 
 build_linux_minimal() {
-  local out="$1" kernel agent
-  kernel="$(guest_kernel)" && agent="$(build_agent)" || return 1
+  local out="$1" kernel
+  kernel="$(guest_kernel)" || return 1
   cp -- "$kernel/vmlinux" "$out/vmlinux" || return 1
-  pack_initramfs "$agent" "$kernel/modules" "$out/initrd.cpio" || return 1
+  pack_initramfs "$GUEST_AGENT" "$kernel/modules" "$out/initrd.cpio" || return 1
   write_manifest "$out" <<JSON
 {
   "schema": "dev.stoker.image.v1",
@@ -92,15 +92,6 @@ build_linux_minimal() {
   }
 }
 JSON
-}
-
-# Static, because as the guest's first process it finds no libraries.
-build_agent() {
-  note "image: compiling the guest agent"
-  (cd "$STOKER_ROOT" && CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
-    CARGO_TARGET_DIR="$TARGET_DIR" \
-    cargo build --quiet --locked --release -p stoker-agent --target "$AGENT_TARGET" >&2) || return 1
-  printf '%s\n' "$TARGET_DIR/$AGENT_TARGET/release/stoker-agent"
 }
 
 # The same inputs give the same bytes: sorted, no times, no owners.

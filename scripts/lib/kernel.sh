@@ -68,19 +68,20 @@ concrete_kernel_package() {
     awk '$1 == "Depends:" && $2 ~ /^linux-image-.*-cloud-amd64$/ {print $2; exit}'
 }
 
-unpack_kernel() {
-  local deb="$1" folder="$2" work
+# A subshell, so that its trap sees its variables and ends with it.
+unpack_kernel() (
+  deb="$1" folder="$2"
   note "image: unpacking $(basename "$deb")"
   mkdir -p "$(dirname "$folder")"
   work="$(mktemp -d "$(dirname "$folder")/.new.XXXXXX")"
+  trap 'rm -rf -- "$work"' EXIT
   dpkg-deb -x "$deb" "$work/root"
   mkdir "$work/out"
   extract_vmlinux "$(find "$work/root/boot" -name 'vmlinuz-*' | head -n 1)" "$work/out/vmlinux"
   collect_modules "$work/root" "$work/out/modules" "${GUEST_MODULES[@]}"
   collect_modules "$work/root" "$work/out/modules-golden" "${GOLDEN_MODULES[@]}"
   mv "$work/out" "$folder"
-  rm -rf -- "$work"
-}
+)
 
 # A little-endian unsigned number: read_number FILE OFFSET BYTES
 read_number() { od -An -v -t "u$3" -j "$2" -N "$3" -- "$1" | tr -d ' '; }

@@ -4,32 +4,51 @@
 #: up [--driver D] [--broker amqp] [...] | install, build and run everything; other arguments go to `stoker up`
 cmd_up() {
   need_cargo
-  local args=("$@") groups=(run build image) profile_dir
-  wants_private_broker "$@" && groups+=(broker)
-  cmd_deps "${groups[@]}"
-  if [[ " $* " != *simulated* ]]; then
-    # Stoker says by itself which images it misses; the simulated driver needs none.
-    (cmd_image) || warn "up: going on without all images"
-    [[ " $* " != *" --image golden "* && " $* " != *" --image=golden "* ]] || cmd_image golden
+  local args=("$@")
+  plan_up "$@"
+  packages_step
+  beside preparation prepare
+  if ((${#NEEDED_IMAGES[@]} > 0)); then
+    build_step "stoker, stoker-worker and the guest agent" "the guest kernel" \
+      build_with_agent --bin stoker --bin stoker-worker || build_failed
+  else
+    build_step "stoker and stoker-worker" "" cargo_build --bin stoker --bin stoker-worker || build_failed
   fi
-  build_binaries
+  finish_preparation
+  need_to_run
+  ((${#NEEDED_IMAGES[@]} == 0)) || images_step
   if wants_private_broker "$@"; then
     local url
     url="$(cmd_broker start --name dev)"
     note "up: broker at $url, stop it with: scripts/dev broker stop"
     mapfile -t args < <(with_broker_url "$url" "$@")
   fi
-  if wants_fetched_firecracker "$@"; then
-    local firecracker
-    firecracker="$(cmd_firecracker)"
-    [[ -z $firecracker ]] || args+=(--firecracker "$firecracker")
-  fi
-  profile_dir="$(binaries_dir)"
-  exec "$profile_dir/stoker" up --images "$IMAGES_DIR" --data "$STOKER_DIR/data" ${args[@]+"${args[@]}"}
+  local firecracker
+  firecracker="$(tool_path firecracker)"
+  [[ -z $firecracker ]] || args+=(--firecracker "$firecracker")
+  step_begin
+  step_says "starting stoker up ($(since_start) since the start)"
+  exec "$(binaries_dir)/stoker" up --images "$IMAGES_DIR" --data "$STOKER_DIR/data" ${args[@]+"${args[@]}"}
 }
 
-need_cargo() {
-  have cargo || die "cargo is missing; install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$STOKER_ROOT/Cargo.toml") or newer with rustup"
+# Simulated VMs need neither images nor what boots them.
+plan_up() {
+  local last="first VM"
+  [[ " $* " != *" --no-vm "* ]] || last=stoker
+  needs_groups build
+  wants_private_broker "$@" && needs_groups broker
+  wants_fetched_firecracker "$@" && needs_tools firecracker
+  if [[ " $* " == *simulated* ]]; then
+    steps_start packages build "$last"
+    return 0
+  fi
+  needs_groups run image
+  needs_images linux-minimal probe
+  if [[ " $* " == *" --image golden "* || " $* " == *" --image=golden "* ]]; then
+    needs_groups golden
+    needs_images golden
+  fi
+  steps_start packages build image "$last"
 }
 
 # `--broker amqp` without a URL asks for the private node; a URL is somebody's own broker.
@@ -55,25 +74,24 @@ with_broker_url() {
   done
 }
 
-# The dev profile (dependencies optimised, own code lightly) builds in half the time of
-# release and shares its work with the tests; STOKER_PROFILE=release is for real hosts.
-build_binaries() {
-  note "building stoker and stoker-worker (${STOKER_PROFILE:-dev})"
-  (cd "$STOKER_ROOT" && cargo build --locked --profile "${STOKER_PROFILE:-dev}" \
-    -p stoker-producer -p stoker-worker --bins >&2) || die "the build failed"
-}
-
-binaries_dir() {
-  local profile="${STOKER_PROFILE:-dev}"
-  printf '%s/%s\n' "$TARGET_DIR" "${profile/#dev/debug}"
-}
-
 #: bench [arguments] | build in release mode and run the benchmarks, with a private broker
 cmd_bench() {
   need_cargo
-  cmd_deps run build image broker
-  (cmd_image) || warn "bench: going on without all images"
+  local -x STOKER_PROFILE=release
+  local status=0
+  needs_groups run build image broker
+  needs_images linux-minimal probe
+  needs_tools firecracker
+  steps_start packages build image broker benchmarks
+  packages_step
+  beside preparation prepare
+  build_step "every program, in release mode" "the guest kernel" build_with_agent --bins || build_failed
+  finish_preparation
+  images_step
   export_test_environment bench
-  STOKER_PROFILE=release build_binaries
-  (cd "$STOKER_ROOT" && cargo run --locked --release -p stoker-tests --bin stoker-bench -- "$@")
+  step_begin
+  step_says "as README.md lists them"
+  (cd "$STOKER_ROOT" && "$(binaries_dir)/stoker-bench" "$@") || status=$?
+  step_done
+  return "$status"
 }

@@ -5,32 +5,53 @@
 #: test [--kvm] [cargo test arguments] | run every test, then list what was skipped or left behind; with --kvm also what needs a KVM that runs Linux
 cmd_test() {
   need_cargo
-  local groups=("${DEPS_DEFAULT_GROUPS[@]}") cargo_status=0 kvm=no
+  local cargo_status=0 kvm=no
   if [[ ${1:-} == --kvm ]]; then
     kvm=yes
     shift
   fi
+  needs_groups "${DEPS_DEFAULT_GROUPS[@]}" golden
   # A browser is a large install, so it is only made where the machine is thrown away.
-  [[ -n ${CI:-} ]] && groups+=(browser)
-  cmd_deps "${groups[@]}"
-  (cmd_image linux-minimal probe golden) || warn "test: going on without all images"
+  [[ -z ${CI:-} ]] || needs_groups browser
+  needs_images linux-minimal probe golden
+  needs_tools firecracker schemathesis axe
+  steps_start packages build images broker tests
+  packages_step
+  beside preparation prepare
+  build_for_tests "$@" || {
+    printf 'the build failed; all that cargo said is in %s\n0 passed, 1 failed, 0 skipped\n' "$(log_of build)"
+    return 1
+  }
+  finish_preparation
+  images_step
   reap_dead_test_brokers
   export_test_environment test
+  step_begin
+  step_says "cargo test"
   run_cargo_test "$@" || cargo_status=$?
   [[ $kvm == no ]] || run_kvm_tests || cargo_status=$?
   find_leftovers
+  step_done
   print_summary "$cargo_status"
 }
 
-# export_test_environment KIND: a folder, a broker and the variables of this run.
+# Without arguments all of it in one go. For some tests cargo builds what they need when it runs them.
+build_for_tests() {
+  local what="every program" parts=(--bins)
+  if (($# == 0)); then
+    what="every program and test"
+    parts=(--bins --tests)
+  fi
+  build_step "$what" "what the guest images are made of" build_with_agent "${parts[@]}"
+}
+
+# export_test_environment KIND: one step. A folder, a broker and the variables of this run.
 export_test_environment() {
-  local firecracker schemathesis axe
+  step_begin
   # Paths in it stay short, because unix sockets allow 107 bytes.
   TEST_DIR="$(mktemp -d "$(ensure_dir "$RUN_DIR")/$1-XXXXXX")"
   TEST_BROKER="$1-$$"
-  trap end_test_environment EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
+  at_exit end_test_environment
   # Inherited by everything that the tests start, so that survivors can be told apart.
   export STOKER_TEST_RUN="$TEST_DIR"
   export STOKER_TEST_SUMMARY="$TEST_DIR/summary"
@@ -39,30 +60,38 @@ export_test_environment() {
   export STOKER_TEST_BIN_DIR
   : >"$STOKER_TEST_SUMMARY"
   namespaces >"$TEST_DIR/netns-before"
-  firecracker="$(cmd_firecracker)"
-  [[ -z $firecracker ]] || export STOKER_TEST_FIRECRACKER="$firecracker"
-  schemathesis="$(cmd_schemathesis)"
-  [[ -z $schemathesis ]] || export STOKER_TEST_SCHEMATHESIS="$schemathesis"
-  axe="$(cmd_axe)"
-  [[ -z $axe ]] || export STOKER_TEST_AXE="$axe"
+  export_tool STOKER_TEST_FIRECRACKER firecracker
+  export_tool STOKER_TEST_SCHEMATHESIS schemathesis
+  export_tool STOKER_TEST_AXE axe
   # `up` and `broker` are used from inside tests too; the broker must not carry the run's mark.
   if (unset STOKER_TEST_RUN && cmd_broker start --name "$TEST_BROKER" >/dev/null); then
     local lines
     lines="$(cmd_broker env --name "$TEST_BROKER")"
     eval "$lines"
+    step_done "$TEST_BROKER is running"
   else
     printf 'SKIPPED broker: no private RabbitMQ node could be started\n' >&2
+    step_done "none"
   fi
 }
 
-# On every way out, also on Ctrl-C. The folder stays only when it holds evidence.
+# export_tool VARIABLE TOOL
+export_tool() {
+  local path
+  path="$(tool_path "$2")"
+  [[ -z $path ]] || export "$1=$path"
+}
+
+# On every way out, also on Ctrl-C, once. The folder stays only when it holds evidence.
 end_test_environment() {
+  [[ -n ${TEST_DIR:-} ]] || return 0
   (unset STOKER_TEST_RUN && cmd_broker wipe --name "$TEST_BROKER") || true
   if [[ ${KEEP_TEST_DIR:-} == yes ]]; then
     note "kept for inspection: ${TEST_DIR#"$STOKER_ROOT"/}"
   else
     rm -rf -- "$TEST_DIR"
   fi
+  TEST_DIR=""
 }
 
 # A run that was killed -9 could not stop its broker; its name holds the pid of that run.
@@ -79,10 +108,6 @@ run_cargo_test() {
   local scope=(--workspace)
   [[ " $* " == *" -p "* || " $* " == *" --package"* ]] && scope=()
   : >"$TEST_DIR/cargo.log"
-  # The whole workspace: for fewer packages cargo would choose other features of shared
-  # dependencies, and build them twice.
-  note "building everything"
-  (cd "$STOKER_ROOT" && cargo build --locked --workspace --bins >&2) || return 1
   (cd "$STOKER_ROOT" && cargo test --locked --no-fail-fast ${scope[@]+"${scope[@]}"} "$@" 2>&1) |
     tee "$TEST_DIR/cargo.log"
 }
@@ -91,7 +116,7 @@ run_cargo_test() {
 run_kvm_tests() {
   note "what needs KVM"
   IGNORED_RAN=yes
-  (cd "$STOKER_ROOT" && cargo test --locked -p stoker-tests --test e2e -- --ignored --nocapture kvm:: 2>&1) |
+  (cd "$STOKER_ROOT" && cargo test --locked --workspace --test e2e -- --ignored --nocapture kvm:: 2>&1) |
     tee -a "$TEST_DIR/cargo.log"
 }
 
@@ -154,7 +179,7 @@ print_summary() {
   sort -u "$STOKER_TEST_SUMMARY"
   cat "$TEST_DIR/leftovers"
   end_test_environment
-  trap - EXIT
+  printf 'took %s: %s\n' "$(since_start)" "$(listed "${STEP_TIMES[@]}")"
   printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" $((skipped + ignored))
   ((failed == 0))
 }
@@ -165,6 +190,7 @@ cmd_check() {
   cd "$STOKER_ROOT" || exit
   local failed=0
   step cargo fmt --all --check
+  step one_choice_of_features
   step cargo clippy --locked --workspace --all-targets -- -D warnings
   RUSTDOCFLAGS="-D warnings" step cargo doc --locked --workspace --no-deps --document-private-items
   if have cargo-deny; then
@@ -180,6 +206,22 @@ cmd_check() {
   fi
   ((failed == 0)) || die "check: $failed step(s) failed"
   note "check: all fine"
+}
+
+# What tests ask of shared crates must be asked for without tests as well, see tests/Cargo.toml: else a build of
+# the programs and one of the tests compile those crates, and all that uses them, twice.
+one_choice_of_features() {
+  local differ
+  differ="$(LC_ALL=C comm -23 <(features_of normal,build) <(features_of normal,build,dev))"
+  [[ -z $differ ]] || {
+    printf 'with other features when tests are built (cargo tree -e features -i CRATE shows why):\n%s\n' "$differ"
+    return 1
+  }
+}
+
+features_of() {
+  cargo tree --quiet --locked --workspace --target x86_64-unknown-linux-gnu --prefix none --no-dedupe \
+    --edges "$1" --format '{p} {f}' | sed 's/ (\*)$//' | LC_ALL=C sort -u
 }
 
 step() {
