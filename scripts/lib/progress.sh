@@ -3,7 +3,7 @@
 # while one goes on; and jobs beside the step that is shown. All of it on stderr, each job's own
 # output in .stoker/logs.
 
-readonly SIGN_OF_LIFE_SECONDS=10
+readonly SIGN_OF_LIFE_SECONDS="${STOKER_SIGN_OF_LIFE_S:-10}"
 # A job that was asked to end is waited for: apt-get ends between two packages.
 readonly JOB_END_SECONDS=60
 

@@ -163,6 +163,13 @@ impl Stage {
         if self.user.is_some() { root.join("home").join("data") } else { root.join("data") }
     }
 
+    /// The console of the one VM that has been here, kept after it.
+    pub fn kept_console(&self) -> String {
+        let consoles = self.data().join("consoles");
+        let [name] = entries(&consoles).try_into().expect("one console");
+        fs::read_to_string(consoles.join::<String>(name)).unwrap()
+    }
+
     /// What an earlier run as root would have left.
     pub fn leave_data_of_root(&self) -> PathBuf {
         fs::create_dir_all(self.data().join("vms")).unwrap();
