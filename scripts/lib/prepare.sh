@@ -13,6 +13,11 @@ packages_step() {
   local now=() later=() doing="" text=""
   step_begin
   mapfile -t now < <(missing_packages build)
+  # Says what to install by hand.
+  ((${#now[@]} == 0)) || can_install || {
+    cmd_deps build
+    need_compiler
+  }
   crates_are_here || doing="fetching crates"
   ((${#now[@]} == 0)) || doing="installing $(listed "${now[@]}")${doing:+ and $doing}"
   if [[ -n $doing ]]; then
@@ -24,9 +29,11 @@ packages_step() {
   fi
   mapfile -t later < <(missing_packages "${NEEDED_GROUPS[@]}")
   if ((${#later[@]} > 0)); then
-    # Says what to install by hand.
-    can_install || cmd_deps "${NEEDED_GROUPS[@]}"
-    if can_install; then text="beside the build: $(listed "${later[@]}")"; else text="without $(listed "${later[@]}")"; fi
+    text="beside the build: $(listed "${later[@]}")"
+    can_install || {
+      cmd_deps "${NEEDED_GROUPS[@]}"
+      text="without $(listed "${later[@]}")"
+    }
   elif [[ -z $doing ]]; then
     text="nothing missing"
   fi
