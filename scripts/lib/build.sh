@@ -48,7 +48,9 @@ build_on_terminal() {
 terminal_width() {
   local size
   size="$(stty size <&2 2>/dev/null)" || size="24 80"
-  printf '%s\n' "${size#* }"
+  # Some terminals do not know how wide they are, and call it 0.
+  size="${size#* }"
+  printf '%s\n' "$((size > 0 ? size : 80))"
 }
 
 # Cargo draws its bar into the log, where it is read.

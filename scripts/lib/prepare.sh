@@ -91,7 +91,6 @@ prepare_image() {
   esac
 }
 
-# Its time belongs to the step that follows.
 finish_preparation() {
   PREPARED=yes
   await preparation || PREPARED=no
@@ -114,9 +113,10 @@ tool_path() {
   cat "$RUN_DIR/tools/$1"
 }
 
-# Stoker says by itself which images it misses.
+# With what is left to prepare. Stoker says by itself which images it misses.
 images_step() {
   step_begin
+  finish_preparation
   if [[ $PREPARED == yes ]] && beside image cmd_image "${NEEDED_IMAGES[@]}" && await image; then
     show_warnings image
     step_done "$(listed "${NEEDED_IMAGES[@]}") are ready"

@@ -14,9 +14,8 @@ cmd_up() {
   else
     build_step "stoker and stoker-worker" "" cargo_build --bin stoker --bin stoker-worker || build_failed
   fi
-  finish_preparation
+  if ((${#NEEDED_IMAGES[@]} > 0)); then images_step; else finish_preparation; fi
   need_to_run
-  ((${#NEEDED_IMAGES[@]} == 0)) || images_step
   if wants_private_broker "$@"; then
     local url
     url="$(cmd_broker start --name dev)"
@@ -86,7 +85,6 @@ cmd_bench() {
   packages_step
   beside preparation prepare
   build_step "every program, in release mode" "the guest kernel" build_with_agent --bins || build_failed
-  finish_preparation
   images_step
   export_test_environment bench
   step_begin

@@ -22,7 +22,6 @@ cmd_test() {
     printf 'the build failed; all that cargo said is in %s\n0 passed, 1 failed, 0 skipped\n' "$(log_of build)"
     return 1
   }
-  finish_preparation
   images_step
   reap_dead_test_brokers
   export_test_environment test
