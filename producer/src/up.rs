@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stoker_schemas::ImageName;
@@ -160,16 +160,21 @@ async fn relay(mut asked: watch::Receiver<Shutdown>, shutdown: watch::Sender<Shu
     }
 }
 
+/// A path below the folder that it was started in, as one would type it there.
+fn short(path: &Path) -> &Path {
+    std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
+}
+
 fn greet(out: &mut (dyn Write + Send), up: &Up, host: &Host, address: SocketAddr) -> std::io::Result<()> {
     let broker = up.config.broker.as_ref().map_or("in this process".to_owned(), ToString::to_string);
     writeln!(out, "Stoker {} on host {}", env!("CARGO_PKG_VERSION"), up.config.host)?;
     writeln!(out, "  hypervisor  {}", host.rig().hypervisor.describe())?;
     writeln!(out, "  network     {}", host.rig().network.describe())?;
     writeln!(out, "  broker      {broker}")?;
-    writeln!(out, "  data        {}", up.config.data.display())?;
+    writeln!(out, "  data        {}", short(&up.config.data).display())?;
     writeln!(out, "  dashboard   http://{address}/")?;
     if let Some(log) = &up.log {
-        writeln!(out, "  log         {}", log.display())?;
+        writeln!(out, "  log         {}", short(log).display())?;
     }
     if up.config.network == NetworkMode::User && up.config.driver != Driver::Simulated {
         let why = if rustix::process::geteuid().is_root() { "as asked" } else { "not root" };
