@@ -35,3 +35,16 @@ fn a_password_is_never_shown() {
     assert!(!shown.contains("secret"), "{shown}");
     assert!(shown.contains("amqp://rabbit:5672/%2f"));
 }
+
+#[test]
+fn the_accelerator_is_a_setting_and_firecracker_has_no_choice() {
+    let merged = |file: &str, flag: Option<AccelMode>| {
+        Config::merge(RawConfig::parse(file), Flags { accel: flag, ..Flags::default() })
+    };
+    assert_eq!(merged("", None).unwrap().accel, AccelMode::Auto);
+    assert_eq!(merged("accel = 'tcg'", None).unwrap().accel, AccelMode::Tcg);
+    assert_eq!(merged("accel = 'tcg'", Some(AccelMode::Kvm)).unwrap().accel, AccelMode::Kvm);
+    let error = merged("driver = 'firecracker'\naccel = 'tcg'", None).unwrap_err().to_string();
+    assert!(error.contains("accel: Firecracker needs KVM"), "{error}");
+    assert!(toml::from_str::<RawConfig>("accel = 'fast'").unwrap_err().to_string().contains("`auto`, `kvm`, `tcg`"));
+}

@@ -140,7 +140,7 @@ impl Qemu {
         let error = match launched {
             Ok(starting) => {
                 if let Some(process) = starting.process()
-                    && first_byte(&plan.dir, process, within).await == FirstByte::Came
+                    && first_byte(&plan.dir, process, Some(within)).await == FirstByte::Came
                 {
                     self.accel.runs(&plan.kernel);
                     return self.keep(&launcher, plan, starting);

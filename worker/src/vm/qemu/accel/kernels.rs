@@ -41,13 +41,13 @@ pub enum FirstByte {
     Missing,
 }
 
-/// Waits until a VM's console has its first byte.
-pub async fn first_byte(dir: &Path, process: &VmmProcess, within: Duration) -> FirstByte {
+/// Waits until a VM's console has its first byte; without a time, as long as its VMM lives.
+pub async fn first_byte(dir: &Path, process: &VmmProcess, within: Option<Duration>) -> FirstByte {
     let console = dir.join(files::CONSOLE);
-    let deadline = Instant::now() + within;
+    let deadline = within.map(|within| Instant::now() + within);
     loop {
         // Before the look: an ended VMM has written all it ever will.
-        let over = process.ended().is_some() || Instant::now() >= deadline;
+        let over = process.ended().is_some() || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if std::fs::metadata(&console).is_ok_and(|meta| meta.len() > 0) {
             return FirstByte::Came;
         }
@@ -107,12 +107,20 @@ impl Kernels {
     /// decides, in the background.
     pub fn decide_by_tcg(&self, kernel: &Path, dir: &Path, process: VmmProcess, waited: Duration) {
         let (this, kernel, dir) = (self.clone(), kernel.to_owned(), dir.to_owned());
+        let began = Instant::now();
         tokio::spawn(async move {
-            match first_byte(&dir, &process, Duration::from_secs(u64::MAX / 4)).await {
-                FirstByte::Came => this.needs_tcg(&kernel, waited),
-                FirstByte::Missing => drop(this.learn(&kernel, Verdict::Mute)),
-            }
+            let first = first_byte(&dir, &process, None).await;
+            this.decide(&kernel, first, began.elapsed(), waited);
         });
+    }
+
+    fn decide(&self, kernel: &Path, with_tcg: FirstByte, lived: Duration, waited: Duration) {
+        match with_tcg {
+            FirstByte::Came => self.needs_tcg(kernel, waited),
+            // A VM that was removed early (cancelled, a short deadline) had no time to speak: the next one decides.
+            FirstByte::Missing if lived < waited => {}
+            FirstByte::Missing => drop(self.learn(kernel, Verdict::Mute)),
+        }
     }
 
     /// For `describe`: the decision, and the kernels that it does not hold for.
@@ -260,7 +268,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kernel = kernel(dir.path());
         let kernels = Kernels::new(host(Accel::Kvm), None);
-        kernels.learn(&kernel, Verdict::Mute);
+        let waited = Duration::from_secs(5);
+        kernels.decide(&kernel, FirstByte::Missing, Duration::from_secs(2), waited);
+        assert!(kernels.must_speak_within(&kernel, ARGS).is_some(), "a VM that was removed early decides nothing");
+        kernels.decide(&kernel, FirstByte::Missing, Duration::from_secs(60), waited);
         assert_eq!(kernels.accel(&kernel), Accel::Kvm);
         assert_eq!(kernels.must_speak_within(&kernel, ARGS), None);
     }
