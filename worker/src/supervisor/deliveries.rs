@@ -119,7 +119,9 @@ impl Supervisor {
         if claim.attempt > epoch.attempt && (!job.live.is_up || state.is_overtaken(epoch)) {
             self.wait(claim);
         } else if claim.attempt == epoch.attempt && !job.live.is_up {
-            job.ack = Some(claim.ack);
+            // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
+            // is gone: then acknowledging it changes nothing.
+            turn.settle_after.extend(job.ack.replace(claim.ack));
         } else {
             turn.settle_after.push(claim.ack);
         }

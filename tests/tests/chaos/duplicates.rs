@@ -1,0 +1,70 @@
+//! A producer's repeated requests: several messages of one job arrive while its VM boots.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stoker_producer::submit;
+use stoker_schemas::{
+    JobId, JobSpec, Phase, Time,
+    event::{Event, EventData, JOB_LEVEL, JobEnqueued},
+};
+use stoker_tests::harness;
+use stoker_worker::{
+    broker::amqp::{AmqpBroker, AmqpConfig},
+    clock::Clock,
+    ports::broker::Broker,
+};
+
+use crate::{PATIENCE, host::SimHost, node::Node};
+
+/// VMs that may boot at once, and so deliveries that the broker hands out.
+const AT_ONCE: u32 = 3;
+
+async fn enqueue(broker: &dyn Broker, healthy_after: Duration, messages: u32) -> JobId {
+    let id = JobId(uuid::Uuid::now_v7());
+    let life = format!("sim.healthy-ms={}", healthy_after.as_millis());
+    let spec = JobSpec::from_value(&json!({"image": "simulated", "kernel_args": life})).unwrap();
+    let data = EventData::JobEnqueued(JobEnqueued { spec, by: "test".to_owned() });
+    let event = Event::about_job(id, JOB_LEVEL, "/producers/test", Clock::system().now(), data);
+    for _ in 0..messages {
+        submit::publish_event(broker, &event).await.unwrap();
+    }
+    id
+}
+
+async fn ready(host: &SimHost, id: JobId) -> (Time, Time) {
+    host.until("the job is ready", PATIENCE, |host| host.state(id).phase() == Phase::Ready).await;
+    let state = host.state(id);
+    assert_eq!(state.attempts.len(), 1, "{state:#?}");
+    let attempt = state.attempts.values().next().unwrap();
+    (attempt.started.as_ref().unwrap().at, attempt.ready.as_ref().unwrap().at)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_job_that_boots_keep_no_place() {
+    let Some(node) = Node::start("messages_of_a_job_that_boots_keep_no_place").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
+    let host = SimHost::start(&config, &node.url).await;
+    let producer = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(node.url.as_str()) };
+    let producer = AmqpBroker::connect(producer).await.unwrap();
+    for _ in 0..4 {
+        let id = enqueue(&producer, Duration::from_millis(200), AT_ONCE).await;
+        ready(&host, id).await;
+    }
+    assert_eq!(host.world.running(), 4, "one VM for each job");
+    // As many as before boot at once: each has started before the first of them is ready.
+    let mut ids = Vec::new();
+    for _ in 0..AT_ONCE {
+        ids.push(enqueue(&producer, Duration::from_secs(2), 1).await);
+    }
+    let mut times = Vec::new();
+    for id in ids {
+        times.push(ready(&host, id).await);
+    }
+    let last_started = times.iter().map(|(started, _)| *started).max();
+    let first_ready = times.iter().map(|(_, ready)| *ready).min();
+    assert!(last_started < first_ready, "deliveries are held for ever: {times:?}");
+    producer.close().await;
+    host.end(PATIENCE).await;
+}
