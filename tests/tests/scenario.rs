@@ -79,7 +79,7 @@ async fn a_guest_that_prints_nothing_is_called_silent() {
     let (_dir, _world, life) = begin(|_| {});
     for (args, remedy) in [("", "add console=ttyS0"), ("console=ttyS0", "uncompressed x86-64 ELF")] {
         let mut spec = job(&format!("{args} sim.boot=silent"));
-        spec["readiness"]["deadline_ms"] = json!(100);
+        spec["readiness"]["deadline_ms"] = json!(2_100);
         spec["retry"]["max_attempts"] = json!(1);
         let id = life.enqueue(spec).await;
         let state = life.reaches(id, Phase::Dead).await;

@@ -5,6 +5,9 @@ use super::{Cause, Confidence, Signals};
 use crate::event::Stage;
 use crate::limits::clip;
 
+/// Before that, a kernel may not have come to its console yet, on a busy host with an emulated processor.
+const SILENT_AFTER_MS: u64 = 2_000;
+
 /// An empty console although the VMM ran, and no other sign of life.
 pub(super) fn silent(s: &Signals) -> Option<Finding> {
     if !is_silent(s) {
@@ -34,7 +37,7 @@ fn likely(summary: String, remedy: &str) -> Option<Finding> {
 
 /// Whether the VMM ran the guest and nothing at all was seen of it.
 fn is_silent(s: &Signals) -> bool {
-    let ran = s.stage >= Some(Stage::Spawned) && s.vmm.is_none();
+    let ran = s.stage >= Some(Stage::Spawned) && s.vmm.is_none() && s.after_ms >= SILENT_AFTER_MS;
     // A copy of a template printed its kernel's lines before the template was saved.
     let silent = s.console_bytes == 0 && !s.restored;
     ran && silent && !is_alive(s)

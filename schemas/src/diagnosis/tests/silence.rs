@@ -137,3 +137,9 @@ fn an_unknown_cause_is_read_without_a_confidence() {
     assert_eq!(read(&written).confidence, None);
     assert!(serde_json::to_value(read(&written)).unwrap().get("confidence").is_none());
 }
+
+#[test]
+fn a_verdict_that_comes_early_says_nothing_of_an_empty_console() {
+    assert_eq!(cause(silent(), |s| s.after_ms = 1_999), Cause::Unknown);
+    assert_eq!(cause(silent(), |s| s.after_ms = 2_000), Cause::GuestSilent);
+}
