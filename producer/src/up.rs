@@ -92,6 +92,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
 
     let job = up.first_image.as_ref().map(|image| first_vm::job(image, &host, &up.config));
     let (model, submitter) = (control.model.clone(), control.submitter.clone());
+    let network = host.rig().network.clone();
     let (shutdown, ordered) = watch::channel(Shutdown::No);
     let mut work = tokio::spawn(host.run(broker.clone(), ordered));
 
@@ -137,6 +138,11 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
     control.end().await;
     broker.close().await;
     ended?;
+    if up.once
+        && let Err(error) = network.close_unused().await
+    {
+        tracing::warn!(%error, "bridge, DHCP server or namespace could not be removed");
+    }
     if up.once && !ready { Err(UpError::NotReady) } else { Ok(()) }
 }
 

@@ -213,7 +213,7 @@ async fn the_readme_shows_a_first_run_as_it_is() {
     command.args(["up", "--once", "--prewarm", "false", "--host", "played", "--listen", "127.0.0.1:0"]);
     command.args(["--namespace", &name]).arg("--data").arg(dir.path().join("data")).arg("--images").arg(images);
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap();
-    remove_namespace(&name);
+    let _ = fs::remove_dir_all(Path::new("/run/stoker").join(format!("{name}-stbr0")));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}{errors}");
@@ -232,13 +232,4 @@ fn alike(known: &str, line: &str) -> bool {
 
 fn insta_text(snapshot: &str) -> &str {
     snapshot.splitn(3, "---\n").nth(2).unwrap_or_default()
-}
-
-fn remove_namespace(name: &str) {
-    let pids = Command::new("ip").args(["netns", "pids", name]).output().map(|o| o.stdout).unwrap_or_default();
-    for pid in String::from_utf8_lossy(&pids).split_whitespace() {
-        let _ = Command::new("kill").args(["-KILL", pid]).status();
-    }
-    let _ = Command::new("ip").args(["netns", "delete", name]).status();
-    let _ = fs::remove_dir_all(Path::new("/run/stoker").join(format!("{name}-stbr0")));
 }

@@ -93,6 +93,26 @@ async fn a_lease_is_seen_as_it_happens_and_nothing_of_it_stays() {
 }
 
 #[tokio::test]
+async fn what_vms_share_goes_with_the_last_of_them() {
+    let Some(sandbox) = Sandbox::open("what_vms_share_goes_with_the_last_of_them").await else { return };
+    let (network, vm) = (sandbox.network().await, some_vm());
+    network.attach(request(&network, vm, 0)).await.unwrap();
+    network.close_unused().await.unwrap();
+    assert!(sandbox.ip(&["link"]).contains("st0"), "a VM is on it");
+    assert_eq!(sandbox.processes().len(), 1, "its DHCP server");
+    network.detach(vm, Some(network.pool()[0])).await.unwrap();
+    // Not of ours: the namespace has another use.
+    sandbox.ip(&["link", "add", "other", "type", "bridge"]);
+    network.close_unused().await.unwrap();
+    assert!(!sandbox.ip(&["link"]).contains("st0"), "bridge left");
+    assert_eq!(sandbox.processes(), Vec::<String>::new());
+    sandbox.ip(&["link", "delete", "other"]);
+    let again = sandbox.network().await;
+    again.close_unused().await.unwrap();
+    assert!(!Path::new("/run/netns").join(&sandbox.name).exists(), "namespace left");
+}
+
+#[tokio::test]
 async fn an_address_serves_the_next_mac_at_once() {
     let Some(sandbox) = Sandbox::open("an_address_serves_the_next_mac_at_once").await else { return };
     let network = sandbox.network().await;

@@ -256,14 +256,27 @@ impl Stage {
     pub fn assert_nothing_left(&self) {
         assert_eq!(self.vmms(), [], "VMMs left");
         assert_eq!(entries(&self.data().join("vms")), Vec::<String>::new(), "folders left");
-        let Some(links) = self.links() else { return };
-        let left: Vec<_> = links.into_iter().filter(|link| link != "lo" && link != BRIDGE).collect();
+        let left: Vec<_> = self.taps();
         assert_eq!(left, Vec::<String>::new(), "taps left");
+        // There is none for a user network.
+        if !self.dhcp().exists() {
+            return;
+        }
         for file in ["leases", "reservations"] {
             // Not there would mean that this looks in the wrong place.
             let left = fs::read_to_string(self.dhcp().join(file)).unwrap();
             assert_eq!(left, "", "{file} left");
         }
+    }
+
+    /// After `--once`: neither bridge nor DHCP server nor namespace is left.
+    pub fn assert_nothing_runs(&self) {
+        assert!(!self.has_namespace(), "the namespace is left");
+        let leases = self.dhcp().join("leases").display().to_string();
+        let lines =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        let left = lines.filter(|line| String::from_utf8_lossy(line).contains(&leases)).count();
+        assert_eq!(left, 0, "its DHCP server still runs");
     }
 
     /// Asks the agent of a job from within the VMs' network.

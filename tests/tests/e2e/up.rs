@@ -13,6 +13,7 @@ async fn once(stage: &Stage, arguments: &[&str]) -> String {
     assert!(text.contains("| HTTP answer | ✓"), "{text}");
     assert!(text.contains("| unit VM Browser OAuth Agent | ✓"), "{text}");
     stage.assert_nothing_left();
+    stage.assert_nothing_runs();
     text
 }
 

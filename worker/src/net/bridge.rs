@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::{
     dhcp::{Dhcp, Settings},
     firewall::Firewall,
-    links::Links,
+    links::{Link, Links},
     namespace::Namespace,
     system, tap,
 };
@@ -177,7 +177,7 @@ impl BridgedNetwork {
     }
 
     /// Ends the DHCP server and removes the bridge.
-    pub async fn destroy(self) -> Result<(), NetError> {
+    pub async fn destroy(&self) -> Result<(), NetError> {
         self.dhcp.stop().await;
         if let Some(firewall) = &self.firewall {
             firewall.destroy().await?;
@@ -345,6 +345,20 @@ impl Network for BridgedNetwork {
         // Its reservation would keep the address from everybody else.
         let removed = self.links.delete(name).await;
         removed.and(self.forget(name).await).and(self.dhcp.withdraw(mac).await)
+    }
+
+    async fn close_unused(&self) -> Result<(), NetError> {
+        let own = |name: &str| name == self.config.bridge || name == "lo";
+        let used = |links: &[Link]| links.iter().any(|link| is_tap(&link.name) && link.master == Some(self.bridge));
+        if used(&self.links.all().await?) {
+            return Ok(());
+        }
+        self.destroy().await?;
+        // A namespace with anything else in it has another use.
+        if self.links.all().await?.iter().all(|link| own(&link.name)) {
+            self.namespace.delete().await?;
+        }
+        Ok(())
     }
 }
 

@@ -107,7 +107,7 @@ impl Namespace {
     }
 
     /// Removes the name. The namespace ends with the last process and thread in it.
-    pub async fn delete(self) -> Result<(), NetError> {
+    pub async fn delete(&self) -> Result<(), NetError> {
         match self.name() {
             Some(name) => ip_netns("delete", name).await,
             None => Ok(()),

@@ -131,6 +131,12 @@ pub trait Network: Send + Sync + 'static {
 
     /// Removes a tap nobody owns, by its name.
     async fn remove_tap(&self, name: &str) -> Result<(), NetError>;
+
+    /// Removes what VMs share (bridge, DHCP server, namespace) when no VM is left that needs it. For a worker that
+    /// ends for good: one that is restarted leaves it to its VMs.
+    async fn close_unused(&self) -> Result<(), NetError> {
+        Ok(())
+    }
 }
 
 /// What can go wrong with the network.
