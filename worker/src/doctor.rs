@@ -8,7 +8,7 @@ use stoker_schemas::image::Driver;
 use crate::config::{Config, JailerMode, NetworkMode};
 use crate::dirs::ACCEL_NOTE;
 use crate::equipment::jailer_beside;
-use crate::vm::qemu::{Accel, AccelDecision, Kernels, Note, Trial, TrialError, choose, probe_guest};
+use crate::vm::qemu::{Accel, AccelDecision, Kernels, Note, Trial, TrialError, choose, measure, probe_guest};
 
 /// What to do without a jailer.
 const NO_JAILER: &str = "install it beside firecracker, from the same release, or set --jailer off";
@@ -113,7 +113,7 @@ async fn speed_of_kvm(config: &Config) -> Option<Check> {
     let guest = probe_guest(&config.images);
     let scratch = std::env::temp_dir();
     let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
-    let outcome = trial.run().await;
+    let outcome = measure(&trial).await;
     if let Err(TrialError::NoGuest(_)) = outcome {
         return None;
     }

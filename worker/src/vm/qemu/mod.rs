@@ -16,7 +16,8 @@ use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     accel::{
-        Accel, AccelDecision, AccelMode, Kernels, Note, Speed, Trial, TrialError, choose, host_tsc_khz, probe_guest,
+        Accel, AccelDecision, AccelMode, Kernels, Note, Speed, Trial, TrialError, choose, host_tsc_khz, measure,
+        probe_guest,
     },
     template::TemplateFolders,
 };
