@@ -2,7 +2,7 @@
 //! stopped. Each callback is a row, written with the place in the order of events up to which rows
 //! were made; a restart goes on from there, and what was under way is sent again under its own id.
 //!
-//! The way through: [`collect`] makes rows of events; [`deliver`] sends what is due ([`send`]),
+//! The way through: `collect` makes rows of events; `deliver` sends what is due ([`send`]),
 //! where it may go ([`target`]), when it is time ([`schedule`]).
 
 mod collect;

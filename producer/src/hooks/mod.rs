@@ -1,7 +1,7 @@
 //! Webhooks in: a delivery is proven genuine, judged by its source's condition and turned into a
 //! job. Each leaves a trace, whatever became of it.
 //!
-//! The way through: [`receive`] takes the request, [`verify`] proves it, [`mapping`] makes the job,
+//! The way through: `receive` takes the request, [`verify`] proves it, [`mapping`] makes the job,
 //! [`store`] keeps the trace; [`config`] is the file that says how.
 
 pub mod config;

@@ -14,7 +14,7 @@
 //!                    tear_down: VMM, console, network, folder
 //! ```
 //!
-//! A VM may also be up before its job comes; see [`warm`].
+//! A VM may also be up before its job comes; see `warm`.
 //!
 //! It decides nothing: it reports what it sees ([`Report`]) and obeys [`Order`]s. What it holds is
 //! found again by name after a crash, so it keeps no secrets of its own.

@@ -80,7 +80,7 @@ pub struct VmRecord {
     pub driver: Driver,
     /// Process id of the VMM.
     pub pid: u32,
-    /// Start time of that process, clock ticks since host boot (field 22 of /proc/<pid>/stat): a
+    /// Start time of that process, clock ticks since host boot (field 22 of `/proc/<pid>/stat`): a
     /// reused pid has another.
     pub start_ticks: u64,
     /// The attempt's directory.

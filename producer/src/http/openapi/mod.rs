@@ -1,4 +1,4 @@
-//! The HTTP API as an OpenAPI 3.1 document, made from the same [`table`] as the router and from the
+//! The HTTP API as an OpenAPI 3.1 document, made from the same `table` as the router and from the
 //! types that handlers read and write. A copy is checked in with the rest of the contract.
 
 mod document;
