@@ -1,5 +1,5 @@
 //! What happened: the facts that Stoker stores, publishes and shows. On the wire they are
-//! CloudEvents 1.0 ([`codec`]); here they are values.
+//! CloudEvents 1.0 (`codec`); here they are values.
 //!
 //! An event's id follows from (subject, epoch, step), so that the same fact told twice is the
 //! same event, whoever tells it and however often the broker delivers it.

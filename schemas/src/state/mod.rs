@@ -6,7 +6,7 @@
 //!
 //! A message that its publisher repeated (a confirm was lost) can start the same epoch on two
 //! hosts. Their tries are kept apart by the host that tells of them: the one that started first is
-//! in `attempts`, the others in `rivals`, until [`duplicates`] has them removed.
+//! in `attempts`, the others in `rivals`, until [`duplicates()`] has them removed.
 
 mod duplicates;
 mod phase;
