@@ -71,7 +71,7 @@ impl Names {
     pub fn delay_queue(&self, tier_ms: u64) -> String {
         format!("{}.delay.{tier_ms}", self.prefix)
     }
-    /// What nobody could handle.
+    /// Messages that could not be handled. A job that ended dead is not among them: that is a state, not a message.
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.prefix)
     }
@@ -112,9 +112,6 @@ pub fn host_bindings(host: &HostName) -> [String; 2] {
     [COMMAND_ALL.to_owned(), host_command(host.as_str())]
 }
 
-/// Binding key from the events exchange to the dead queue.
-pub const DEAD_BINDING: &str = "job.dead.#";
-
 /// Binding key from the events exchange to the history exchange, and from there to the stream:
 /// everything.
 pub const HISTORY_BINDING: &str = "#";
@@ -143,10 +140,7 @@ fn is_command(data: &EventData) -> bool {
 /// nowhere to go.
 pub fn is_history_only(event: &Event) -> bool {
     match &event.data {
-        EventData::JobEnqueued(_)
-        | EventData::JobRetryScheduled(_)
-        | EventData::JobDeferred(_)
-        | EventData::JobDead(_) => false,
+        EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_) | EventData::JobDeferred(_) => false,
         told => !is_command(told) || is_retold(event),
     }
 }
@@ -171,7 +165,6 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
             (format!("job.deferred.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
         }
         told if is_retold(event) => (told.kind().to_owned(), None),
-        EventData::JobDead(e) => (format!("job.dead.{}", e.spec.pool), None),
         EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::SnoozeRequested(_) => {
             (COMMAND_ALL.to_owned(), None)
         }

@@ -4,8 +4,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
-#[path = "chaos/duplicates.rs"]
-mod duplicates;
+#[path = "chaos/creeping.rs"]
+mod creeping;
 #[path = "chaos/host.rs"]
 mod host;
 #[path = "chaos/lost_history.rs"]

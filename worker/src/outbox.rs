@@ -1,7 +1,7 @@
 //! Publishes the log's own events, in order, from a cursor kept beside the log. What was published
 //! but not yet noted is published again after a crash: readers recognise duplicates by id.
 //!
-//! Work (retries, dead letters) never waits for history: while that is away, what only it would
+//! Work (retries, deferrals) never waits for history: while that is away, what only it would
 //! take becomes a gap, which is filled when it is back.
 
 mod gap;
@@ -156,7 +156,7 @@ async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -
             Ok(()) => return Told::Unknown,
             // Nobody takes it, or the stream cannot: a batch is never too large for good.
             Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
-            // A full queue refuses, too: a retry or a dead letter is never given up for that. Events are
+            // A full queue refuses, too: a retry is never given up for that. Events are
             // far below every limit of size, so a refusal is not for good.
             Err(error) => {
                 let wait = waits.next_delay();

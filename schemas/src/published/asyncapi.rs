@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::event_file;
 use crate::event::{EventData, TYPE_PREFIX, sample};
 use crate::limits::MAX_EVENT_BYTES;
-use crate::topology::{DEAD_BINDING, DELAY_TIERS_MS, HISTORY_BINDING, Names, delay_bindings};
+use crate::topology::{DELAY_TIERS_MS, HISTORY_BINDING, Names, delay_bindings};
 
 /// Media type of one event, as AMQP's content_type.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -55,7 +55,6 @@ pub(super) fn key_pattern(kind: &str) -> String {
     match kind {
         "job.enqueued" => "job.enqueued.{pool}.{lane}".to_owned(),
         "job.retry-scheduled" | "job.deferred" => format!("{kind}.{{pool}}.{{lane}}.{{tier}}"),
-        "job.dead" => "job.dead.{pool}".to_owned(),
         "job.cancel-requested" | "job.stop-requested" | "job.snooze-requested" | "pool.configured" => {
             "command.all".to_owned()
         }
@@ -166,8 +165,8 @@ fn queue_channels() -> Vec<(&'static str, Value)> {
             queue(
                 &names.dead_queue(),
                 "quorum",
-                json!([on(&events, DEAD_BINDING)]),
-                "Jobs that failed for good, and what could not be decoded (header x-stoker-reason says why).",
+                json!([on(&names.dead_exchange(), "#")]),
+                "Messages that could not be decoded (header x-stoker-reason says why), or that RabbitMQ gave up on.",
             ),
         ),
         (

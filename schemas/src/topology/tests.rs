@@ -34,7 +34,7 @@ fn hosts() -> Vec<HostName> {
 /// Queues (but not the history) that a key published to the events exchange reaches.
 fn reached(key: &str) -> BTreeSet<String> {
     let names = Names::default();
-    let mut bindings = vec![(names.dead_queue(), DEAD_BINDING.to_owned())];
+    let mut bindings = Vec::new();
     for pool in pools() {
         bindings.extend(LANES.map(|lane| (names.jobs_queue(&pool, lane), jobs_binding(&pool, lane))));
     }

@@ -133,7 +133,7 @@ cases! { $
     history_survives_reopening
     history_says_what_is_a_batch
     a_parked_message_is_readable
-    a_dead_job_is_readable
+    a_dead_job_fills_no_queue
     commands_reach_their_host
     many_pipelined_publishes_all_arrive
     a_fresh_pool_keeps_its_jobs

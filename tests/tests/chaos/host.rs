@@ -26,9 +26,16 @@ pub struct SimHost {
 
 impl SimHost {
     pub async fn start(config: &Config, url: &str) -> Self {
+        Self::start_with(config, url, |_| {}).await
+    }
+
+    /// With another broker's limits than usual.
+    pub async fn start_with(config: &Config, url: &str, limits: impl FnOnce(&mut AmqpConfig)) -> Self {
         let world = SimWorld::new();
         let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
-        let amqp = AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
+        let mut amqp =
+            AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
+        limits(&mut amqp);
         let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
         let host = Host::with_rig(&fed_by(config, url), harness::rig(&world), log.clone());
         let (shutdown, asked) = watch::channel(Shutdown::No);

@@ -1,7 +1,7 @@
 //! Events of the log as messages.
 //!
 //! Events that only readers of history want travel in batches; those that route to a queue
-//! (retries, dead letters) travel alone, because a queue holds messages, not batches.
+//! (retries, deferrals) travel alone, because a queue holds messages, not batches.
 
 use bytes::Bytes;
 use stoker_schemas::event::Event;

@@ -21,8 +21,7 @@ pub mod tags {
     pub const QUEUED: u8 = 2;
     /// Waits for its next attempt (embedded broker).
     pub const RETRYING: u8 = 3;
-    /// A dead letter (embedded broker).
-    pub const DEAD: u8 = 4;
+    // 4 was a dead job, which is not open: a start reads nothing of it. Not to be given out again.
     /// A VM that waits for a job (the stream is the VM's).
     pub const WARM: u8 = 5;
 }
@@ -126,8 +125,7 @@ impl Supervisor {
                 let due = state.retries.values().next_back().map(|r| sort(r.value.not_before));
                 IndexChange::Set(tags::RETRYING, due.unwrap_or(0))
             }
-            Phase::Dead => IndexChange::Set(tags::DEAD, state.dead.values().next_back().map_or(0, |d| sort(d.at))),
-            Phase::Cancelled | Phase::Stopped => IndexChange::Remove,
+            Phase::Dead | Phase::Cancelled | Phase::Stopped => IndexChange::Remove,
         }
     }
 

@@ -105,12 +105,12 @@ pub async fn a_parked_message_is_readable(setup: &dyn Setup) {
     assert_eq!((delivery.routing_key.as_str(), &delivery.body), (key.as_str(), &body));
 }
 
-/// A dead job is in the dead queue too.
-pub async fn a_dead_job_is_readable(setup: &dyn Setup) {
+/// That a job is dead is a fact for readers of the history: no queue fills with dead jobs.
+pub async fn a_dead_job_fills_no_queue(setup: &dyn Setup) {
     let broker = setup.open(HOST).await;
     broker.publish(dead(POOL, "died")).await.unwrap();
     let mut letters = subscribe(&*broker, Source::Dead, 10).await;
-    assert_eq!(text(&next(&mut letters).await), "died");
+    quiet(&mut letters).await;
 }
 
 /// A job for a pool that no worker serves yet waits for one.

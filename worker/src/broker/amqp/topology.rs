@@ -15,9 +15,7 @@ use lapin::{
 use stoker_schemas::{
     HostName, PoolName,
     spec::Priority,
-    topology::{
-        DEAD_BINDING, DELAY_TIERS_MS, HISTORY_BINDING, delay_bindings, due_binding, host_bindings, jobs_binding,
-    },
+    topology::{DELAY_TIERS_MS, HISTORY_BINDING, delay_bindings, due_binding, host_bindings, jobs_binding},
 };
 
 use super::{
@@ -101,7 +99,7 @@ impl<'a> Declarer<'a> {
         }
     }
 
-    /// What nobody could handle.
+    /// Messages that could not be handled.
     pub(super) async fn dead_queue(&mut self) -> Result<(), Fault> {
         let names = &self.config.names;
         let queue = names.dead_queue();
@@ -109,8 +107,7 @@ impl<'a> Declarer<'a> {
             .with("x-max-length", self.config.dead_max_length)
             .with("x-overflow", "reject-publish");
         self.queue(&queue, arguments).await?;
-        self.bind(&queue, &names.dead_exchange(), EVERYTHING).await?;
-        self.bind(&queue, &names.events_exchange(), DEAD_BINDING).await
+        self.bind(&queue, &names.dead_exchange(), EVERYTHING).await
     }
 
     /// The stream and the way into it.

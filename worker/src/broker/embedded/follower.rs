@@ -8,11 +8,10 @@ use stoker_schemas::event::{Event, TYPE_PREFIX};
 use super::{Inner, PAGE};
 
 /// Kinds that somebody waits for; all others are history only and are not even decoded.
-const ROUTED: [&str; 10] = [
+const ROUTED: [&str; 9] = [
     "job.enqueued",
     "job.retry-scheduled",
     "job.deferred",
-    "job.dead",
     "job.cancel-requested",
     "job.stop-requested",
     "job.snooze-requested",
@@ -34,9 +33,9 @@ pub(super) fn kind_of(payload: &[u8]) -> Option<String> {
     Some(kind.to_owned())
 }
 
-/// An event that puts a job into a queue (or the dead letters).
+/// An event that puts a job into a queue.
 pub(super) fn is_work(payload: &[u8]) -> bool {
-    kind_of(payload).is_some_and(|kind| ROUTED[..4].contains(&kind.as_str()))
+    kind_of(payload).is_some_and(|kind| ROUTED[..3].contains(&kind.as_str()))
 }
 
 /// Routes everything after `head`, for ever.

@@ -68,13 +68,11 @@ impl Inner {
             let stream = stream?;
             self.refill_from(stream.first_position)?;
         }
-        for tag in [tags::RETRYING, tags::DEAD] {
-            for stream in self.log.open_streams(Some(tag)) {
-                let records = self.log.read_stream(stream?.stream)?;
-                let work = records.iter().rev().find(|r| follower::is_work(&r.payload));
-                if let Some(record) = work {
-                    self.refill_from(record.position)?;
-                }
+        for stream in self.log.open_streams(Some(tags::RETRYING)) {
+            let records = self.log.read_stream(stream?.stream)?;
+            let work = records.iter().rev().find(|r| follower::is_work(&r.payload));
+            if let Some(record) = work {
+                self.refill_from(record.position)?;
             }
         }
         Ok(())
@@ -102,7 +100,6 @@ impl Inner {
                 let due = event.time.plus(std::time::Duration::from_millis(e.delay_ms));
                 self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(due));
             }
-            EventData::JobDead(_) => self.queues.push(&Source::Dead, item),
             EventData::CancelRequested(_)
             | EventData::StopRequested(_)
             | EventData::SnoozeRequested(_)

@@ -1,4 +1,4 @@
-//! A producer's repeated requests: several messages of one job arrive while its VM boots.
+//! What must not stop a host little by little: a producer's repeated requests, and jobs that end dead.
 
 use std::time::Duration;
 
@@ -21,9 +21,13 @@ use crate::{PATIENCE, host::SimHost, node::Node};
 const AT_ONCE: u32 = 3;
 
 async fn enqueue(broker: &dyn Broker, healthy_after: Duration, messages: u32) -> JobId {
+    publish(broker, &format!("sim.healthy-ms={}", healthy_after.as_millis()), messages).await
+}
+
+async fn publish(broker: &dyn Broker, life: &str, messages: u32) -> JobId {
     let id = JobId(uuid::Uuid::now_v7());
-    let life = format!("sim.healthy-ms={}", healthy_after.as_millis());
-    let spec = JobSpec::from_value(&json!({"image": "simulated", "kernel_args": life})).unwrap();
+    let spec = json!({"image": "simulated", "kernel_args": life, "retry": {"max_attempts": 1}});
+    let spec = JobSpec::from_value(&spec).unwrap();
     let data = EventData::JobEnqueued(JobEnqueued { spec, by: "test".to_owned() });
     let event = Event::about_job(id, JOB_LEVEL, "/producers/test", Clock::system().now(), data);
     for _ in 0..messages {
@@ -65,6 +69,31 @@ async fn messages_of_a_job_that_boots_keep_no_place() {
     let last_started = times.iter().map(|(started, _)| *started).max();
     let first_ready = times.iter().map(|(_, ready)| *ready).min();
     assert!(last_started < first_ready, "deliveries are held for ever: {times:?}");
+    producer.close().await;
+    host.end(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_jobs_stop_nothing() {
+    let Some(node) = Node::start("dead_jobs_stop_nothing").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
+    // A hundred thousand in earnest; what is full at two is full at any number.
+    let host = SimHost::start_with(&config, &node.url, |amqp| amqp.dead_max_length = 2).await;
+    let producer = AmqpConfig { pools: config.pools.clone(), dead_max_length: 2, ..AmqpConfig::new(node.url.as_str()) };
+    let producer = AmqpBroker::connect(producer).await.unwrap();
+    let mut hopeless = Vec::new();
+    for _ in 0..5 * AT_ONCE {
+        hopeless.push(publish(&producer, "sim.boot=refused", 1).await);
+    }
+    for id in hopeless {
+        host.until("the job is dead", PATIENCE, |host| host.state(id).phase() == Phase::Dead).await;
+    }
+    // More than are handed out at once: their messages come when those of the dead were acknowledged.
+    for _ in 0..2 * AT_ONCE {
+        let id = enqueue(&producer, Duration::from_millis(10), 1).await;
+        ready(&host, id).await;
+    }
     producer.close().await;
     host.end(PATIENCE).await;
 }
