@@ -15,6 +15,9 @@ use crate::view::{duration, ms_between};
 /// Columns of the time before each line.
 const TIME: usize = 10;
 
+/// Columns of the line that is written again; few terminals have fewer.
+const LIVE_COLUMNS: usize = 79;
+
 /// How long nothing happens before a person who waits is told what the job waits for.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
@@ -58,7 +61,7 @@ impl Screen {
         let after = now.saturating_duration_since(self.began);
         let waiting = line(u64::try_from(after.as_millis()).unwrap_or(u64::MAX), &waiting(state));
         if self.terminal {
-            write!(out, "\r\u{1b}[K{waiting}")?;
+            write!(out, "\r\u{1b}[K{}", one_row(&waiting))?;
             self.live = true;
         } else if now.saturating_duration_since(self.said) >= SIGN_OF_LIFE {
             writeln!(out, "{waiting}")?;
@@ -66,6 +69,15 @@ impl Screen {
         }
         out.flush()
     }
+}
+
+/// A line that is written again must not take two rows of the terminal: only the last one is cleared.
+fn one_row(text: &str) -> String {
+    if text.chars().count() <= LIVE_COLUMNS {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(LIVE_COLUMNS - 1).collect();
+    format!("{}…", head.trim_end())
 }
 
 fn waiting(state: &JobState) -> String {

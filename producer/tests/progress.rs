@@ -70,6 +70,17 @@ fn on_a_terminal_one_line_is_written_again_and_is_gone_in_the_end() {
 }
 
 #[test]
+fn a_line_that_is_written_again_takes_one_row() {
+    let mut story = Story::of("progress");
+    story.spec.readiness.units = (1..9).map(|n| format!("A service with a long name {n}")).collect();
+    let story = story.enqueued().started(1, 3, ADDRESS).booted(1, 3, ADDRESS).healthy(1, 1_700);
+    let text = played(true, &states(&story));
+    let live = text.rsplit("<again>").next().unwrap();
+    assert!(live.contains("waiting for units to start: A service") && live.ends_with('…'), "{live}");
+    assert_eq!(live.chars().count(), 79, "{live}");
+}
+
+#[test]
 fn a_guest_cannot_command_the_terminal() {
     let mut story = Story::of("progress").enqueued().started(1, 3, ADDRESS);
     story.spec.readiness.units = vec!["a\u{1b}[2Jb".to_owned()];

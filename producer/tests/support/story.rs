@@ -120,6 +120,12 @@ impl Story {
         self.progressed(attempt, ms + 1_560, marks)
     }
 
+    /// The agent answers, and units that the job waits for have not started.
+    pub fn healthy(self, attempt: u32, ms: u64) -> Self {
+        let marks = vec![self.mark(Stage::AgentHealthy, ms, "HTTP 200")];
+        self.by_host(attempt, ms, EventData::AttemptProgressed(AttemptProgressed { marks }))
+    }
+
     pub fn ready(self, attempt: u32, ms: u64, address: &str) -> Self {
         let marks = vec![
             self.mark(Stage::AgentConnected, ms - 40, ""),
