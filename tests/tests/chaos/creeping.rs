@@ -1,16 +1,24 @@
-//! What must not stop a host little by little: a producer's repeated requests, and jobs that end dead.
+//! What must not stop a host little by little: a producer's repeated requests, jobs that end dead, and messages
+//! that cannot even be parked.
 
 use std::time::Duration;
 
+use lapin::{
+    BasicProperties, Connection, ConnectionProperties,
+    options::{BasicGetOptions, BasicPublishOptions},
+    types::AMQPValue,
+};
 use serde_json::json;
 use stoker_producer::submit;
 use stoker_schemas::{
     JobId, JobSpec, Phase, Time,
     event::{Event, EventData, JOB_LEVEL, JobEnqueued},
+    spec::Priority,
+    topology::Names,
 };
-use stoker_tests::harness;
+use stoker_tests::{harness, within};
 use stoker_worker::{
-    broker::amqp::{AmqpBroker, AmqpConfig},
+    broker::amqp::{AmqpBroker, AmqpConfig, MAX_BODY_BYTES},
     clock::Clock,
     ports::broker::Broker,
 };
@@ -94,6 +102,49 @@ async fn dead_jobs_stop_nothing() {
         let id = enqueue(&producer, Duration::from_millis(10), 1).await;
         ready(&host, id).await;
     }
+    producer.close().await;
+    host.end(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_too_large_to_be_parked_goes_once() {
+    let Some(node) = Node::start("a_message_too_large_to_be_parked_goes_once").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
+    let host = SimHost::start(&config, &node.url).await;
+    let connection = Connection::connect(&node.url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let names = Names::default();
+    let queue = names.jobs_queue(&config.pools[0], Priority::Normal);
+    let body = vec![b'x'; MAX_BODY_BYTES + 1];
+    let published = channel.basic_publish(
+        "".into(),
+        queue.as_str().into(),
+        BasicPublishOptions::default(),
+        &body,
+        BasicProperties::default(),
+    );
+    published.await.unwrap().await.unwrap();
+    let dead = within("it is among the dead letters", async {
+        loop {
+            let options = BasicGetOptions { no_ack: true };
+            if let Some(found) = channel.basic_get(names.dead_queue().into(), options).await.unwrap() {
+                return found.delivery;
+            }
+            // RabbitMQ does not say when it has moved a message.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(dead.data.len(), body.len(), "as it was");
+    let headers = dead.properties.headers().clone().unwrap_or_default();
+    let Some(AMQPValue::LongString(why)) = headers.inner().get("x-first-death-reason") else { panic!("{headers:?}") };
+    assert_eq!(why.to_string(), "rejected", "at once, and not when it had been delivered fifty times");
+    // And the lane delivers.
+    let producer = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(node.url.as_str()) };
+    let producer = AmqpBroker::connect(producer).await.unwrap();
+    let id = enqueue(&producer, Duration::from_millis(10), 1).await;
+    ready(&host, id).await;
     producer.close().await;
     host.end(PATIENCE).await;
 }

@@ -113,6 +113,11 @@ pub trait Ack: Send + Sync {
     async fn ack(self: Box<Self>) -> Result<(), BrokerError>;
     /// Not now: back to the queue.
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Never: the broker keeps it among its dead letters, as it is. A broker without such a place forgets it, as
+    /// `ack` does; its log still has the message.
+    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+        self.ack().await
+    }
 }
 
 /// A message that could not be worked on.

@@ -13,7 +13,7 @@ use super::admission::{Capacity, Full};
 use super::books::{Claim, Job, Live};
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
-use crate::ports::broker::{Delivery, Parked};
+use crate::ports::broker::{BrokerError, Delivery, Parked};
 
 /// Wait before a job that this host cannot take is offered again.
 const DEFER_MS: u64 = 1_000;
@@ -69,6 +69,8 @@ impl Supervisor {
             let Delivery { routing_key, body, ack, .. } = delivery;
             let settled = match broker.park(Parked { routing_key, reason, body }).await {
                 Ok(()) => ack.ack().await,
+                // Too large to be published again, with its reason: the broker moves it by itself.
+                Err(BrokerError::Refused(_)) => ack.dead_letter().await,
                 Err(_) => ack.requeue().await,
             };
             if let Err(error) = settled {

@@ -142,7 +142,7 @@ impl Consuming {
         }
         while self.unacked.len() > wanted as usize {
             let Some(surplus) = self.waiting.pop_back() else { break };
-            self.requeue(surplus.delivery_tag).await?;
+            self.reject(surplus.delivery_tag, true).await?;
         }
         Ok(false)
     }
@@ -196,7 +196,7 @@ impl Consuming {
         }
         // Only a consumer that was cancelled meanwhile delivers beyond the credit.
         if self.unacked.len() > wanted as usize {
-            return self.requeue(received.delivery_tag).await;
+            return self.reject(received.delivery_tag, true).await;
         }
         self.waiting.push_back(received);
         Ok(())
@@ -216,7 +216,7 @@ impl Consuming {
     async fn abandoned(&mut self) -> Result<(), Fault> {
         self.settle = None;
         while let Some(received) = self.waiting.pop_front() {
-            self.requeue(received.delivery_tag).await?;
+            self.reject(received.delivery_tag, true).await?;
         }
         Ok(())
     }
@@ -229,8 +229,8 @@ impl Consuming {
         {
             batch.push(more);
         }
-        for word in batch.iter().filter(|w| w.verdict == Verdict::Requeue) {
-            self.requeue(word.tag).await?;
+        for word in batch.iter().filter(|w| w.verdict != Verdict::Done) {
+            self.reject(word.tag, word.verdict == Verdict::Requeue).await?;
         }
         let mut done: Vec<u64> = batch.iter().filter(|w| w.verdict == Verdict::Done).map(|w| w.tag).collect();
         done.sort_unstable();
@@ -248,8 +248,9 @@ impl Consuming {
         Ok(())
     }
 
-    async fn requeue(&mut self, tag: u64) -> Result<(), Fault> {
-        let options = BasicNackOptions { multiple: false, requeue: true };
+    /// Back to the queue, or (without `requeue`) to where the queue dead-letters.
+    async fn reject(&mut self, tag: u64, requeue: bool) -> Result<(), Fault> {
+        let options = BasicNackOptions { multiple: false, requeue };
         answer("basic.nack", self.channel.basic_nack(tag, options)).await?;
         self.closed(tag);
         Ok(())

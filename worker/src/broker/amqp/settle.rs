@@ -12,6 +12,7 @@ use crate::ports::broker::{Ack, BrokerError};
 pub(super) enum Verdict {
     Done,
     Requeue,
+    DeadLetter,
 }
 
 /// A caller's word on one delivery, on its way to the task that owns the channel.
@@ -44,6 +45,10 @@ impl Ack for AmqpAck {
 
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
         self.settle(Verdict::Requeue).await
+    }
+
+    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+        self.settle(Verdict::DeadLetter).await
     }
 }
 
