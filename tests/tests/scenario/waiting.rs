@@ -128,3 +128,21 @@ async fn a_limited_pool_has_no_more_vms_than_it_may() {
     life.reaches(ids[3], Phase::Ready).await;
     life.drain().await;
 }
+
+#[tokio::test]
+async fn a_job_without_an_address_is_put_back_and_starts_when_it_is_free() {
+    let (_dir, world, life) = begin(|config| config.hold = Duration::from_millis(50));
+    let mut spec = job("sim.healthy-ms=5");
+    spec["network"] = json!({"static": {"address": "10.0.0.9", "prefix": 8, "gateway": "10.0.0.1"}});
+    let first = life.enqueue(spec.clone()).await;
+    life.reaches(first, Phase::Ready).await;
+    let second = life.enqueue(spec).await;
+    let state = life.until(second, "put back", |state| state.deferred.is_some()).await;
+    let reason = &state.deferred.as_ref().unwrap().value.reason;
+    assert_eq!(reason, "host h-1 has another VM with address 10.0.0.9");
+    assert_eq!((state.attempts.len(), world.running()), (0, 1));
+    life.stop(first).await;
+    let state = life.reaches(second, Phase::Ready).await;
+    assert_eq!(state.attempts.len(), 1, "waiting was no attempt");
+    life.drain().await;
+}

@@ -173,11 +173,18 @@ impl Supervisor {
             Ok(address) => self.begin_attempt(state, claim, Place { need, address, warm: None }, turn),
             Err(_) => {
                 self.books.release(need);
-                if claim.spec.network == Network::Dhcp {
-                    self.warm_makes_room(&claim.spec, true);
+                let freed = claim.spec.network == Network::Dhcp && self.warm_makes_room(&claim.spec, true);
+                if freed || claim.since.elapsed() < self.settings.hold {
+                    self.wait(claim);
+                    return Ok(());
                 }
-                self.wait(claim);
-                Ok(())
+                let reason = match claim.spec.network {
+                    Network::Static(own) => {
+                        format!("host {} has another VM with address {}", self.settings.host, own.address)
+                    }
+                    Network::Dhcp => format!("host {} has no free address", self.settings.host),
+                };
+                self.defer(state, claim, DEFER_MS, reason, turn)
             }
         }
     }
