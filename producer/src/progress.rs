@@ -18,7 +18,7 @@ const TIME: usize = 10;
 /// Columns of the line that is written again; few terminals have fewer.
 const LIVE_COLUMNS: usize = 79;
 
-/// How long nothing happens before a person who waits is told what the job waits for.
+/// How long nothing happens before a line says what the job waits for.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// Whether a person who waits has the answer.

@@ -118,7 +118,7 @@ pub async fn run(up: Up, out: &mut (dyn Write + Send)) -> Result<(), UpError> {
         failed = control.failed() => return Err(failed.into()),
         () = wait_asked(asked.clone()) => None,
     };
-    // Where none was wanted, or somebody ended it before, nothing failed.
+    // Without a first VM, or after Ctrl-C, nothing failed.
     let ready = outcome.is_none_or(|(_, ready)| ready);
     if let (true, Some(first), Some((id, true))) = (up.once, &first, outcome) {
         first.remove(id).await?;

@@ -194,8 +194,8 @@ fn name(kernel: &FileFacts) -> String {
     parts.into_iter().rev().collect::<Vec<_>>().join("/")
 }
 
-/// Whether a kernel with these arguments writes to the first serial port while it starts. One that is told to be
-/// quiet may boot without a word.
+/// Whether a kernel with these arguments writes to the first serial port while it starts. A quiet one may
+/// boot without a word.
 fn writes_to_serial_port(kernel_args: &str) -> bool {
     let mut args = kernel_args.split_ascii_whitespace();
     let shows = |arg: &str| {
