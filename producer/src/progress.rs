@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use stoker_schemas::event::{Stage, StageMark};
+use stoker_schemas::event::{AttemptStarted, Stage, StageMark};
+use stoker_schemas::spec::Network;
 use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, JobState, Phase, Time};
 
@@ -154,8 +155,9 @@ fn booting(state: &JobState) -> String {
     let Some(attempt) = state.attempts.values().rev().find(|a| a.is_booting()) else { return "its VM".to_owned() };
     let is_unit = |stage| matches!(stage, Stage::UnitStarted | Stage::UnitFailed);
     let last = attempt.marks.iter().map(|mark| mark.stage).filter(|stage| !is_unit(*stage)).max();
-    // On a user network no DHCP message is seen.
-    let sees_dhcp = attempt.started.as_ref().is_some_and(|started| started.value.address.is_some());
+    // A static guest asks for no address, and on a user network no DHCP message is seen.
+    let dhcp = |started: &AttemptStarted| started.address.is_some() && started.spec.network == Network::Dhcp;
+    let sees_dhcp = attempt.started.as_ref().is_some_and(|started| dhcp(&started.value));
     let agent = || {
         let port = state.spec().map_or(8080, |spec| spec.readiness.port);
         let path = state.spec().map_or("/health", |spec| spec.readiness.path.as_str());

@@ -37,6 +37,21 @@ fn what_is_waited_for_follows_the_boot() {
     insta::assert_snapshot!(seen.join("\n"));
 }
 
+#[test]
+fn a_guest_with_a_static_address_is_not_waited_for_to_ask() {
+    let waits = |network: Option<serde_json::Value>| {
+        let mut spec = serde_json::json!({"image": "golden@7"});
+        spec["network"] = network.unwrap_or("dhcp".into());
+        let mut story = Story::of("progress");
+        story.spec = stoker_schemas::JobSpec::from_value(&spec).unwrap();
+        let state = story.enqueued().started(1, 3, ADDRESS).kernel_started(1, 300).state();
+        waiting_for(&state)
+    };
+    assert_eq!(waits(None), "the guest to ask for its address by DHCP");
+    let own = serde_json::json!({"static": {"address": ADDRESS, "gateway": "192.168.100.1"}});
+    assert_eq!(waits(Some(own)), "the agent to answer GET /health on port 8080");
+}
+
 /// Plays the states a quarter of a second apart, then waits on for half a minute.
 fn played(terminal: bool, states: &[JobState]) -> String {
     let start = Instant::now();

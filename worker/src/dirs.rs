@@ -71,6 +71,11 @@ impl Dirs {
         self.root.join(ACCEL_NOTE)
     }
 
+    /// Where the trial of an accelerator takes place.
+    pub fn accel_trial(&self) -> PathBuf {
+        self.root.join("accel-trial")
+    }
+
     /// Note of images' files that were found right.
     pub fn digests(&self) -> PathBuf {
         self.root.join("digests.json")

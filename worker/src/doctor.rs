@@ -108,10 +108,15 @@ fn images(dir: &Path) -> Check {
     Check::new("images", found)
 }
 
+/// For a trial of this process; a worker's is below its data folder.
+fn scratch() -> PathBuf {
+    std::env::temp_dir().join(format!("stoker-trial-{}", std::process::id()))
+}
+
 /// Whether KVM runs guests fast enough for a kernel to boot; `None` without the image that measures it.
 async fn speed_of_kvm(config: &Config) -> Option<Check> {
     let guest = probe_guest(&config.images);
-    let scratch = std::env::temp_dir();
+    let scratch = scratch();
     let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
     let outcome = measure(&trial).await;
     if let Err(TrialError::NoGuest(_)) = outcome {
@@ -130,7 +135,7 @@ async fn accelerator(config: &Config) -> Check {
     let guest = probe_guest(&config.images);
     // Beside the worker's own note, which only the worker writes.
     let note = Note::open(config.data.join(ACCEL_NOTE), &config.qemu);
-    let scratch = std::env::temp_dir();
+    let scratch = scratch();
     let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
     let found = match choose(config.accel, &trial, None).await {
         Ok(decision) => Ok(Kernels::new(decision, Some(note)).describe()),

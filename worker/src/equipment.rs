@@ -140,7 +140,8 @@ pub(crate) fn jailer_beside(firecracker: &Path) -> PathBuf {
 async fn accel(config: &Config, dirs: &Dirs) -> Result<Kernels, VmError> {
     let note = Note::open(dirs.accel(), &config.qemu);
     let guest = probe_guest(&config.images);
-    let trial = Trial { qemu: &config.qemu, guest: &guest, dir: dirs.root() };
+    let scratch = dirs.accel_trial();
+    let trial = Trial { qemu: &config.qemu, guest: &guest, dir: &scratch };
     let decision = choose(config.accel, &trial, Some(&note)).await.map_err(|cause| VmError::Spawn {
         driver: "KVM",
         cause,

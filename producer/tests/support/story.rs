@@ -120,6 +120,12 @@ impl Story {
         self.progressed(attempt, ms + 1_560, marks)
     }
 
+    /// The console shows its first byte.
+    pub fn kernel_started(self, attempt: u32, ms: u64) -> Self {
+        let marks = vec![self.mark(Stage::KernelStarted, ms, "")];
+        self.by_host(attempt, ms, EventData::AttemptProgressed(AttemptProgressed { marks }))
+    }
+
     /// The agent answers, and units that the job waits for have not started.
     pub fn healthy(self, attempt: u32, ms: u64) -> Self {
         let marks = vec![self.mark(Stage::AgentHealthy, ms, "HTTP 200")];

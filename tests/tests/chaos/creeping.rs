@@ -52,70 +52,88 @@ async fn ready(host: &SimHost, id: JobId) -> (Time, Time) {
     (attempt.started.as_ref().unwrap().at, attempt.ready.as_ref().unwrap().at)
 }
 
+/// A node, a host that it feeds, and a producer.
+struct Place {
+    node: Node,
+    host: SimHost,
+    producer: AmqpBroker,
+    _dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// `None`, and said so, where no node can be made. The broker's limits are as usual but for what is changed.
+    async fn open(test: &str, limits: impl Fn(&mut AmqpConfig)) -> Option<Self> {
+        let node = Node::start(test).await?;
+        let dir = tempfile::tempdir().unwrap();
+        let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
+        let host = SimHost::start_with(&config, &node.url, &limits).await;
+        let mut amqp = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(node.url.as_str()) };
+        limits(&mut amqp);
+        let producer = AmqpBroker::connect(amqp).await.unwrap();
+        Some(Self { node, host, producer, _dir: dir })
+    }
+
+    async fn end(self) {
+        self.producer.close().await;
+        self.host.end(PATIENCE).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_a_job_that_boots_keep_no_place() {
-    let Some(node) = Node::start("messages_of_a_job_that_boots_keep_no_place").await else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
-    let host = SimHost::start(&config, &node.url).await;
-    let producer = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(node.url.as_str()) };
-    let producer = AmqpBroker::connect(producer).await.unwrap();
+    let test = "messages_of_a_job_that_boots_keep_no_place";
+    let Some(place) = Place::open(test, |_| {}).await else { return };
+    let Place { host, producer, .. } = &place;
     for _ in 0..4 {
-        let id = enqueue(&producer, Duration::from_millis(200), AT_ONCE).await;
-        ready(&host, id).await;
+        let id = enqueue(producer, Duration::from_millis(200), AT_ONCE).await;
+        ready(host, id).await;
     }
     assert_eq!(host.world.running(), 4, "one VM for each job");
     // As many as before boot at once: each has started before the first of them is ready.
     let mut ids = Vec::new();
     for _ in 0..AT_ONCE {
-        ids.push(enqueue(&producer, Duration::from_secs(2), 1).await);
+        ids.push(enqueue(producer, Duration::from_secs(2), 1).await);
     }
     let mut times = Vec::new();
     for id in ids {
-        times.push(ready(&host, id).await);
+        times.push(ready(host, id).await);
     }
     let last_started = times.iter().map(|(started, _)| *started).max();
     let first_ready = times.iter().map(|(_, ready)| *ready).min();
     assert!(last_started < first_ready, "deliveries are held for ever: {times:?}");
-    producer.close().await;
-    host.end(PATIENCE).await;
+    place.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_jobs_stop_nothing() {
-    let Some(node) = Node::start("dead_jobs_stop_nothing").await else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
     // A hundred thousand in earnest; what is full at two is full at any number.
-    let host = SimHost::start_with(&config, &node.url, |amqp| amqp.dead_max_length = 2).await;
-    let producer = AmqpConfig { pools: config.pools.clone(), dead_max_length: 2, ..AmqpConfig::new(node.url.as_str()) };
-    let producer = AmqpBroker::connect(producer).await.unwrap();
+    let place = Place::open("dead_jobs_stop_nothing", |amqp| amqp.dead_max_length = 2).await;
+    let Some(place) = place else { return };
+    let Place { host, producer, .. } = &place;
     let mut hopeless = Vec::new();
     for _ in 0..5 * AT_ONCE {
-        hopeless.push(publish(&producer, "sim.boot=refused", 1).await);
+        hopeless.push(publish(producer, "sim.boot=refused", 1).await);
     }
     for id in hopeless {
         host.until("the job is dead", PATIENCE, |host| host.state(id).phase() == Phase::Dead).await;
     }
     // More than are handed out at once: their messages come when those of the dead were acknowledged.
     for _ in 0..2 * AT_ONCE {
-        let id = enqueue(&producer, Duration::from_millis(10), 1).await;
-        ready(&host, id).await;
+        let id = enqueue(producer, Duration::from_millis(10), 1).await;
+        ready(host, id).await;
     }
-    producer.close().await;
-    host.end(PATIENCE).await;
+    place.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_too_large_to_be_parked_goes_once() {
-    let Some(node) = Node::start("a_message_too_large_to_be_parked_goes_once").await else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let config = harness::config(dir.path(), |config| config.max_booting = AT_ONCE);
-    let host = SimHost::start(&config, &node.url).await;
+    let test = "a_message_too_large_to_be_parked_goes_once";
+    let Some(place) = Place::open(test, |_| {}).await else { return };
+    let Place { node, host, producer, .. } = &place;
     let connection = Connection::connect(&node.url, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let names = Names::default();
-    let queue = names.jobs_queue(&config.pools[0], Priority::Normal);
+    let queue = names.jobs_queue(&AmqpConfig::new(node.url.as_str()).pools[0], Priority::Normal);
     let body = vec![b'x'; MAX_BODY_BYTES + 1];
     let published = channel.basic_publish(
         "".into(),
@@ -141,10 +159,7 @@ async fn a_message_too_large_to_be_parked_goes_once() {
     let Some(AMQPValue::LongString(why)) = headers.inner().get("x-first-death-reason") else { panic!("{headers:?}") };
     assert_eq!(why.to_string(), "rejected", "at once, and not when it had been delivered fifty times");
     // And the lane delivers.
-    let producer = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(node.url.as_str()) };
-    let producer = AmqpBroker::connect(producer).await.unwrap();
-    let id = enqueue(&producer, Duration::from_millis(10), 1).await;
-    ready(&host, id).await;
-    producer.close().await;
-    host.end(PATIENCE).await;
+    let id = enqueue(producer, Duration::from_millis(10), 1).await;
+    ready(host, id).await;
+    place.end().await;
 }

@@ -72,6 +72,7 @@ async fn a_boot_cut_off_while_kvm_is_judged_leaves_nothing() {
     }
     within("the VMM is gone", async {
         while !processes::working_in(&folder).is_empty() {
+            // Another process's end, which sends us no signal.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })

@@ -69,7 +69,8 @@ impl Supervisor {
             let Delivery { routing_key, body, ack, .. } = delivery;
             let settled = match broker.park(Parked { routing_key, reason, body }).await {
                 Ok(()) => ack.ack().await,
-                // Too large to be published again, with its reason: the broker moves it by itself.
+                // Too large to be published again with its reason, or no room for it: the broker moves it by itself,
+                // and keeps it until there is room.
                 Err(BrokerError::Refused(_)) => ack.dead_letter().await,
                 Err(_) => ack.requeue().await,
             };

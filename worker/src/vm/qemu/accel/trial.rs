@@ -58,7 +58,8 @@ pub struct Trial<'a> {
     pub qemu: &'a Path,
     /// The probe guest.
     pub guest: &'a Path,
-    /// A folder that exists; it is left as it was.
+    /// A folder of its own: made for the trial, and gone after it. What a trial that was cut off left there is
+    /// removed first.
     pub dir: &'a Path,
 }
 
@@ -68,10 +69,10 @@ impl Trial<'_> {
         if !self.guest.is_file() {
             return Err(TrialError::NoGuest(self.guest.to_owned()));
         }
-        let scratch = tempdir(self.dir)?;
-        let measured = self.run_in(&scratch).await;
+        make_empty(self.dir)?;
+        let measured = self.run_in(self.dir).await;
         // Nothing of it is needed again; what stays is removed at the next trial's start.
-        let _ = std::fs::remove_dir_all(&scratch);
+        let _ = std::fs::remove_dir_all(self.dir);
         measured
     }
 
@@ -110,13 +111,11 @@ fn first_complaint(words: &str) -> String {
     first.rsplit_once("error: ").map_or(first, |(_, what)| what).to_owned()
 }
 
-fn tempdir(root: &Path) -> io::Result<PathBuf> {
-    let dir = root.join(format!("accel-trial-{}", std::process::id()));
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => std::fs::create_dir(&dir)?,
+fn make_empty(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::create_dir(dir),
     }
-    Ok(dir)
 }
 
 /// Times the lines as they come.
@@ -312,10 +311,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_missing_is_named_and_nothing_is_left_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let guest = dir.path().join("guest");
-        let trial = Trial { qemu: Path::new("/no/such/qemu"), guest: &guest, dir: dir.path() };
+        let (guest, scratch) = (dir.path().join("guest"), dir.path().join("trial"));
+        let trial = Trial { qemu: Path::new("/no/such/qemu"), guest: &guest, dir: &scratch };
         assert_eq!(trial.run().await, Err(TrialError::NoGuest(guest.clone())));
         std::fs::write(&guest, "").unwrap();
+        // Left by a trial that was cut off.
+        std::fs::create_dir(&scratch).unwrap();
+        std::fs::write(scratch.join("console.log"), "trial: done\n").unwrap();
         assert!(matches!(trial.run().await, Err(TrialError::Io(why)) if why.contains("No such file")));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
