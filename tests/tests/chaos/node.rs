@@ -7,6 +7,7 @@ use std::{
 };
 
 use stoker_tests::{setting, within};
+use stoker_worker::broker::amqp::remove_record;
 use tokio::{
     process::Command,
     sync::{Mutex, MutexGuard},
@@ -43,6 +44,12 @@ impl Node {
 
     pub async fn kill_9(&self) {
         self.tell("kill9").await;
+    }
+
+    /// Its process, for [`kill_9_at_once`].
+    pub async fn pid(&self) -> String {
+        let file = PathBuf::from(self.tell("dir").await).join("pid");
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
 
     /// Ends it in order.
@@ -93,8 +100,7 @@ impl Node {
 
     /// Removes the record of a queue that cannot be deleted because its node is "down".
     pub async fn forget_queue(&self, queue: &str) {
-        let resource = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
-        let eval = format!("rabbit_amqqueue:internal_delete({resource}, <<\"operator\">>).");
+        let eval = remove_record("/", queue);
         self.tell_with("ctl", &["--", "eval", &eval]).await;
     }
 
@@ -120,6 +126,12 @@ impl Node {
         assert!(output.status.success(), "broker {verb}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
+}
+
+/// Kills a node's process without the script, whose own start takes too long where a node must die in time.
+pub async fn kill_9_at_once(pid: &str) {
+    let killed = Command::new("kill").args(["-KILL", pid]).status().await.unwrap();
+    assert!(killed.success(), "no process {pid}");
 }
 
 /// `<data>/<node>/<kind>/<node>/names.dets` lists what the node starts again.

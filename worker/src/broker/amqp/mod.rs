@@ -37,6 +37,7 @@ use tokio::{
 };
 
 pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
+pub use history_route::remove_record;
 pub use message::{HEADER_REASON, HEADER_ROUTING_KEY};
 
 use self::{
