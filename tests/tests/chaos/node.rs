@@ -34,11 +34,16 @@ pub struct Node {
 impl Node {
     /// `None`, and said so, where no node can be made.
     pub async fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, &[]).await
+    }
+
+    /// With more in RabbitMQ's environment.
+    pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
         // The pid in the name: a run that was killed could not wipe its node, the next one does.
         let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
         let mut node = Self { control, name, url: String::new(), _turn: TURN.lock().await };
-        node.url = node.tell("start").await;
+        node.url = node.tell_in(environment, "start", &[]).await;
         Some(node)
     }
 
@@ -113,12 +118,22 @@ impl Node {
         PathBuf::from(self.tell("dir").await).join("mnesia")
     }
 
+    /// What `rabbitmqctl` says.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        self.tell_with("ctl", &[&["--"], arguments].concat()).await
+    }
+
     async fn tell(&self, verb: &str) -> String {
         self.tell_with(verb, &[]).await
     }
 
     async fn tell_with(&self, verb: &str, arguments: &[&str]) -> String {
+        self.tell_in(&[], verb, arguments).await
+    }
+
+    async fn tell_in(&self, environment: &[(&str, &str)], verb: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
+        command.envs(environment.iter().copied());
         command.args(["broker", verb, "--name", &self.name]).args(arguments).stdin(Stdio::null());
         // The node outlives its starter and must not look like a left-over of this run.
         command.env_remove("STOKER_TEST_RUN");

@@ -183,6 +183,9 @@ pub enum BrokerError {
     /// No connection, and none came back in time.
     #[error("broker is not reachable: {0}; check the URL and that the broker runs, then try again")]
     Down(String),
+    /// It answers, and trying again does not change the answer: its operator has to do something first.
+    #[error("broker cannot be used: {0}")]
+    Unusable(String),
     /// The broker refuses messages for now.
     #[error("broker is blocked: {0}; free memory or disk on the broker, then try again")]
     Blocked(String),

@@ -97,6 +97,11 @@ impl AmqpConfig {
         Ok(uri)
     }
 
+    /// The user, as RabbitMQ's own tools name it.
+    pub(super) fn user(&self) -> String {
+        self.uri().map_or_else(|_| String::new(), |uri| uri.authority.userinfo.username)
+    }
+
     /// The virtual host, as RabbitMQ's own tools name it.
     pub(super) fn vhost(&self) -> String {
         self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
