@@ -43,6 +43,9 @@ const STATE_CHECK: Duration = Duration::from_millis(500);
 const REFUSED: Policy =
     Policy { initial: Duration::from_secs(5), max: Duration::from_secs(60), multiplier: 2.0, jitter: 0.5 };
 
+/// A multiple of every small number of nodes, so that each is as likely as any other.
+const MANY_NODES: usize = 720_720;
+
 /// Why there is no connection.
 enum NoConnection {
     /// It is away or said no for now.
@@ -153,12 +156,14 @@ struct Keeper {
 impl Keeper {
     async fn run(self) {
         let (mut backoff, mut refusals) = (Backoff::new(RECONNECT), Backoff::new(REFUSED));
+        // Any node first, so that the hosts spread over them.
+        let mut node = fastrand::usize(..MANY_NODES);
         while !self.closing.is_cancelled() {
             let mut refused = false;
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => break,
-                connected = self.connect() => match connected {
+                connected = self.connect(node) => match connected {
                     Ok(connection) => {
                         self.board.refused(None);
                         refusals.reset();
@@ -174,6 +179,7 @@ impl Keeper {
                     }
                 },
             }
+            node = node.wrapping_add(1);
             let wait = if refused { refusals.next_delay() } else { backoff.next_delay() };
             tokio::select! {
                 () = self.closing.cancelled() => break,
@@ -183,12 +189,17 @@ impl Keeper {
         self.board.set(self.role, BrokerStatus::Down("closed".into()));
     }
 
-    async fn connect(&self) -> Result<Connection, NoConnection> {
+    /// Connects to a node of the URL; to which, a number says that goes round.
+    async fn connect(&self, node: usize) -> Result<Connection, NoConnection> {
         let name = match &self.config.host {
             Some(host) => format!("stoker {} {host}", self.role.as_str()),
             None => format!("stoker {}", self.role.as_str()),
         };
-        let uri = self.config.uri().map_err(|e: BrokerError| e.to_string())?;
+        let nodes = self.config.nodes().map_err(|e: BrokerError| e.to_string())?;
+        // There is at least one: a URL without a comma is one.
+        let Some(uri) = nodes.get(node % nodes.len().max(1)).cloned() else {
+            return Err(NoConnection::Down("the broker URL names no node".to_owned()));
+        };
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let ca = self.config.ca.as_deref();
         let tls = tls::settings(ca).await?;

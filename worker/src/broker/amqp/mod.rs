@@ -75,7 +75,7 @@ impl AmqpBroker {
     /// Begins to connect, and goes on trying until it is closed; fails only when the settings
     /// cannot work. Must be called within tokio's runtime.
     pub fn open(config: AmqpConfig) -> Result<Self, BrokerError> {
-        config.uri()?;
+        config.nodes()?;
         let config = Arc::new(config);
         let board = Arc::new(StatusBoard::new());
         let tasks = Tasks::new();
