@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
+use stoker_schemas::event::HOST_SOURCE;
 use stoker_schemas::{Event, JobId, JobState, Phase, Time, VmId};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
@@ -18,6 +19,8 @@ const MAX_TOLD: usize = 20;
 pub struct Truth {
     /// Jobs.
     pub jobs: BTreeMap<JobId, JobState>,
+    /// What was said, in the order in which it was heard of here.
+    story: Vec<(JobId, String)>,
     /// Entries of the history read so far.
     read: usize,
     /// Ids of what each host has in its log.
@@ -36,19 +39,37 @@ impl Truth {
             let news = host.news()?;
             let logged = self.logged.entry(host.name.clone()).or_default();
             logged.extend(news.iter().map(Event::id));
-            news.iter().for_each(|event| add(&mut self.jobs, event));
+            for event in &news {
+                self.hear(event, &host.name);
+            }
         }
+        let mut said = Vec::new();
         let state = broker.lock();
         for entry in &state.history.archive[self.read..] {
             for event in events_of(entry)? {
-                if let Some(host) = event.source.strip_prefix(stoker_schemas::event::HOST_SOURCE) {
+                if let Some(host) = event.source.strip_prefix(HOST_SOURCE) {
                     self.published.entry(host.to_owned()).or_default().insert(event.id());
                 }
-                add(&mut self.jobs, &event);
+                said.push(event);
             }
         }
         self.read = state.history.archive.len();
+        drop(state);
+        said.iter().for_each(|event| self.hear(event, "history"));
         Ok(())
+    }
+
+    fn hear(&mut self, event: &Event, from: &str) {
+        let Some(id) = event.job() else { return };
+        self.jobs.entry(id).or_insert_with(|| JobState::new(id)).apply(event);
+        if from != "history" || !event.source.starts_with(HOST_SOURCE) {
+            self.story.push((id, format!("{} {} {} by {}", event.time, event.epoch, event.data.kind(), event.source)));
+        }
+    }
+
+    /// What was said of a job, for the reader of a failure.
+    pub fn story(&self, id: JobId) -> Vec<String> {
+        self.story.iter().filter(|(of, _)| *of == id).map(|(_, line)| format!("  {line}")).collect()
     }
 
     /// What was told to others and is not on the disk of the host that told it.
@@ -57,12 +78,6 @@ impl Truth {
         let of = |host: &String| self.logged.get(host).unwrap_or(&empty);
         let missing = self.published.iter().flat_map(|(host, ids)| ids.difference(of(host)).map(move |id| (host, id)));
         missing.map(|(host, id)| format!("{host} published {id}, which is not in its log")).collect()
-    }
-}
-
-fn add(jobs: &mut BTreeMap<JobId, JobState>, event: &Event) {
-    if let Some(id) = event.job() {
-        jobs.entry(id).or_insert_with(|| JobState::new(id)).apply(event);
     }
 }
 
@@ -79,11 +94,7 @@ fn events_of(entry: &HistoryEntry) -> Result<Vec<Event>, String> {
 /// Everything that does not hold although all is at rest.
 pub fn at_rest(truth: &Truth, hosts: &[SimHost], control: &SimControl, broker: &Model) -> Vec<String> {
     let mut wrong = Vec::new();
-    let state = broker.lock();
-    if !state.is_quiet() {
-        wrong.push(format!("the broker is not at rest: {}", state.unrest()));
-    }
-    drop(state);
+    wrong.extend(broker.lock().unrest());
     jobs_ended(truth, control, &mut wrong);
     vms_are_theirs(truth, hosts, &mut wrong);
     rows_agree(truth, control, &mut wrong);

@@ -12,6 +12,7 @@ use stoker_schemas::{Event, Time};
 use stoker_worker::attempt::Rig;
 use stoker_worker::clock::Clock;
 use stoker_worker::config::{Config, Flags, RawConfig};
+use stoker_worker::dirs::Dirs;
 use stoker_worker::host::{Host, HostError};
 use stoker_worker::images::ImageStore;
 use stoker_worker::log::{Disk, EventLog, Fate, LogOptions};
@@ -151,7 +152,7 @@ impl SimHost {
                 network: Arc::new(SimulatedNetwork::with_pool(world.clone(), self.plan.addresses)),
                 prober: Arc::new(SimulatedProber::new(world)),
                 images: Arc::new(ImageStore::Simulated),
-                dirs: None,
+                dirs: Some(Dirs::open(&self.folder).map_err(|e| e.to_string())?),
                 clock: Clock::starting_at(wall),
                 stop_grace: Duration::from_millis(100),
             };
@@ -174,7 +175,8 @@ impl SimHost {
         let ended = (&mut life.running).now_or_never()?;
         Some(match ended {
             Ok(Ok(())) => "ended".to_owned(),
-            Ok(Err(error)) => format!("ended: {error}"),
+            // Where its files are differs from run to run.
+            Ok(Err(error)) => format!("ended: {}", error.to_string().replace(&*self.folder.to_string_lossy(), "data")),
             Err(error) => format!("failed: {error}"),
         })
     }

@@ -32,6 +32,9 @@ const REST_WITHIN_MS: u64 = 300_000;
 const REST_PER_JOB_MS: u64 = 6_000;
 /// Between two looks at whether it has.
 const LOOK_MS: u64 = 1_000;
+const LONGEST_LOOK_MS: u64 = 60_000;
+/// Jobs whose events are told with a failure.
+const MAX_STORIES: usize = 2;
 
 /// How a run went.
 #[derive(Debug)]
@@ -173,29 +176,40 @@ impl<'a> Run<'a> {
     fn come_to_rest(&mut self) -> Vec<String> {
         let jobs = self.control.book.lock().len() as u64;
         let deadline = self.now_ms + REST_WITHIN_MS + REST_PER_JOB_MS * jobs;
-        let mut wrong = Vec::new();
+        let (mut wrong, mut wait) = (Vec::new(), LOOK_MS);
         while self.failures.is_empty() && self.now_ms < deadline {
-            let look = self.now_ms + LOOK_MS;
-            while self.now_ms < look {
+            let look = self.now_ms + wait;
+            while self.now_ms < look && self.failures.is_empty() {
                 self.step(look);
             }
-            if !self.broker.lock().is_quiet() {
-                wrong = vec![format!("the broker does not come to rest: {}", self.broker.lock().unrest())];
-                continue;
-            }
-            wrong = self.look();
+            let unrest = self.broker.lock().unrest();
+            wrong = unrest.map_or_else(|| self.look(), |unrest| vec![unrest]);
             if wrong.is_empty() {
                 break;
             }
+            // What is slow to end is looked at less and less often.
+            wait = (wait + wait / 4).min(LONGEST_LOOK_MS);
         }
-        if self.now_ms >= deadline && !wrong.is_empty() {
+        if !wrong.is_empty() {
             // All of it, for the reader.
-            wrong.extend(self.look());
+            wrong = self.look();
+            wrong.extend(self.stories(&wrong));
         }
         wrong.splice(0..0, std::mem::take(&mut self.failures));
         let took = self.now_ms;
         say!(self.trace, "the end after {took} ms: {wrong:?}");
         wrong
+    }
+
+    /// What was said of the jobs that failures name.
+    fn stories(&self, wrong: &[String]) -> Vec<String> {
+        let named = self.truth.jobs.keys().filter(|id| wrong.iter().any(|line| line.contains(&id.to_string())));
+        let told = named.take(MAX_STORIES).flat_map(|id| {
+            let mut story = vec![format!("job {id}:")];
+            story.extend(self.truth.story(*id));
+            story
+        });
+        told.collect()
     }
 
     fn look(&mut self) -> Vec<String> {

@@ -29,10 +29,6 @@ impl State {
     fn feed(&mut self, id: u64) -> bool {
         let Some(consumer) = self.consumers.get(&id) else { return false };
         let Some(link) = self.links.get(&consumer.link).filter(|link| link.up) else { return false };
-        if consumer.to.is_closed() {
-            self.consumers.remove(&id);
-            return false;
-        }
         let (number, generation, to) = (consumer.link, link.generation, consumer.to.clone());
         let Some(queue) = self.queues.get(&consumer.queue) else { return false };
         let mine = |held: &&Held| held.consumer == id && held.generation == generation;

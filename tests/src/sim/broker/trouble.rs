@@ -133,25 +133,19 @@ impl State {
         purged
     }
 
-    /// Whether nothing waits, is held, or is under way. Dead letters wait for people.
-    pub fn is_quiet(&self) -> bool {
-        let rests = |(name, queue): (&String, &super::queue::Queue)| {
-            name == super::DEAD || queue.ready.is_empty() && queue.held.is_empty()
-        };
-        self.later.is_empty() && self.queues.iter().all(rests) && self.links.values().all(|l| l.window.is_empty())
-    }
-
-    /// What is not quiet, for people.
-    pub fn unrest(&self) -> String {
-        let busy = self
-            .queues
-            .iter()
-            .filter(|(name, queue)| *name != super::DEAD && !(queue.ready.is_empty() && queue.held.is_empty()));
-        let queues: Vec<String> = busy
-            .map(|(name, queue)| format!("{name}: {} waiting, {} held", queue.ready.len(), queue.held.len()))
-            .collect();
-        let windows: usize = self.links.values().map(|link| link.window.len()).sum();
-        format!("{}; {windows} publishes unanswered, {} things under way", queues.join(", "), self.later.len())
+    /// What waits, is held, or is under way; `None` when nothing does. Dead letters wait for people.
+    pub fn unrest(&self) -> Option<String> {
+        let mut busy = Vec::new();
+        for (name, queue) in self.queues.iter().filter(|(name, _)| *name != super::DEAD) {
+            if !queue.ready.is_empty() || !queue.held.is_empty() {
+                busy.push(format!("{name}: {} waiting, {} held", queue.ready.len(), queue.held.len()));
+            }
+        }
+        let unanswered: usize = self.links.values().map(|link| link.window.len()).sum();
+        if unanswered + self.later.len() > 0 {
+            busy.push(format!("{unanswered} publishes unanswered, {} things under way", self.later.len()));
+        }
+        (!busy.is_empty()).then(|| format!("the broker is not at rest: {}", busy.join(", ")))
     }
 
     /// One in so many publishes of work is confirmed and forgotten from now on; 0 for none.
