@@ -232,7 +232,8 @@ impl Draw {
         let room: u32 = hosts.iter().map(|h| h.slots.min(h.addresses).min(h.memory_mib / 256)).sum();
         let mut stay = room / 2;
         let mut loads = Vec::new();
-        let total = self.pick(&[1, 3, 10, 10, 30, 30, 100, 400]);
+        // Few jobs show most faults, and many of such runs fit into a minute.
+        let total = if self.chance(1) { 1_000 } else { self.pick(&[1, 2, 3, 5, 10, 10, 20, 30, 80]) };
         let mut left = total;
         while left > 0 {
             let count = self.0.u32(1..=left.min(50));

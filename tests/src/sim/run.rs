@@ -27,6 +27,8 @@ const BUSY_STEP_MS: u64 = 15;
 const IDLE_STEP_MS: u64 = 400;
 /// Wait before a process that ended by itself is started again.
 const RESTART_MS: u64 = 1_000;
+/// The pool that users pause.
+const DEFAULT_POOL: &str = "default";
 /// All must have come to rest so long after the faults have ended, and a little longer for each job.
 const REST_WITHIN_MS: u64 = 300_000;
 const REST_PER_JOB_MS: u64 = 6_000;
@@ -171,6 +173,9 @@ impl<'a> Run<'a> {
         while let Some((_, relief)) = self.relief.pop_first() {
             self.relieve(relief);
         }
+        self.start_what_is_due();
+        // Said again: who said it before may have been cut off.
+        self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), false));
     }
 
     fn come_to_rest(&mut self) -> Vec<String> {
@@ -388,8 +393,8 @@ impl<'a> Run<'a> {
             Ask::Retry(pick) => self.wish(*pick, What::Retry),
             Ask::Snooze(pick) => self.wish(*pick, What::Snooze),
             Ask::Pause(for_ms) => {
-                self.control.ask(Wish::Pool("default".to_owned(), true));
-                self.later(*for_ms, Relief::Pool("default".to_owned()));
+                self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), true));
+                self.later(*for_ms, Relief::Pool(DEFAULT_POOL.to_owned()));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::json;
 use stoker_producer::readmodel::ReadModel;
@@ -15,6 +16,9 @@ use stoker_schemas::{Event, EventData, JobId, JobSpec};
 use super::plan::JobKind;
 use super::trace::Trace;
 use crate::say;
+
+/// Wait before what must be said is said again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What one user wants now.
 #[derive(Debug, Clone)]
@@ -109,8 +113,12 @@ pub async fn carry_out(wish: Wish, model: ReadModel, submitter: Submitter, book:
                 traceparent: None,
                 data: EventData::PoolConfigured(rule),
             };
-            let answer = publish_event(submitter.broker().as_ref(), &event).await;
-            say!(trace, "user: pool {pool} paused {paused}: {}", answer.is_ok());
+            // Whoever lets a pool go on sees to it that it does.
+            while publish_event(submitter.broker().as_ref(), &event).await.is_err() && !paused {
+                say!(trace, "user: pool {pool} does not go on yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+            say!(trace, "user: pool {pool} paused {paused}");
         }
     }
 }
@@ -123,7 +131,7 @@ async fn ask(id: JobId, what: What, model: &ReadModel, submitter: &Submitter, tr
         What::Cancel => Command::Cancel(request),
         What::Stop => Command::Stop(request),
         What::Retry => Command::Retry { by: request.by, spec: None },
-        What::Snooze => Command::Snooze { until: now.plus(std::time::Duration::from_secs(20)), request },
+        What::Snooze => Command::Snooze { until: now.plus(Duration::from_secs(20)), request },
     };
     let facts = match decide(&state, command, Context { now, jitter: Jitter::from_random(0) }) {
         Ok(facts) => facts,

@@ -25,6 +25,9 @@ struct Args {
     /// One seed only, with its plan and its trace
     #[arg(long)]
     seed: Option<u64>,
+    /// Say when each seed has ended
+    #[arg(long)]
+    verbose: bool,
     /// Seeds at the same time (default: one for each core)
     #[arg(long)]
     jobs: Option<usize>,
@@ -63,6 +66,9 @@ fn many(args: &Args) -> ExitCode {
                         return;
                     }
                     let outcome = run_seed(seed, false);
+                    if args.verbose {
+                        println!("seed {seed} {:.2?}", begun.elapsed());
+                    }
                     if !outcome.violations.is_empty() {
                         failed.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
                     }

@@ -49,7 +49,7 @@ impl State {
             body: message.body.clone(),
             ack: Box::new(ack),
         });
-        queue.held.insert(tag, Held { message, consumer: id, generation });
+        queue.held.insert(tag, Held { message, consumer: id, link: number, generation });
         true
     }
 
@@ -80,11 +80,10 @@ impl State {
 
     /// What a lost connection held goes back.
     pub(super) fn give_back_of(&mut self, link: u64, generation: u64) {
-        let consumers: Vec<u64> = self.consumers.iter().filter(|(_, c)| c.link == link).map(|(id, _)| *id).collect();
         let names: Vec<String> = self.queues.keys().cloned().collect();
         for name in names {
             let Some(queue) = self.queues.get_mut(&name) else { continue };
-            let lost = queue.take_held(|held| held.generation <= generation && consumers.contains(&held.consumer));
+            let lost = queue.take_held(|held| held.link == link && held.generation <= generation);
             for message in lost {
                 say!(self.trace, "broker {} goes back to {name}", message.id);
                 let dead = self.queues.get_mut(&name).and_then(|queue| queue.give_back(message));

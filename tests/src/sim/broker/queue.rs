@@ -28,6 +28,8 @@ pub struct Held {
     pub message: Message,
     /// By which consumer.
     pub consumer: u64,
+    /// Over which link.
+    pub link: u64,
     /// Over which connection of its link.
     pub generation: u64,
 }
