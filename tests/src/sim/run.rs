@@ -36,7 +36,7 @@ const REST_PER_JOB_MS: u64 = 6_000;
 const LOOK_MS: u64 = 1_000;
 const LONGEST_LOOK_MS: u64 = 60_000;
 /// Jobs whose events are told with a failure.
-const MAX_STORIES: usize = 2;
+const MAX_STORIES: usize = 3;
 
 /// How a run went.
 #[derive(Debug)]
@@ -208,8 +208,10 @@ impl<'a> Run<'a> {
 
     /// What was said of the jobs that failures name.
     fn stories(&self, wrong: &[String]) -> Vec<String> {
-        let named = self.truth.jobs.keys().filter(|id| wrong.iter().any(|line| line.contains(&id.to_string())));
-        let told = named.take(MAX_STORIES).flat_map(|id| {
+        let at = |id: &JobId| wrong.iter().position(|line| line.contains(&id.to_string()));
+        let mut named: Vec<_> = self.truth.jobs.keys().filter_map(|id| Some((at(id)?, id))).collect();
+        named.sort_unstable();
+        let told = named.into_iter().map(|(_, id)| id).take(MAX_STORIES).flat_map(|id| {
             let mut story = vec![format!("job {id}:")];
             story.extend(self.truth.story(*id));
             story

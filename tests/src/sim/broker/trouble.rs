@@ -5,6 +5,9 @@ use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus};
 use super::state::{Action, State};
 use crate::say;
 
+/// Messages named in one line.
+const MAX_NAMED: usize = 3;
+
 impl State {
     /// Of what is under way from a process, some still arrives.
     fn last_words(&mut self, link: u64) {
@@ -138,7 +141,8 @@ impl State {
         let mut busy = Vec::new();
         for (name, queue) in self.queues.iter().filter(|(name, _)| *name != super::DEAD) {
             if !queue.ready.is_empty() || !queue.held.is_empty() {
-                busy.push(format!("{name}: {} waiting, {} held", queue.ready.len(), queue.held.len()));
+                let held: Vec<_> = queue.held.values().map(|held| held.message.id.as_str()).take(MAX_NAMED).collect();
+                busy.push(format!("{name}: {} waiting, {} held {held:?}", queue.ready.len(), queue.held.len()));
             }
         }
         let unanswered: usize = self.links.values().map(|link| link.window.len()).sum();
