@@ -41,20 +41,28 @@ pub async fn run(
     let mut head = log.head();
     let mut outbox = Outbox::open(log, broker, source, clock)?;
     let _ = published.send(outbox.next - 1);
-    loop {
-        let next = outbox.next;
-        // Neither may starve the other: select takes turns at random.
-        tokio::select! {
-            ended = async { head.wait_for(|head| *head >= next).await.is_err() } => {
-                if ended {
-                    return Ok(());
-                }
+    // Neither may starve the other: after a page it is the gap's turn.
+    let mut gap_first = false;
+    while let Some(work) = outbox.next_work(&mut head, gap_first).await {
+        match work {
+            Work::Page => {
                 outbox.publish_page().await?;
                 let _ = published.send(outbox.next - 1);
             }
-            () = outbox.gap.due() => outbox.fill_gap().await?,
+            Work::Gap => outbox.fill_gap().await?,
         }
+        gap_first = work == Work::Page;
     }
+    Ok(())
+}
+
+/// What there is to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// New events.
+    Page,
+    /// What the history missed.
+    Gap,
 }
 
 struct Outbox {
@@ -91,6 +99,21 @@ impl Outbox {
         // The last page of an earlier process may not have been seen to arrive.
         let certain = (published + 1).saturating_sub(PAGE as u64).max(1);
         Ok(Self { log, broker, source, clock, history, next: published + 1, certain, gap })
+    }
+
+    /// Waits for something to publish; `None` once the log is closed.
+    async fn next_work(&mut self, head: &mut watch::Receiver<u64>, gap_first: bool) -> Option<Work> {
+        let next = self.next;
+        let page = async { head.wait_for(|head| *head >= next).await.is_ok().then_some(Work::Page) };
+        let gap = async {
+            self.gap.due().await;
+            Some(Work::Gap)
+        };
+        if gap_first {
+            tokio::select! { biased; work = gap => work, work = page => work }
+        } else {
+            tokio::select! { biased; work = page => work, work = gap => work }
+        }
     }
 
     async fn publish_page(&mut self) -> Result<(), LogError> {

@@ -24,7 +24,7 @@ mod restore;
 mod turn;
 mod warm;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ pub struct Supervisor {
     rig: Rig,
     log: EventLog,
     broker: Arc<dyn Broker>,
-    jobs: HashMap<JobId, Job>,
+    jobs: BTreeMap<JobId, Job>,
     books: Admission,
     addresses: AddressPool,
     stock: Stock,
@@ -180,7 +180,7 @@ impl Supervisor {
             rig,
             log,
             broker,
-            jobs: HashMap::new(),
+            jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
             unconfirmed: BTreeMap::new(),
             published: 0,

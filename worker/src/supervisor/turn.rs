@@ -199,7 +199,7 @@ impl Supervisor {
 
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
-        let head = *self.log.head().borrow();
+        let head = self.log.durable();
         if self.settings.shares_log || self.published >= head {
             settle.extend(settle_after);
         } else if !settle_after.is_empty() {
