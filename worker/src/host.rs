@@ -19,7 +19,7 @@ use crate::equipment::equip;
 use crate::images::ImageStore;
 use crate::log::{EventLog, LogError, LogOptions};
 use crate::metrics_file;
-use crate::outbox;
+use crate::outbox::{self, Progress};
 use crate::ports::broker::{Broker, BrokerError};
 use crate::ports::net::NetError;
 use crate::ports::vm::VmError;
@@ -131,7 +131,7 @@ impl Host {
         let supervisor = Supervisor::open(self.settings, self.rig.clone(), self.log.clone(), broker.clone())?;
         let known: HashSet<_> = supervisor.known_vms().collect();
         report(&reaper::reap(&self.rig, &known).await);
-        let (published, publishing) = watch::channel(0);
+        let (published, publishing) = watch::channel(Progress::default());
         let outbox = if embedded {
             // The log is the broker's own: what is durable is published.
             None

@@ -26,6 +26,7 @@ mod subscription;
 mod tasks;
 mod tls;
 mod topology;
+mod watchdog;
 
 use std::sync::Arc;
 
@@ -140,7 +141,7 @@ impl Broker for AmqpBroker {
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
         self.check_open()?;
-        let origin = Origin::new(source, &self.config)?;
+        let origin = Origin::new(source.clone(), &self.config)?;
         let (out, deliveries) = mpsc::channel(DELIVERY_BUFFER);
         // Nothing is received before the subscriber said how much it can take.
         let (credit, credit_rx) = watch::channel(0);
@@ -148,6 +149,7 @@ impl Broker for AmqpBroker {
             config: Arc::clone(&self.config),
             link: self.consume.clone(),
             closing: self.tasks.closing().clone(),
+            source,
             origin,
             out,
             credit: credit_rx,
