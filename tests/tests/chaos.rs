@@ -6,6 +6,8 @@
 
 #[path = "chaos/creeping.rs"]
 mod creeping;
+#[path = "chaos/full_queue.rs"]
+mod full_queue;
 #[path = "chaos/host.rs"]
 mod host;
 #[path = "chaos/lost_history.rs"]

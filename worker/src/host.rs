@@ -138,12 +138,17 @@ impl Host {
         } else {
             Some(tokio::spawn(outbox::run(self.log.clone(), broker, source, self.rig.clock, published)))
         };
-        let counts = self.rig.dirs.as_ref().map(|dirs| (dirs.metrics(), self.rig.hypervisor.clone()));
-        let counting = counts.clone().map(|(file, hypervisor)| tokio::spawn(metrics_file::keep(file, hypervisor)));
+        let counted = metrics_file::Counted {
+            hypervisor: self.rig.hypervisor.clone(),
+            outbox: (!embedded).then(|| (self.log.clone(), publishing.clone())),
+            clock: self.rig.clock,
+        };
+        let counts = self.rig.dirs.as_ref().map(|dirs| (dirs.metrics(), counted));
+        let counting = counts.clone().map(|(file, counted)| tokio::spawn(metrics_file::keep(file, counted)));
         let ended = supervisor.run(publishing, shutdown).await;
-        if let (Some(counting), Some((file, hypervisor))) = (counting, counts) {
+        if let (Some(counting), Some((file, counted))) = (counting, counts) {
             counting.abort();
-            metrics_file::write(&file, &*hypervisor);
+            metrics_file::write(&file, &counted);
         }
         if let Some(outbox) = outbox {
             flush(&self.log, &outbox).await;

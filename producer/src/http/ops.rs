@@ -11,7 +11,7 @@ use stoker_schemas::Time;
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus, Offset};
 
 use super::{Api, Problem};
-use crate::readmodel::{Counts, HostStatus, HostView, Undecodable, WarmView};
+use crate::readmodel::{Counts, HostStatus, HostView, RefusalView, Undecodable, WarmView};
 
 /// Entries shown of what could not be decoded.
 const MAX_UNDECODABLE: usize = 100;
@@ -62,6 +62,9 @@ pub enum HistoryHealth {
 pub struct Ready {
     /// Always.
     pub ready: bool,
+    /// What needs a person although jobs are taken, in words.
+    #[serde(default)]
+    pub needs: Vec<String>,
 }
 
 /// `GET /v1/hosts`
@@ -112,7 +115,23 @@ pub async fn ready(State(api): State<Api>) -> Result<Json<Ready>, Problem> {
         let detail = format!("the history is being read: {} events so far", api.model.next_seq());
         return Err(Problem::not_ready(detail, "wait; what is shown is old until then"));
     }
-    Ok(Json(Ready { ready: true }))
+    let needs = api.model.hosts()?.iter().flat_map(refusals).collect();
+    Ok(Json(Ready { ready: true, needs }))
+}
+
+/// A label's value as Prometheus reads it.
+fn label(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+/// What a host cannot publish, a sentence for each queue.
+pub fn refusals(host: &HostView) -> Vec<String> {
+    let sentence = |refusal: &RefusalView| {
+        let RefusalView { queue, reason, messages, .. } = refusal;
+        let waiting = if *messages == 1 { "1 message".to_owned() } else { format!("{messages} messages") };
+        format!("host {} keeps {waiting} that queue {queue} refuses: {reason}", host.name)
+    };
+    host.refusals.iter().map(sentence).collect()
 }
 
 /// `GET /metrics`, as Prometheus reads it.
@@ -144,6 +163,10 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     ];
     let warm = warm.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n)).to_vec();
     gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm);
+    let refused = |h: &HostView| h.refusals.iter().map(|refusal| refusal.messages).sum();
+    let refused = hosts.iter().map(|h| (format!("{{host=\"{}\"}}", label(&h.name)), refused(h))).collect();
+    let help = "Messages that a host keeps because their queue refuses them, as the host last said.";
+    gauge("stoker_outbox_refused_messages", help, refused);
     let connected = matches!(*api.submitter.broker().status().borrow(), BrokerStatus::Connected);
     gauge("stoker_broker_up", "Whether the broker takes messages.", vec![(String::new(), u64::from(connected))]);
     let undecodable = vec![(String::new(), counts.undecodable)];
