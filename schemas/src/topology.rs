@@ -47,6 +47,10 @@ impl Names {
     pub fn with_prefix(prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into() }
     }
+    /// What all of them begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
     /// The topic exchange everything is published to.
     pub fn events_exchange(&self) -> String {
         format!("{}.events", self.prefix)
