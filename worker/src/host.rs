@@ -165,7 +165,7 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 const LAST_WORDS_LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 async fn flush(log: &EventLog, outbox: &tokio::task::JoinHandle<Result<(), LogError>>) {
-    let head = *log.head().borrow();
+    let head = log.durable();
     let flushed = async {
         while !outbox.is_finished() && log.cursor(outbox::CURSOR).is_ok_and(|at| at < head) {
             tokio::time::sleep(LAST_WORDS_LOOK).await;

@@ -4,7 +4,7 @@ use lapin::{Connection, ConnectionProperties, options::QueueDeclareOptions, type
 use serde_json::{Value, json};
 use stoker_producer::submit;
 use stoker_schemas::{
-    JobId, JobSpec, Phase,
+    JobId, JobSpec, Phase, Time,
     event::{Event, EventData, JOB_LEVEL, JobEnqueued},
     spec::Priority,
     topology::Names,
@@ -14,6 +14,7 @@ use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
     clock::Clock,
     ports::broker::Broker,
+    supervisor::HOST_STREAM,
 };
 
 use crate::{PATIENCE, host::SimHost, node::Node};
@@ -63,6 +64,13 @@ async fn until_depth(url: &str, queue: &str, wanted: usize) {
     within(&format!("{wanted} messages in {queue}"), reached).await;
 }
 
+/// How often the host itself said this, in all its lives.
+fn said(host: &SimHost, kind: &str) -> usize {
+    let records = host.log.read_stream(HOST_STREAM).unwrap();
+    let is_it = |payload: &[u8]| Event::decode(payload, Time::UNIX_EPOCH).is_ok_and(|e| e.data.kind() == kind);
+    records.iter().filter(|record| is_it(&record.payload)).count()
+}
+
 async fn ends_as(host: &SimHost, id: JobId, phase: Phase) {
     host.until(&format!("{id} is {}", phase.as_str()), PATIENCE, |host| host.state(id).phase() == phase).await;
 }
@@ -89,18 +97,18 @@ async fn a_full_delay_queue_stops_only_the_jobs_that_need_it() {
         ends_as(&host, *id, Phase::Retrying).await;
     }
     assert!(depth(&node.url, &queue).await < RETRIES, "it is not full");
-    host.until("the host says so", PATIENCE, |host| host.said("host.publishing-refused") > 0).await;
-    let said = host.said("host.publishing-refused");
+    host.until("the host says so", PATIENCE, |host| said(host, "host.publishing-refused") > 0).await;
+    let before = said(&host, "host.publishing-refused");
 
     host.end(PATIENCE).await;
     let host = SimHost::start(&config, &node.url).await;
     let other = enqueue(&producer, "", json!({"max_attempts": 1})).await;
     ends_as(&host, other, Phase::Ready).await;
-    host.until("the next worker says so", PATIENCE, |host| host.said("host.publishing-refused") > said).await;
+    host.until("the next worker says so", PATIENCE, |host| said(host, "host.publishing-refused") > before).await;
 
     node.lift_limit().await;
     until_depth(&node.url, &queue, RETRIES).await;
-    host.until("the host says so", PATIENCE, |host| host.said("host.publishing-resumed") == 1).await;
+    host.until("the host says so", PATIENCE, |host| said(host, "host.publishing-resumed") == 1).await;
     for lane in [Priority::High, Priority::Normal] {
         let unsettled = node.unsettled(&names.jobs_queue(&config.pools[0], lane)).await;
         assert_eq!(unsettled, 0, "each delivery is acknowledged");

@@ -11,14 +11,14 @@ use stoker_worker::{
     host::{Host, HostError},
     log::{EventLog, LogOptions},
     ports::broker::Broker,
-    supervisor::{HOST_STREAM, Shutdown},
+    supervisor::Shutdown,
     vm::simulated::SimWorld,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 pub struct SimHost {
     pub world: SimWorld,
-    log: EventLog,
+    pub log: EventLog,
     pub broker: Arc<dyn Broker>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
@@ -48,13 +48,6 @@ impl SimHost {
         let records = self.log.read_stream(id.0).unwrap();
         let events: Vec<_> = records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap()).collect();
         JobState::replay(id, &events).unwrap_or_else(|| JobState::new(id))
-    }
-
-    /// How often the host itself said this, in all its lives.
-    pub fn said(&self, kind: &str) -> usize {
-        let records = self.log.read_stream(HOST_STREAM).unwrap();
-        let is_it = |payload: &[u8]| Event::decode(payload, Time::UNIX_EPOCH).is_ok_and(|e| e.data.kind() == kind);
-        records.iter().filter(|record| is_it(&record.payload)).count()
     }
 
     /// Waits until something holds; looks again whenever the log has grown.

@@ -69,7 +69,7 @@ impl Lag {
     /// # Errors
     /// As [`EventLog::scan`].
     pub fn measure(log: &EventLog, progress: &Progress, clock: Clock) -> Result<Self, LogError> {
-        let events = log.head().borrow().saturating_sub(progress.through);
+        let events = log.durable().saturating_sub(progress.through);
         let now = clock.now();
         let oldest = log.scan(progress.through + 1, 1)?.first().and_then(|record| {
             let event = Event::decode(&record.payload, now).ok()?;

@@ -26,7 +26,7 @@ mod settling;
 mod turn;
 mod warm;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,7 +142,7 @@ pub struct Supervisor {
     rig: Rig,
     log: EventLog,
     broker: Arc<dyn Broker>,
-    jobs: HashMap<JobId, Job>,
+    jobs: BTreeMap<JobId, Job>,
     books: Admission,
     addresses: AddressPool,
     stock: Stock,
@@ -186,7 +186,7 @@ impl Supervisor {
             rig,
             log,
             broker,
-            jobs: HashMap::new(),
+            jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
             settling: Settling::default(),
             refusals: Refusals::default(),

@@ -205,7 +205,7 @@ impl Supervisor {
 
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
-        let head = *self.log.head().borrow();
+        let head = self.log.durable();
         if self.settings.shares_log {
             settle.extend(settle_after.into_iter().map(|owed| owed.handle));
         } else {

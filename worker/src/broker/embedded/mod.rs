@@ -234,6 +234,7 @@ async fn read_history(inner: &Inner, mut next: u64, send: &mpsc::Sender<HistoryE
         }
         if read_all {
             tokio::select! {
+                biased;
                 () = inner.closed.cancelled() => return Ok(()),
                 () = send.closed() => return Ok(()),
                 changed = head.wait_for(|head| *head >= next) => if changed.is_err() { return Ok(()) },

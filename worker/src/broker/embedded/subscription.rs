@@ -82,6 +82,7 @@ async fn pump(
             }
         }
         tokio::select! {
+            biased;
             () = inner.closed.cancelled() => return,
             () = send.closed() => return,
             changed = credited.changed() => if changed.is_err() { return },

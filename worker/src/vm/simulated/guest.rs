@@ -89,6 +89,7 @@ impl Guest {
             }
             match self.scripted_end() {
                 Some((at, _)) => tokio::select! {
+                    biased;
                     () = ended => {}
                     () = tokio::time::sleep_until(at) => {}
                 },

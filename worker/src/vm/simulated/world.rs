@@ -2,7 +2,7 @@
 //! and restarts everything else, as hosts keep running VMs.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -32,9 +32,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    guests: HashMap<VmId, Arc<Guest>>,
-    cards: HashMap<VmId, Card>,
-    by_agent: HashMap<SocketAddr, VmId>,
+    guests: BTreeMap<VmId, Arc<Guest>>,
+    cards: BTreeMap<VmId, Card>,
+    by_agent: BTreeMap<SocketAddr, VmId>,
     stats: SimStats,
 }
 
@@ -208,6 +208,7 @@ fn send_dhcp(guest: &Arc<Guest>, card: &Card) {
             let (guest, signals) = (Arc::clone(guest), card.signals.clone());
             tokio::spawn(async move {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep_until(guest.booted + after) => {
                         let _ = signals.try_send(NetSignal::Ack(address));
                     }
