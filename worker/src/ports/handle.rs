@@ -5,7 +5,7 @@
 //! delivery here: the handles that are out are counted, and one that is dropped gives its delivery back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -126,13 +126,16 @@ impl Drop for Handle {
         }
         // Without a runtime, or in one that is ending, the process is: the broker notices that by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
         let giving_back = runtime.spawn(async move {
+            begins.store(true, Ordering::Release);
             let _alive = alive;
             if let Err(error) = ack.requeue().await {
                 tracing::debug!(%error, "dropped delivery not given back, it comes again");
             }
         });
-        if giving_back.is_finished() {
+        if giving_back.is_finished() && !begun.load(Ordering::Acquire) {
             return;
         }
         inner.dropped.fetch_add(1, Ordering::Relaxed);
