@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, read, run_case, settle, subscribe, take, text,
-    text_of, told,
+    DEADLINE, HOST, POOL, QUIET, command_to, deferred, job, jobs, next, quiet, read, run_case, settle, subscribe, take,
+    text, text_of, told,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
@@ -209,6 +209,29 @@ async fn a_deleted_queue_is_declared_again() {
             }
         };
         assert_eq!(timeout(DEADLINE, arrived).await.expect("never consumed again"), "after");
+    })
+    .await;
+}
+
+/// Nobody consumes it, so nobody is told; and what is published for it is confirmed, because readers get it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_delay_queue_is_declared_again() {
+    on_rabbit("a_deleted_delay_queue_is_declared_again", async |place| {
+        let broker = AmqpBroker::connect(AmqpConfig { patience: QUIET, ..place.config(HOST) }).await.unwrap();
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 1).await;
+        place.delete(&place.names.delay_queue(100)).await;
+        let arrived = async {
+            loop {
+                let delay = Duration::from_millis(100);
+                broker.publish(deferred(POOL, Priority::Normal, delay, "later")).await.unwrap();
+                if let Ok(Some(delivery)) = timeout(QUIET, subscription.deliveries.recv()).await {
+                    let said = text(&delivery);
+                    delivery.ack.ack().await.unwrap();
+                    return said;
+                }
+            }
+        };
+        assert_eq!(timeout(DEADLINE, arrived).await.expect("never declared again"), "later");
     })
     .await;
 }

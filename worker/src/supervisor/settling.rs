@@ -100,3 +100,92 @@ fn release(held: &mut VecDeque<Held>, mut is_done: impl FnMut(&Held) -> bool) ->
     *held = left;
     done.into_iter().map(|one| one.owed.handle).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use stoker_schemas::spec::Priority;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::ports::broker::{Ack, BrokerError, Delivery};
+    use crate::ports::handle::Handles;
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Ack for Nothing {
+        async fn ack(self: Box<Self>) -> Result<(), BrokerError> {
+            Ok(())
+        }
+        async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
+            Ok(())
+        }
+    }
+
+    /// Deliveries of one lane; dropped without a fault, for their subscription has ended.
+    struct Lane(Handles);
+
+    impl Lane {
+        fn new() -> Self {
+            let (out, _) = mpsc::channel::<Delivery>(1);
+            let source = Source::Jobs(PoolName::default(), Priority::Normal);
+            Self(Handles::new(source, &out, CancellationToken::new()))
+        }
+
+        fn of(&self, number: u64) -> Vec<Owed> {
+            vec![Owed { job: Some(job(number)), handle: self.0.issue(Box::new(Nothing)) }]
+        }
+    }
+
+    fn job(number: u64) -> JobId {
+        JobId(Uuid::from_u128(number.into()))
+    }
+
+    /// The outbox has come so far, but for these jobs' events.
+    fn progress(through: u64, held: &[(u64, u64)]) -> Progress {
+        let held = held.iter().map(|(number, position)| (job(*number), *position)).collect();
+        Progress { held: Arc::new(held), ..Progress::up_to(through) }
+    }
+
+    #[test]
+    fn a_delivery_waits_for_what_its_own_job_wrote() {
+        let (lane, mut settling) = (Lane::new(), Settling::default());
+        assert_eq!(settling.add(5, lane.of(1)).len(), 0);
+        assert_eq!(settling.add(6, lane.of(2)).len(), 0);
+        assert_eq!(settling.advance(progress(4, &[])).len(), 0);
+        assert_eq!(settling.advance(progress(6, &[(1, 5)])).len(), 1, "the other one's");
+        assert_eq!(settling.held_of(&PoolName::default()), 1);
+        assert_eq!(settling.held_of(&"other".parse().unwrap()), 0);
+        assert_eq!(settling.advance(progress(9, &[(1, 5), (2, 8)])).len(), 0);
+        assert_eq!(settling.advance(progress(9, &[(1, 7)])).len(), 1, "what it wrote since is not this delivery's");
+        assert_eq!(settling.held_of(&PoolName::default()), 0);
+    }
+
+    #[test]
+    fn what_is_published_already_waits_for_nothing() {
+        let (lane, mut settling) = (Lane::new(), Settling::default());
+        settling.advance(progress(7, &[(1, 6)]));
+        assert_eq!(settling.add(7, lane.of(2)).len(), 1);
+        assert_eq!(settling.add(7, lane.of(1)).len(), 0);
+        let of_none = Owed { job: None, handle: lane.of(3).remove(0).handle };
+        assert_eq!(settling.add(7, vec![of_none]).len(), 1);
+    }
+
+    #[test]
+    fn no_delivery_is_held_for_too_long_and_not_too_many_are() {
+        let (lane, mut settling) = (Lane::new(), Settling::default());
+        settling.advance(progress(9, &[(1, 1)]));
+        let now = Instant::now();
+        for _ in 0..MAX_HELD_DELIVERIES + 2 {
+            assert!(settling.add(9, lane.of(1)).is_empty());
+        }
+        assert_eq!(settling.expire(now).len(), 2);
+        assert_eq!(settling.expire(Instant::now() + MAX_HELD).len(), MAX_HELD_DELIVERIES);
+        assert!(settling.expire(Instant::now() + MAX_HELD).is_empty());
+    }
+}

@@ -49,7 +49,8 @@ pub struct AmqpConfig {
     /// for each message it held, and Stoker counts its own attempts, so this is well above the
     /// retry limit: it only stops a message that kills every worker it reaches.
     pub delivery_limit: u32,
-    /// A channel whose deliveries do not add up, or that gets nothing while messages wait, for this long is renewed.
+    /// A channel whose deliveries do not add up, or that gets nothing while messages wait, for this long is renewed; so
+    /// often, queues that were deleted are declared again.
     pub patience: Duration,
     /// Interval of heartbeats, s. RabbitMQ's default of 60 finds a frozen peer after minutes.
     pub heartbeat_seconds: u16,
