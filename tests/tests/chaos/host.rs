@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 pub struct SimHost {
     pub world: SimWorld,
-    log: EventLog,
+    pub log: EventLog,
     pub broker: Arc<dyn Broker>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,

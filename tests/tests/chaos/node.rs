@@ -19,6 +19,8 @@ use uuid::Uuid;
 /// not listed when the node is killed stays down for ever.
 const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
+/// Name of the policy that limits a queue.
+const LIMIT: &str = "limit";
 
 /// One node at a time: three that start, die and recover beside each other take a small machine to
 /// where nothing is in time.
@@ -73,6 +75,23 @@ impl Node {
     /// Beyond this it takes nothing from who publishes; `1MiB` is less than it has when it does nothing.
     pub async fn allow_memory(&self, limit: &str) {
         self.tell_with("ctl", &["--", "set_vm_memory_high_watermark", "absolute", limit]).await;
+    }
+
+    /// A queue takes this many messages at most, until `lift_limit`.
+    pub async fn limit_queue(&self, queue: &str, messages: u32) {
+        let (pattern, limit) = (format!("^{}$", queue.replace('.', r"\.")), format!("{{\"max-length\": {messages}}}"));
+        self.tell_with("ctl", &["--", "set_policy", LIMIT, &pattern, &limit, "--apply-to", "queues"]).await;
+    }
+
+    pub async fn lift_limit(&self) {
+        self.tell_with("ctl", &["--", "clear_policy", LIMIT]).await;
+    }
+
+    /// Deliveries of a queue that nobody has settled.
+    pub async fn unsettled(&self, queue: &str) -> u64 {
+        let all = self.tell_with("ctl", &["--", "list_queues", "-q", "name", "messages_unacknowledged"]).await;
+        let of_queue = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse().ok());
+        of_queue.unwrap_or_else(|| panic!("{queue} is not in {all}"))
     }
 
     /// Waits until the node would find its streams again after a kill (if not, see

@@ -130,9 +130,11 @@ impl Supervisor {
         } else if claim.attempt == epoch.attempt && !job.live.is_up {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.
-            turn.settle_after.extend(job.ack.replace(claim.ack));
+            if let Some(earlier) = job.ack.replace(claim.ack) {
+                turn.settle_after(claim.job, earlier);
+            }
         } else {
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
         }
     }
 
@@ -224,7 +226,7 @@ impl Supervisor {
                     self.addresses.release(address);
                 }
             }
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
             return Ok(());
         }
         let warm = warm.and_then(|vm| self.take_warm(vm, claim.job, turn));
@@ -266,7 +268,7 @@ impl Supervisor {
         if let Err(rejection) = self.record(&mut state, command, turn)? {
             tracing::info!(job = %claim.job, %rejection, "nothing to conclude");
         }
-        turn.settle_after.push(claim.ack);
+        turn.settle_after(claim.job, claim.ack);
         Ok(())
     }
 
