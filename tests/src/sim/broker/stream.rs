@@ -51,6 +51,8 @@ impl History {
             Offset::First => 0,
             Offset::At(offset) if offset > (self.archive.len() - self.begin) as u64 => 0,
             Offset::At(offset) => offset,
+            Offset::After(mark) if self.get(mark.offset).is_none_or(|entry| entry.mark() != mark) => 0,
+            Offset::After(mark) => mark.offset + 1,
         }
     }
 }
