@@ -10,6 +10,8 @@ mod creeping;
 mod full_queue;
 #[path = "chaos/host.rs"]
 mod host;
+#[path = "chaos/last_word.rs"]
+mod last_word;
 #[path = "chaos/lost_history.rs"]
 mod lost_history;
 #[path = "chaos/node.rs"]

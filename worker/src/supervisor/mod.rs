@@ -272,6 +272,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.settle_last(&mut published).await;
         drop(sources);
         self.end().await
     }
