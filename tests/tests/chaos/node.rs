@@ -24,13 +24,14 @@ const LIMIT: &str = "limit";
 
 /// One node at a time: three that start, die and recover beside each other take a small machine to
 /// where nothing is in time.
-static TURN: Mutex<()> = Mutex::const_new(());
+pub static TURN: Mutex<()> = Mutex::const_new(());
 
 pub struct Node {
     control: PathBuf,
     name: String,
     pub url: String,
-    _turn: MutexGuard<'static, ()>,
+    /// None: its cluster's.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Node {
@@ -42,9 +43,7 @@ impl Node {
     /// With more in RabbitMQ's environment.
     pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
-        // The pid in the name: a run that was killed could not wipe its node, the next one does.
-        let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
-        let mut node = Self { control, name, url: String::new(), _turn: TURN.lock().await };
+        let mut node = Self { control, name: new_name(), url: String::new(), _turn: Some(TURN.lock().await) };
         node.url = node.tell_in(environment, "start", &[]).await;
         Some(node)
     }
@@ -137,9 +136,34 @@ impl Node {
         PathBuf::from(self.tell("dir").await).join("mnesia")
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What `rabbitmqctl` says.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.tell_with("ctl", &[&["--"], arguments].concat()).await
+    }
+
+    /// The same, of a node that may not be there.
+    pub async fn ctl_or_nothing(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(&self.control);
+        command.args(["broker", "ctl", "--name", &self.name, "--"]).args(arguments).env_remove("STOKER_TEST_RUN");
+        let output = command.output().await.unwrap();
+        if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
+    }
+
+    /// A node of a cluster that was started by this name.
+    pub async fn of_cluster(control: &Path, name: String) -> Self {
+        let mut node = Self { control: control.to_owned(), name, url: String::new(), _turn: None };
+        let status = node.tell("status").await;
+        node.url = status.split(' ').nth(1).expect("running URL pid N").to_owned();
+        node
+    }
+
+    /// As Erlang knows it.
+    pub fn erlang_name(&self) -> String {
+        format!("stoker-{}@localhost", self.name)
     }
 
     async fn tell(&self, verb: &str) -> String {
@@ -175,6 +199,11 @@ fn is_listed(data: &Path, kind: &str, name: &str) -> bool {
         let names = std::fs::read(folder.join("names.dets")).unwrap_or_default();
         names.windows(name.len()).any(|bytes| bytes == name.as_bytes())
     })
+}
+
+/// The pid in the name: a run that was killed could not wipe its node, the next one does.
+pub fn new_name() -> String {
+    format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id())
 }
 
 impl Drop for Node {

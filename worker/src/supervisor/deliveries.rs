@@ -4,6 +4,7 @@ use stoker_schemas::command::{Begin, Command, Context};
 use stoker_schemas::decide::decide;
 use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
+use stoker_schemas::next::{Next, next};
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::spec::Network;
 use stoker_schemas::{JobId, JobState, VmId};
@@ -117,6 +118,11 @@ impl Supervisor {
     fn reattach(&mut self, claim: Claim, turn: &mut Turn) {
         let Some(job) = self.jobs.get_mut(&claim.job) else { return };
         let epoch = job.live.epoch;
+        if next(&job.state, epoch) == Next::Settled {
+            // It ended in this very turn and is forgotten with it: who is delivered now is looked at after that.
+            self.wait(claim);
+            return;
+        }
         let mut state = job.state.clone();
         state.apply(&claim.event);
         if claim.attempt > epoch.attempt && (!job.live.is_up || state.is_overtaken(epoch)) {

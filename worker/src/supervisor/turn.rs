@@ -176,8 +176,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Starts or orders the attempt as the state demands. A delivery that came for it in the very turn in which it ended
-    /// is handed back.
+    /// Starts or orders the attempt as the state demands. A delivery that a job which has ended still holds is handed
+    /// back.
     fn follow_up(&mut self, id: JobId) -> Option<Handle> {
         let job = self.jobs.get_mut(&id)?;
         let live = &mut job.live;
