@@ -144,6 +144,24 @@ impl Supervisor {
 
     /// Puts the turn's facts on disk, then does what follows from them.
     pub(super) async fn commit(&mut self, mut turn: Turn) -> Result<(), SupervisorError> {
+        if let Err(error) = self.put_on_disk(&mut turn).await {
+            self.failed = Some(turn);
+            return Err(error);
+        }
+        for vm in std::mem::take(&mut turn.warm) {
+            self.start_warm(vm);
+        }
+        for job in std::mem::take(&mut turn.touched) {
+            if let Some(handle) = self.follow_up(job) {
+                turn.settle_after(job, handle);
+            }
+        }
+        self.settle(turn);
+        self.update_credit();
+        Ok(())
+    }
+
+    async fn put_on_disk(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
         for data in std::mem::take(&mut turn.host_facts) {
             let event = Event {
                 source: self.source.clone(),
@@ -158,21 +176,11 @@ impl Supervisor {
                 EventData::WarmTaken(_) | EventData::WarmGone(_) => IndexChange::Remove,
                 _ => IndexChange::Keep,
             };
-            self.write(&mut turn, &event, index)?;
+            self.write(turn, &event, index)?;
         }
         for call in calls(std::mem::take(&mut turn.appends)) {
             self.log.append(call).await?;
         }
-        for vm in std::mem::take(&mut turn.warm) {
-            self.start_warm(vm);
-        }
-        for job in std::mem::take(&mut turn.touched) {
-            if let Some(handle) = self.follow_up(job) {
-                turn.settle_after(job, handle);
-            }
-        }
-        self.settle(turn);
-        self.update_credit();
         Ok(())
     }
 
