@@ -6,6 +6,8 @@
 
 #[path = "chaos/creeping.rs"]
 mod creeping;
+#[path = "chaos/dead_letters.rs"]
+mod dead_letters;
 #[path = "chaos/host.rs"]
 mod host;
 #[path = "chaos/lost_history.rs"]

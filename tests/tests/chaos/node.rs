@@ -64,6 +64,12 @@ impl Node {
         self.tell_with("ctl", &["--", "set_vm_memory_high_watermark", "absolute", limit]).await;
     }
 
+    /// What operators do with `rabbitmqctl`.
+    pub async fn ctl(&self, arguments: &[&str]) {
+        let all: Vec<_> = ["--"].into_iter().chain(arguments.iter().copied()).collect();
+        self.tell_with("ctl", &all).await;
+    }
+
     /// Waits until the node would find its streams again after a kill (if not, see
     /// `a_lost_history_stops_no_work`).
     pub async fn knows_its_streams(&self) {

@@ -95,7 +95,8 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     let diagnosis = diagnosis(n)?;
     let failed = AttemptFailed { diagnosis: diagnosis.clone(), marks: marks(taken) };
     let gone = VmGone { why: GoneWhy::Failed, detail: String::new() };
-    let dead = JobDead { attempt: 1, reason: DeadReason::NotRetryable, diagnosis: Some(diagnosis), spec: spec.clone() };
+    let (reason, diagnosis, detail) = (DeadReason::NotRetryable, Some(diagnosis), String::new());
+    let dead = JobDead { attempt: 1, reason, diagnosis, detail, spec: spec.clone() };
     events.push(tell(ended, EventData::AttemptFailed(failed)));
     events.push(tell(ended, EventData::VmGone(gone)));
     events.push(tell(ended, EventData::JobDead(dead)));

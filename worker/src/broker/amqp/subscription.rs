@@ -105,7 +105,7 @@ impl Subscriber {
     async fn session(&mut self, live: &Live, queue: &str) -> Result<End, Fault> {
         self.origin.declare(live, &self.config).await?;
         let channel = live.channel().await?;
-        let mut consuming = Consuming::new(channel, queue, self.out.clone());
+        let mut consuming = Consuming::new(channel, queue, matches!(self.origin, Origin::Dead), self.out.clone());
         let end = consuming.run(live, &self.closing, &mut self.credit).await;
         consuming.close().await;
         end
