@@ -44,8 +44,6 @@ pub struct Death {
     pub routing_key: String,
     /// How often, by the broker's count.
     pub count: u64,
-    /// Deliveries before it was given up, where the broker says so.
-    pub deliveries: Option<u64>,
     /// When; `None` where nobody noted it.
     pub at: Option<Time>,
 }
@@ -128,7 +126,7 @@ pub fn dead_lettered(letter: Letter<'_>, source: &str, now: Time) -> Event {
 
 /// The kind of reason, and the reason in words.
 fn words(death: &Death, size: usize) -> (DeadLetterReason, String) {
-    let Death { by, queue, deliveries, .. } = death;
+    let Death { by, queue, .. } = death;
     let too_large = size > MAX_EVENT_BYTES;
     let limits = || format!("it has {size} bytes, and an event has at most {MAX_EVENT_BYTES}");
     match by {
@@ -139,8 +137,7 @@ fn words(death: &Death, size: usize) -> (DeadLetterReason, String) {
         }
         GivenUpBy::Broker(reason) => match reason.as_str() {
             "delivery_limit" => {
-                let often = deliveries.map_or("too many".to_owned(), |n| n.to_string());
-                let detail = format!("the broker gave it up after {often} deliveries: no worker acknowledged it");
+                let detail = format!("it was delivered more often than queue {queue} allows, and never acknowledged");
                 (DeadLetterReason::DeliveryLimit, detail)
             }
             "expired" => (DeadLetterReason::Expired, format!("it expired in queue {queue} before a worker took it")),

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use stoker_schemas::Event;
 use stoker_schemas::letter::{Death, GivenUpBy, Letter, dead_lettered};
+use stoker_schemas::{Event, EventData, Time};
 use stoker_worker::backoff_policy::{Backoff, RECONNECT};
 use stoker_worker::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,10 @@ async fn subscribe(submitter: &Submitter, stop: &CancellationToken) -> Option<Su
 }
 
 async fn take(submitter: &Submitter, delivery: Delivery, stop: &CancellationToken) {
+    if is_told_already(&delivery) {
+        let _ = delivery.ack.ack().await;
+        return;
+    }
     let event = event_of(&delivery, submitter);
     // The body may be large, and what is to be told of it is in the event.
     let Delivery { ack, .. } = delivery;
@@ -63,6 +67,16 @@ async fn take(submitter: &Submitter, delivery: Delivery, stop: &CancellationToke
     }
 }
 
+/// Older Stokers put each `job.dead` into the queue as well, where nothing read it. It is in the history.
+fn is_told_already(delivery: &Delivery) -> bool {
+    let was_published = delivery.about.death.as_ref().is_none_or(|death| death.by == GivenUpBy::Publisher);
+    let is_job_dead = || {
+        let decoded = Event::decode(&delivery.body, Time::UNIX_EPOCH);
+        decoded.is_ok_and(|event| matches!(event.data, EventData::JobDead(_)))
+    };
+    was_published && is_job_dead()
+}
+
 fn event_of(delivery: &Delivery, submitter: &Submitter) -> Event {
     let Delivery { routing_key, about, body, .. } = delivery;
     let unknown = || Death {
@@ -71,7 +85,6 @@ fn event_of(delivery: &Delivery, submitter: &Submitter) -> Event {
         exchange: String::new(),
         routing_key: routing_key.clone(),
         count: 1,
-        deliveries: None,
         at: None,
     };
     let death = about.death.clone().unwrap_or_else(unknown);

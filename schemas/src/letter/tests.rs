@@ -15,7 +15,6 @@ fn by_broker(reason: &str) -> Death {
         exchange: "stoker.events".to_owned(),
         routing_key: "job.enqueued.default.normal".to_owned(),
         count: 1,
-        deliveries: None,
         at: Some(at(7)),
     }
 }
@@ -46,7 +45,12 @@ fn each_reason_of_the_broker_has_its_words() {
     use DeadLetterReason as R;
     let large = vec![b'x'; MAX_EVENT_BYTES + 1];
     let cases: [(&str, &[u8], R, &str); 7] = [
-        ("delivery_limit", b"{}", R::DeliveryLimit, "the broker gave it up after too many deliveries"),
+        (
+            "delivery_limit",
+            b"{}",
+            R::DeliveryLimit,
+            "it was delivered more often than queue stoker.jobs.default.normal allows",
+        ),
         ("expired", b"{}", R::Expired, "it expired in queue stoker.jobs.default.normal"),
         ("rejected", b"{}", R::Rejected, "a consumer of queue stoker.jobs.default.normal rejected it"),
         ("rejected", &large, R::TooLarge, "rejected as too large: it has 65537 bytes"),
@@ -59,8 +63,6 @@ fn each_reason_of_the_broker_has_its_words() {
         assert_eq!(data.reason, kind, "{reason}");
         assert!(data.detail.starts_with(words), "{reason}: {}", data.detail);
     }
-    let counted = Death { deliveries: Some(51), ..by_broker("delivery_limit") };
-    assert!(tell(&counted, b"").1.detail.starts_with("the broker gave it up after 51 deliveries"));
 }
 
 #[test]
@@ -114,12 +116,12 @@ fn only_the_beginning_of_a_long_body_is_kept() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     /// What could not become an event would be neither told nor acknowledged.
     #[test]
     fn every_message_becomes_an_event(
-        byte in any::<u8>(), spread in any::<bool>(), size in 0_usize..200_000,
+        byte in any::<u8>(), spread in any::<bool>(), size in 0_usize..100_000,
         text in ".{0,2000}", names in ".{0,400}",
     ) {
         let mut body = vec![byte; size];

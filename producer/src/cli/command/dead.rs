@@ -5,6 +5,7 @@ mod letters;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
+use stoker_schemas::event::DeadLetterReason;
 
 use super::list::{self, FilterFlags};
 use crate::cli::CliError;
@@ -52,7 +53,7 @@ enum DeadCommand {
         all: bool,
         /// All with this kind of reason, such as unreadable or expired
         #[arg(long, value_name = "KIND", conflicts_with = "ids")]
-        kind: Option<String>,
+        kind: Option<DeadLetterReason>,
         /// Why, for whoever reads the log
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,

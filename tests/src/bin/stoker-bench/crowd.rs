@@ -30,12 +30,18 @@ const CAUSES: [Cause; 3] = [Cause::KernelPanic, Cause::AgentNotListening, Cause:
 #[derive(Default)]
 pub struct Crowd {
     next: u64,
+    all_dead: bool,
 }
 
 impl Crowd {
+    /// All of them ended dead.
+    pub fn of_the_dead() -> Self {
+        Self { all_dead: true, ..Self::default() }
+    }
+
     /// The next job's events, as if it had ended at this time.
     pub fn tell(&mut self, ended: Time) -> Fallible<Vec<Event>> {
-        let n = self.next;
+        let n = if self.all_dead { self.next * DEAD_OF } else { self.next };
         self.next += 1;
         let enqueued_at = before(ended, BOOT);
         let id = JobId(Uuid::new_v7(at(enqueued_at)));

@@ -43,7 +43,6 @@ pub(super) fn about(received: &Received, queue: &str, is_letter: bool) -> About 
                 exchange: received.exchange.to_string(),
                 routing_key: received.routing_key.to_string(),
                 count: 1,
-                deliveries: None,
                 at: properties.timestamp().map(seconds),
             })
         }),
@@ -58,7 +57,6 @@ fn by_worker(headers: &FieldTable, exchange: &str) -> Option<Death> {
         exchange: exchange.to_owned(),
         routing_key: text(headers, HEADER_ROUTING_KEY).unwrap_or_default(),
         count: 1,
-        deliveries: None,
         at: text(headers, HEADER_PARKED_AT).and_then(|at| at.parse().ok()),
     })
 }
@@ -88,7 +86,6 @@ fn by_broker(headers: &FieldTable, routing_key: &str) -> Option<Death> {
         exchange: text(last, "exchange").unwrap_or_default(),
         routing_key: keys.unwrap_or_else(|| routing_key.to_owned()),
         count: last.inner().get("count").and_then(number).unwrap_or(1),
-        deliveries: None,
         at,
     })
 }

@@ -127,7 +127,7 @@ impl Inner {
         at: Time,
     ) -> Result<(), BrokerError> {
         let (queue, routing_key) = (about.queue.clone(), routing_key.to_owned());
-        let death = Death { by, queue, exchange: String::new(), routing_key, count: 1, deliveries: None, at: Some(at) };
+        let death = Death { by, queue, exchange: String::new(), routing_key, count: 1, at: Some(at) };
         let (message_id, content_type) = (about.message_id.as_deref(), about.content_type.as_deref());
         let letter = Letter { death: &death, message_id, content_type, body };
         let event = dead_lettered(letter, SOURCE, self.clock.now());

@@ -1,7 +1,7 @@
 //! The half of `stoker dead` that is about messages.
 
 use serde_json::json;
-use stoker_schemas::event::BodyEncoding;
+use stoker_schemas::event::{BodyEncoding, DeadLetterReason, LetterWork};
 
 use crate::cli::CliError;
 use crate::cli::command::show::{self, ShowArgs};
@@ -11,6 +11,7 @@ use crate::cli::settings::Settings;
 use crate::clock;
 use crate::http::LetterAnswer;
 use crate::readmodel::{LetterPage, LetterState, LetterSummary, WholeLetter};
+use crate::view::short_id;
 
 /// Letters asked for at a time where all are meant.
 const PAGE: usize = 500;
@@ -27,13 +28,17 @@ pub async fn page(limit: usize, settings: &Settings) -> Result<LetterPage, CliEr
 /// Prints a page, with what is worth knowing about the rest.
 pub fn print(page: &LetterPage, printer: &mut Printer) -> Result<(), CliError> {
     let now = (clock::system())();
+    // A program wants whole ids and times.
+    let short = printer.terminal();
+    let id = |id: String| if short { short_id(&id).to_owned() } else { id };
     let row = |letter: &LetterSummary| {
-        let id = letter.id.to_string();
-        let job = letter.work.as_ref().map(|work| work.job.to_string()).unwrap_or_default();
+        let died = if short { age(letter.died_at, now) } else { letter.died_at.to_string() };
+        let job = letter.work.as_ref().map(|work| id(work.job.to_string())).unwrap_or_default();
         let why = format!("{}: {}", letter.reason.title(), letter.detail);
-        vec![id, letter.deaths.to_string(), letter.queue.clone(), job, age(letter.died_at, now), why]
+        let kind = "message".to_owned();
+        vec![kind, id(letter.id.to_string()), letter.deaths.to_string(), letter.queue.clone(), job, died, why]
     };
-    let header = ["MESSAGE", "TIMES", "QUEUE", "JOB", "AGE", "WHY"];
+    let header = ["KIND", "MESSAGE", "TIMES", "QUEUE", "JOB", "AGE", "WHY"];
     printer.table(&header, page.letters.iter().map(row).collect())?;
     let reasons: Vec<_> = page.open.iter().map(|(reason, n)| format!("{} {n}", reason.title())).collect();
     let all: u64 = page.open.values().sum();
@@ -68,7 +73,7 @@ pub async fn show(id: String, settings: &Settings, printer: &mut Printer) -> Res
 
 fn facts(letter: &LetterSummary) -> Vec<(&'static str, String)> {
     let times = if letter.deaths > 1 { format!(", {} times", letter.deaths) } else { String::new() };
-    let work = |work: &stoker_schemas::event::LetterWork| format!("{}, attempt {}", work.job, work.attempt);
+    let work = |work: &LetterWork| format!("{}, attempt {}", work.job, work.attempt);
     let word = letter.word.as_ref().map(|word| {
         let why = if word.reason.is_empty() { String::new() } else { format!(": {}", word.reason) };
         format!("{} by {} at {}{why}", word.state.as_str(), word.by, word.at)
@@ -107,7 +112,7 @@ pub struct Which {
     /// These.
     pub ids: Vec<String>,
     /// Or all that are open, with this kind of reason, if any.
-    pub reason: Option<String>,
+    pub reason: Option<DeadLetterReason>,
 }
 
 /// Dismisses letters.
@@ -122,7 +127,7 @@ pub async fn dismiss(which: Which, why: &str, settings: &Settings, printer: &mut
             break;
         }
         let mut query = vec![("limit", PAGE.to_string())];
-        query.extend(which.reason.clone().map(|reason| ("reason", reason)));
+        query.extend(which.reason.map(|reason| ("reason", reason.as_str().to_owned())));
         let page: LetterPage = settings.client.get(&PATH, &query).await?;
         if page.letters.is_empty() {
             break;
