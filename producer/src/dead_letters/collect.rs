@@ -23,8 +23,12 @@ pub async fn run(submitter: &Submitter, stop: &CancellationToken) {
         credit.send_replace(CREDIT);
         let arriving = stream::unfold(deliveries, async |mut deliveries| {
             let next = tokio::select! {
-                () = stop.cancelled() => None,
                 next = deliveries.recv() => next,
+                // What was handed over already is given back, one by one.
+                () = stop.cancelled() => {
+                    deliveries.close();
+                    deliveries.recv().await
+                }
             };
             next.map(|delivery| (delivery, deliveries))
         });
