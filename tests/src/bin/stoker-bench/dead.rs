@@ -21,7 +21,7 @@ use crate::{DEADLINE, Fallible};
 
 const NAME: &str = "start-with-dead-jobs";
 /// Jobs written to the log at once.
-const AT_ONCE: u64 = 500;
+const AT_ONCE: u64 = 200;
 /// Starts measured.
 const STARTS: usize = 5;
 
@@ -31,8 +31,7 @@ pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
     let events = fill(&dir, jobs).await?;
     let (mut logs, mut rows, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let begun = Instant::now();
-        let log = open(&dir).await?;
+        let (log, begun) = open(&dir).await?;
         let broker = EmbeddedBroker::open(log, Clock::system())?;
         let of_log = begun.elapsed();
         let model = ReadModel::open(&dir.path().join("rows"), clock::system())?;
@@ -61,13 +60,14 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1_000.0
 }
 
-/// Tasks of the one before may hold it for a moment.
-async fn open(dir: &TempDir) -> Fallible<EventLog> {
+/// The log, and when its opening began. Tasks of the one before may hold it for a moment.
+async fn open(dir: &TempDir) -> Fallible<(EventLog, Instant)> {
     let path = dir.path().join("log");
     let opening = async {
         loop {
+            let begun = Instant::now();
             match EventLog::open(&path, LogOptions::default()) {
-                Ok(log) => return log,
+                Ok(log) => return (log, begun),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
@@ -77,7 +77,7 @@ async fn open(dir: &TempDir) -> Fallible<EventLog> {
 
 /// Writes the log, and has the rows made from it; how many events there are.
 async fn fill(dir: &TempDir, jobs: u64) -> Fallible<u64> {
-    let log = open(dir).await?;
+    let (log, _) = open(dir).await?;
     let mut crowd = Crowd::of_the_dead();
     let mut events = 0;
     for _ in 0..jobs / AT_ONCE {
