@@ -7,6 +7,7 @@ pub mod control;
 pub mod front;
 pub mod harness;
 pub mod processes;
+pub mod sim;
 
 use std::fmt::Write as _;
 use std::future::Future;

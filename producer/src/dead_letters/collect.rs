@@ -6,7 +6,8 @@ use futures_util::{StreamExt, stream};
 use stoker_schemas::letter::{Death, GivenUpBy, Letter, dead_lettered};
 use stoker_schemas::{Event, EventData, Time};
 use stoker_worker::backoff_policy::{Backoff, RECONNECT};
-use stoker_worker::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
+use stoker_worker::ports::broker::{BrokerError, Delivery, Source, Subscription};
+use stoker_worker::ports::handle::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::submit::{PublishError, Submitter, publish_event};
@@ -111,7 +112,7 @@ async fn tell(submitter: &Submitter, event: &Event) -> Result<(), PublishError> 
     }
 }
 
-async fn settle(ack: Box<dyn Ack>, told: Result<(), PublishError>) -> Result<(), BrokerError> {
+async fn settle(ack: Handle, told: Result<(), PublishError>) -> Result<(), BrokerError> {
     match told {
         Ok(()) => ack.ack().await,
         Err(error) => {

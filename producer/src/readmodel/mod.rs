@@ -13,6 +13,7 @@ mod letters;
 mod packed;
 mod pools;
 mod query;
+mod refusals;
 mod series;
 mod store;
 mod summary;
@@ -40,6 +41,7 @@ pub use letters::{LetterPage, LetterState, LetterSummary, LetterWord, MAX_LETTER
 pub use pools::{PoolView, Unheard};
 use query::SHOWN_CANDIDATES;
 pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
+pub use refusals::RefusalView;
 pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
@@ -144,7 +146,7 @@ impl ReadModel {
             let now = (self.clock)();
             let meta = self.live().meta.clone();
             let mut ingest = Ingest::new(&self.store, &mut cache, meta);
-            let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
+            let done = ingest.entries(entries, now).and_then(|()| ingest.commit());
             match done {
                 Ok(Written { meta, changes, crowded, unsettled, latest }) => {
                     let mut live = self.live();
@@ -177,13 +179,18 @@ impl ReadModel {
 
     /// Where the history is read on.
     pub fn next_offset(&self) -> Offset {
-        self.live().meta.next_offset.map_or(Offset::First, Offset::At)
+        let live = self.live();
+        match (live.meta.last_read, live.meta.next_offset) {
+            (Some(mark), _) => Offset::After(mark),
+            (None, next) => next.map_or(Offset::First, Offset::At),
+        }
     }
 
     /// Reads the history from its beginning when it is followed next: for a history whose offsets
     /// begin anew. What is known stays; what is told again changes nothing.
     pub fn rewind(&self) {
-        self.live().meta.next_offset = None;
+        let mut live = self.live();
+        (live.meta.next_offset, live.meta.last_read) = (None, None);
     }
 
     /// Whether the history was read to its end once, since this process began.

@@ -80,6 +80,10 @@ events! {
     HostStarted(HostStarted) = "host.started" v 1;
     /// A worker boots VMs in another way from now on: its accelerator does not run a kernel.
     HostHypervisorChanged(HostHypervisorChanged) = "host.hypervisor-changed" v 1;
+    /// A queue refuses what a host publishes for it. All else goes on.
+    HostPublishingRefused(HostPublishingRefused) = "host.publishing-refused" v 1;
+    /// That queue takes messages again.
+    HostPublishingResumed(HostPublishingResumed) = "host.publishing-resumed" v 1;
     /// Somebody wants a host to take no more jobs.
     HostDrainRequested(Request) = "host.drain-requested" v 1;
     /// A worker takes no more jobs.
@@ -127,6 +131,11 @@ impl EventData {
             }
             // Each death once, whoever tells of it and when.
             Self::MessageDeadLettered(e) => format!("{}@{}", self.kind(), e.died_at.unix_micros()),
+            // A host publishes to many queues.
+            Self::HostPublishingRefused(HostPublishingRefused { queue, .. })
+            | Self::HostPublishingResumed(HostPublishingResumed { queue }) => {
+                format!("{}@{queue}@{}", self.kind(), time.unix_micros())
+            }
             other => match other.warm_vm() {
                 // A host has many.
                 Some(vm) => format!("{}@{vm}", other.kind()),
@@ -176,6 +185,8 @@ impl EventData {
             self,
             Self::HostStarted(_)
                 | Self::HostHypervisorChanged(_)
+                | Self::HostPublishingRefused(_)
+                | Self::HostPublishingResumed(_)
                 | Self::HostDrainRequested(_)
                 | Self::HostDraining(_)
                 | Self::HostStopped(_)

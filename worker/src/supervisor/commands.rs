@@ -15,7 +15,7 @@ impl Supervisor {
         match Event::decode(&delivery.body, self.rig.clock.now()) {
             Ok(event) => {
                 self.obey(&event, turn)?;
-                turn.settle_after.push(delivery.ack);
+                turn.settle_after(None, delivery.ack);
             }
             Err(error) => self.park(delivery, error.to_string()),
         }

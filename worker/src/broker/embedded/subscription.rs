@@ -14,6 +14,7 @@ use tokio::time::sleep_until;
 use super::Inner;
 use super::queues::{Item, Queue};
 use crate::ports::broker::{About, Ack, BrokerError, Delivery, Source, Subscription};
+use crate::ports::handle::Handles;
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
 const HANDED_OVER: usize = 256;
@@ -24,6 +25,7 @@ struct Holding {
     items: Mutex<BTreeMap<u64, Item>>,
     /// Something was settled.
     settled: Notify,
+    handles: Handles,
 }
 
 impl Holding {
@@ -40,7 +42,8 @@ pub(super) fn start(inner: Arc<Inner>, source: Source) -> Subscription {
     let (send, deliveries) = mpsc::channel(HANDED_OVER);
     let (credit, credited) = watch::channel(0);
     let queue = inner.queues.get(&source);
-    let holding = Arc::new(Holding { queue, items: Mutex::default(), settled: Notify::new() });
+    let handles = Handles::new(source.clone(), &send, inner.closed.clone());
+    let holding = Arc::new(Holding { queue, items: Mutex::default(), settled: Notify::new(), handles });
     tokio::spawn(async move {
         pump(&inner, &source, &holding, &send, credited).await;
         let left = std::mem::take(&mut *holding.items());
@@ -71,6 +74,7 @@ async fn pump(
             }
         }
         tokio::select! {
+            biased;
             () = inner.closed.cancelled() => return,
             () = send.closed() => return,
             changed = credited.changed() => if changed.is_err() { return },
@@ -102,7 +106,8 @@ async fn hand_over(
     let routing_key = routing_key(&inner, source, &record.payload);
     let about = About { queue: queue_name(source), ..About::default() };
     let (letter, body) = ((routing_key.clone(), about.clone()), record.payload);
-    let ack = Box::new(EmbeddedAck { inner, holding: holding.clone(), position, letter, body: body.clone() });
+    let settles = EmbeddedAck { inner, holding: holding.clone(), position, letter, body: body.clone() };
+    let ack = holding.handles.issue(Box::new(settles));
     let delivery = Delivery { routing_key, delivery_count: item.deliveries, about, body, ack };
     send.send(delivery).await.is_ok()
 }
