@@ -77,12 +77,6 @@ impl Node {
         self.tell_with("ctl", &["--", "set_vm_memory_high_watermark", "absolute", limit]).await;
     }
 
-    /// What operators do with `rabbitmqctl`.
-    pub async fn ctl(&self, arguments: &[&str]) {
-        let all: Vec<_> = ["--"].into_iter().chain(arguments.iter().copied()).collect();
-        self.tell_with("ctl", &all).await;
-    }
-
     /// A queue takes this many messages at most, until `lift_limit`.
     pub async fn limit_queue(&self, queue: &str, messages: u32) {
         let (pattern, limit) = (format!("^{}$", queue.replace('.', r"\.")), format!("{{\"max-length\": {messages}}}"));
