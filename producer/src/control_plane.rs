@@ -1,5 +1,5 @@
 //! The control plane: rows added up from the history, API and pages over them, and the removal of
-//! VMs too many; hosts that come later hear of pools. `stoker serve` is this and nothing else; `stoker up` adds a worker.
+//! VMs too many; hosts that come later hear of pools, and dead letters are read and told. `stoker serve` is this and nothing else; `stoker up` adds a worker.
 //!
 //! It owns nothing that cannot be had again: its rows are refilled from the history, so several may
 //! run side by side, and one that is started while the broker is away shows what it knew before.
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::console::ConsoleSource;
+use crate::dead_letters;
 use crate::hooks::HooksConfig;
 use crate::http::{self, Access, Api, ServeError};
 use crate::pools;
@@ -88,6 +89,7 @@ pub struct ControlPlane {
     serve: JoinHandle<Result<(), ServeError>>,
     supersede: JoinHandle<()>,
     pools: JoinHandle<()>,
+    dead_letters: JoinHandle<()>,
     callbacks: Option<JoinHandle<()>>,
 }
 
@@ -115,7 +117,8 @@ impl ControlPlane {
         let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
         let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
         let pools = tokio::spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
-        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, callbacks })
+        let dead_letters = tokio::spawn(dead_letters::run(model.clone(), submitter.clone(), stop.clone()));
+        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, dead_letters, callbacks })
     }
 
     /// Waits until it can no longer do its work: only an error ends it by itself.
@@ -139,7 +142,7 @@ impl ControlPlane {
         {
             tracing::warn!("the task of callbacks had failed");
         }
-        let tasks = [self.serve.await.is_ok(), self.follow.await.is_ok()];
+        let tasks = [self.serve.await.is_ok(), self.follow.await.is_ok(), self.dead_letters.await.is_ok()];
         for ended in tasks.into_iter().chain([self.supersede.await.is_ok(), self.pools.await.is_ok()]) {
             if !ended {
                 tracing::warn!("a task of the control plane had failed");

@@ -188,6 +188,9 @@ pub struct NextView {
 pub struct DeadView {
     /// Why.
     pub reason: DeadReason,
+    /// More, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
     /// When.
     pub at: Time,
 }
@@ -221,7 +224,7 @@ impl JobView {
             spec: state.spec().cloned(),
             attempts: attempts(state),
             next,
-            dead: dead.map(|d| DeadView { reason: d.value.reason, at: d.at }),
+            dead: dead.map(|d| DeadView { reason: d.value.reason, detail: d.value.detail.clone(), at: d.at }),
             deferred: state.deferred.as_ref().filter(|_| waits).map(|d| d.value.reason.clone()),
         }
     }

@@ -45,6 +45,16 @@ pub enum Command {
         /// Attempt that would have been next.
         attempt: u32,
     },
+    /// Its message was given up, so that no host gets it any more. The state must include the event that
+    /// the message is.
+    GiveUp {
+        /// What was to be booted, from the message.
+        spec: JobSpec,
+        /// Attempt that it was about.
+        attempt: u32,
+        /// Why, in words.
+        detail: String,
+    },
     /// Note stages.
     Progress {
         /// Of which try.

@@ -29,6 +29,7 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
             Ok(vec![(JOB_LEVEL, EventData::JobDeferred(deferred))])
         }
         Command::Expire { spec, attempt } => expire(state, spec, attempt),
+        Command::GiveUp { spec, attempt, detail } => give_up(state, spec, attempt, detail),
         Command::Progress { epoch, marks } => {
             open(state, epoch)?;
             let progressed = (epoch, EventData::AttemptProgressed(AttemptProgressed { marks: marks.clone() }));
@@ -106,8 +107,33 @@ fn expire(state: &JobState, spec: JobSpec, attempt: u32) -> Result<Vec<Fact>, Re
     if !matches!(phase, Phase::Queued | Phase::Retrying) {
         return Err(Rejection::WrongPhase { command: "expire", phase, needs: "queued or retrying" });
     }
-    let dead = JobDead { attempt, reason: DeadReason::Expired, diagnosis: None, spec };
+    let dead = JobDead { attempt, reason: DeadReason::Expired, diagnosis: None, detail: String::new(), spec };
     Ok(vec![(Epoch::first(attempt), EventData::JobDead(dead))])
+}
+
+/// Without its message a job that waits would wait for ever. One that has a VM needs none; what comes
+/// of it is its host's to say.
+fn give_up(state: &JobState, spec: JobSpec, attempt: u32, detail: String) -> Result<Vec<Fact>, Rejection> {
+    if let Some((running, _)) = state.tries().find(|(_, a)| a.has_vm()) {
+        return Err(Rejection::AttemptRunning(running));
+    }
+    if state.is_past(attempt) {
+        return Err(Rejection::AttemptEnded(Epoch::first(attempt)));
+    }
+    let data = match state.pending_cancel() {
+        Some(cancel) => EventData::JobCancelled(JobCancelled { attempt, by: cancel.value.by.clone() }),
+        None => {
+            let (reason, diagnosis) = (DeadReason::MessageLost, last_failure(state));
+            EventData::JobDead(JobDead { attempt, reason, diagnosis, detail, spec })
+        }
+    };
+    Ok(vec![(Epoch::first(attempt), data)])
+}
+
+/// Why its latest attempt failed, if one did.
+fn last_failure(state: &JobState) -> Option<Diagnosis> {
+    let failed = state.attempts.values().rev().find_map(|a| a.failed.as_ref());
+    failed.map(|failed| failed.value.diagnosis.clone())
 }
 
 fn with_vm(state: &JobState, epoch: Epoch) -> Result<&Attempt, Rejection> {
@@ -197,7 +223,7 @@ fn supersede(state: &JobState, epoch: Epoch, duplicate: AttemptSuperseded) -> Re
 
 fn dead(epoch: Epoch, reason: DeadReason, failed: AttemptFailed, spec: JobSpec) -> Fact {
     let diagnosis = Some(failed.diagnosis);
-    let dead = JobDead { attempt: epoch.attempt, reason, diagnosis, spec };
+    let dead = JobDead { attempt: epoch.attempt, reason, diagnosis, detail: String::new(), spec };
     (Epoch::first(epoch.attempt), EventData::JobDead(dead))
 }
 

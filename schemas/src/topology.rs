@@ -6,11 +6,12 @@
 //!   job.enqueued.<pool>.<lane>               -> stoker.jobs.<pool>.<lane>   (quorum)
 //!   job.retry-scheduled.<pool>.<lane>.<tier> -> stoker.delay.<tier>         (quorum, TTL)
 //!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
-//!   job.dead.<pool>                          -> stoker.dead                 (quorum)
 //!   command.all | command.host.<host>        -> stoker.host.<host>          (quorum)
 //!   #                                        -> topic exchange stoker.history
 //! topic exchange stoker.history              everything, for readers
 //!   #                                        -> stoker.log                  (stream)
+//! topic exchange stoker.dead-letter          what RabbitMQ gives up, original routing key
+//!   #                                        -> stoker.dead                 (quorum, read by the control plane)
 //! topic exchange stoker.due                  what left a delay queue, original routing key
 //!   *.*.<pool>.<lane>.#                      -> stoker.jobs.<pool>.<lane>
 //! ```
@@ -75,7 +76,8 @@ impl Names {
     pub fn delay_queue(&self, tier_ms: u64) -> String {
         format!("{}.delay.{tier_ms}", self.prefix)
     }
-    /// Messages that could not be handled. A job that ended dead is not among them: that is a state, not a message.
+    /// Messages that no worker could work on, until the control plane has read them. A job that ended dead is not
+    /// among them: that is a state, not a message.
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.prefix)
     }

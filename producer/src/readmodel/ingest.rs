@@ -1,15 +1,20 @@
 //! History entries -> one atomic batch: the events, the summaries and indexes that follow from
 //! them, the counters and the offset. Told twice or in another order, the rows come out the same.
 
+mod letters;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sled::Batch;
+use stoker_schemas::id::LetterId;
 use stoker_schemas::state::duplicates;
 use stoker_schemas::{Event, JobId, JobState, Time, limits};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
+
+use letters::TouchedLetter;
 
 use super::cache::Cache;
 use super::hosts::HostState;
@@ -58,6 +63,8 @@ pub(super) struct Written {
     pub changes: Vec<Change>,
     /// A job got a VM too many.
     pub crowded: bool,
+    /// A job waits for a message that was given up.
+    pub unsettled: bool,
     /// The latest time that an event of it tells.
     pub latest: Option<Time>,
 }
@@ -72,12 +79,15 @@ pub(super) struct Ingest<'a> {
     jobs: BTreeMap<JobId, Touched>,
     hosts: BTreeMap<String, HostState>,
     pools: BTreeMap<String, PoolState>,
+    letters: BTreeMap<LetterId, TouchedLetter>,
+    settled_letters: BTreeSet<LetterId>,
     changes: Vec<Change>,
     /// Number of the first new event, and the keys of all of them.
     first: u64,
     arrived: Vec<Vec<u8>>,
     minutes: BTreeMap<u64, Minute>,
     crowded: bool,
+    unsettled: bool,
     latest: Option<Time>,
 }
 
@@ -94,9 +104,12 @@ impl<'a> Ingest<'a> {
             jobs: BTreeMap::new(),
             hosts: BTreeMap::new(),
             pools: BTreeMap::new(),
+            letters: BTreeMap::new(),
+            settled_letters: BTreeSet::new(),
             changes: Vec::new(),
             minutes: BTreeMap::new(),
             crowded: false,
+            unsettled: false,
             latest: None,
         }
     }
@@ -154,6 +167,7 @@ impl<'a> Ingest<'a> {
             let reason = format!("the job has {MAX_EVENTS_PER_JOB} events already; this one is not kept");
             return self.park(entry, index, &json, reason);
         }
+        let fresh = known.is_none();
         let seq = known.map_or(self.meta.next_seq, |known| known.seq);
         let stored = Stored { seq, job: event.job(), json };
         self.batch.insert(key.as_slice(), stored.to_row());
@@ -163,10 +177,11 @@ impl<'a> Ingest<'a> {
         }
         self.events.insert(key, stored);
         self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
-        match event.job() {
-            Some(job) => self.touch(job, event, replaced),
-            None if event.data.is_about_host() => self.host(&event)?,
-            None => self.pool(&event)?,
+        match (event.job(), event.letter()) {
+            (Some(job), _) => self.touch(job, event, replaced),
+            (None, Some(letter)) => self.letter(letter, &event, fresh)?,
+            (None, None) if event.data.is_about_host() => self.host(&event)?,
+            (None, None) => self.pool(&event)?,
         }
         Ok(())
     }
@@ -246,14 +261,17 @@ impl<'a> Ingest<'a> {
         for (name, pool) in &self.pools {
             self.batch.insert(keys::pool(name), serde_json::to_vec(pool).map_err(corrupt)?);
         }
+        self.settle_letters()?;
         self.write_minutes()?;
         self.trim_undecodable()?;
+        self.trim_letters()?;
         if !self.arrived.is_empty() {
             self.batch.insert(keys::seq(self.first), keys::joined_keys(&self.arrived));
         }
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
-        Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded, latest: self.latest })
+        let (crowded, unsettled) = (self.crowded, self.unsettled);
+        Ok(Written { meta: self.meta, changes: self.changes, crowded, unsettled, latest: self.latest })
     }
 
     fn settle(&mut self, id: JobId, touched: Touched) -> Result<(), ReadModelError> {
@@ -275,6 +293,7 @@ impl<'a> Ingest<'a> {
         let after = JobSummary::of(&state, times, events);
         self.index(before.as_ref(), &after)?;
         self.mark_crowded(&state)?;
+        self.touch_letter_of(id)?;
         self.cache.put(state);
         Ok(())
     }

@@ -8,20 +8,23 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::Batch;
+use stoker_schemas::id::LetterId;
 use stoker_schemas::{Event, JobId, Time};
 use stoker_worker::ports::broker::Mark;
+use uuid::Uuid;
 
 use super::ReadModelError;
 use super::database::{Database, Reading};
 use super::hosts::HostState;
 use super::keys::{self, Tail};
+use super::letters::{LetterCounts, LetterRow};
 use super::packed;
 use super::pools::PoolState;
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 5;
+const FORM: u32 = 6;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -40,6 +43,8 @@ pub struct Meta {
     pub undecodable_kept: u64,
     /// Numbers of jobs.
     pub counters: Counters,
+    /// Numbers of dead letters.
+    pub letters: LetterCounts,
 }
 
 /// An event with its place in the order of arrival.
@@ -266,6 +271,41 @@ impl Store {
     pub fn crowded(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
         let open = self.database.rows()?;
         let keys = open.scan_prefix(keys::CROWDED).keys().take(limit);
+        keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// A dead letter's row.
+    pub fn letter(&self, id: LetterId) -> Result<Option<LetterRow>, ReadModelError> {
+        self.read(&keys::letter(id))
+    }
+
+    /// The dead letter about a job.
+    pub fn letter_of(&self, job: JobId) -> Result<Option<LetterId>, ReadModelError> {
+        let Some(row) = self.database.rows()?.get(keys::letter_of(job))? else { return Ok(None) };
+        let id = Uuid::from_slice(&row).map_err(|_| corrupt("a dead letter's id has the wrong length"))?;
+        Ok(Some(LetterId(id)))
+    }
+
+    /// Dead letters that are open, or not, those that died first first.
+    pub fn oldest_letters(&self, open: bool, count: usize) -> Result<Vec<LetterId>, ReadModelError> {
+        let rows = self.database.rows()?;
+        let keys = rows.scan_prefix(keys::letters(open)).keys().rev().take(count);
+        keys.map(|key| Ok(LetterId(keys::job_of_index(&key?).ok_or_else(|| corrupt("a letter's key is too short"))?.0)))
+            .collect()
+    }
+
+    /// Dead letters whose ids lie in a range.
+    pub fn letter_ids(&self, low: LetterId, high: LetterId, limit: usize) -> Result<Vec<LetterId>, ReadModelError> {
+        let rows = self.database.rows()?;
+        let keys = rows.range(keys::letter(low)..=keys::letter(high)).keys().take(limit);
+        keys.map(|key| Ok(LetterId(keys::job_of_index(&key?).ok_or_else(|| corrupt("a letter's key is too short"))?.0)))
+            .collect()
+    }
+
+    /// Jobs that wait for a message that was given up.
+    pub fn unsettled(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        let open = self.database.rows()?;
+        let keys = open.scan_prefix(keys::UNSETTLED).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
     }
 

@@ -211,7 +211,8 @@ impl Story {
 
     pub fn dead(self, attempt: u32, ms: u64, diagnosis: Diagnosis) -> Self {
         let reason = DeadReason::NotRetryable;
-        let data = EventData::JobDead(JobDead { attempt, reason, diagnosis: Some(diagnosis), spec: self.spec.clone() });
+        let (diagnosis, detail, spec) = (Some(diagnosis), String::new(), self.spec.clone());
+        let data = EventData::JobDead(JobDead { attempt, reason, diagnosis, detail, spec });
         self.by_host(attempt, ms, data)
     }
 

@@ -100,6 +100,12 @@ events! {
     WarmGone(WarmGone) = "warm.gone" v 1;
     /// Somebody paused a pool, resumed it, or limited it.
     PoolConfigured(PoolConfigured) = "pool.configured" v 1;
+    /// A message that no worker could work on, or that the broker gave up.
+    MessageDeadLettered(MessageDeadLettered) = "message.dead-lettered" v 1;
+    /// Somebody sent a dead letter on its way again.
+    MessageRedriven(MessageRedriven) = "message.redriven" v 1;
+    /// Somebody said that a dead letter needs nothing any more.
+    MessageDismissed(MessageDismissed) = "message.dismissed" v 1;
 }
 
 impl EventData {
@@ -118,9 +124,13 @@ impl EventData {
             | Self::HostHypervisorChanged(_)
             | Self::HostDrainRequested(_)
             | Self::HostDraining(_)
-            | Self::HostStopped(_) => {
+            | Self::HostStopped(_)
+            | Self::MessageRedriven(_)
+            | Self::MessageDismissed(_) => {
                 format!("{}@{}", self.kind(), time.unix_micros())
             }
+            // Each death once, whoever tells of it and when.
+            Self::MessageDeadLettered(e) => format!("{}@{}", self.kind(), e.died_at.unix_micros()),
             // A host publishes to many queues.
             Self::HostPublishingRefused(HostPublishingRefused { queue, .. })
             | Self::HostPublishingResumed(HostPublishingResumed { queue }) => {
@@ -161,7 +171,12 @@ impl EventData {
 
     /// About a job, whose id is the subject.
     pub fn is_about_job(&self) -> bool {
-        !self.is_about_host() && !matches!(self, Self::PoolConfigured(_))
+        !self.is_about_host() && !self.is_about_letter() && !matches!(self, Self::PoolConfigured(_))
+    }
+
+    /// About a dead letter, whose id is the subject.
+    pub fn is_about_letter(&self) -> bool {
+        matches!(self, Self::MessageDeadLettered(_) | Self::MessageRedriven(_) | Self::MessageDismissed(_))
     }
 
     /// About a host, not a job.

@@ -213,7 +213,10 @@ impl JobState {
             | EventData::WarmReady(_)
             | EventData::WarmTaken(_)
             | EventData::WarmGone(_)
-            | EventData::PoolConfigured(_) => {}
+            | EventData::PoolConfigured(_)
+            | EventData::MessageDeadLettered(_)
+            | EventData::MessageRedriven(_)
+            | EventData::MessageDismissed(_) => {}
         }
     }
 

@@ -118,6 +118,14 @@ impl JobState {
         Epoch { attempt, delivery: delivery.max(free) }
     }
 
+    /// Whether a message about this attempt asks for nothing any more: its VM is up or was, the job has
+    /// ended, or a later attempt follows.
+    pub fn is_past(&self, attempt: u32) -> bool {
+        let phase = self.phase();
+        let settled = phase.is_closed() || phase == Phase::Ready;
+        attempt < self.last_attempt() || (settled && attempt <= self.last_attempt().max(self.settled_attempt()).max(1))
+    }
+
     /// Whether somebody has asked for another attempt by hand since this try started. A delivery of
     /// another attempt waits for such a try to go; beside any other try that is up, it is settled.
     pub fn is_overtaken(&self, epoch: Epoch) -> bool {

@@ -18,6 +18,13 @@ pub struct ShowArgs {
     job: String,
 }
 
+impl ShowArgs {
+    /// The job of this id.
+    pub fn of(job: String) -> Self {
+        Self { job }
+    }
+}
+
 pub async fn run(args: ShowArgs, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
     let view: JobView = settings.client.get(&["v1", "jobs", &args.job], &[]).await?;
     if printer.json() {
@@ -56,7 +63,10 @@ fn head(view: &JobView, printer: &mut Printer) -> Result<(), CliError> {
         printer.line(&format!("  next      attempt {} at {}{why}", next.attempt, next.not_before))?;
     }
     match &view.dead {
-        Some(dead) => printer.line(&format!("  dead      {}; stoker retry {}", dead_reason(dead.reason), view.id)),
+        Some(dead) => {
+            let detail = if dead.detail.is_empty() { String::new() } else { format!(": {}", dead.detail) };
+            printer.line(&format!("  dead      {}{detail}; stoker retry {}", dead_reason(dead.reason), view.id))
+        }
         None => Ok(()),
     }
 }

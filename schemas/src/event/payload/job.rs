@@ -70,6 +70,9 @@ payload! {
         /// The last failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         diagnosis: Option<Diagnosis>,
+        /// More, for people.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        detail: String,
         /// What was to be booted.
         spec: JobSpec,
     }
@@ -85,6 +88,8 @@ pub enum DeadReason {
     NotRetryable,
     /// Its time-to-live passed before an attempt could start.
     Expired,
+    /// Its message was given up: no host gets it any more.
+    MessageLost,
 }
 
 payload! {

@@ -90,7 +90,10 @@ pub fn retrying(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outg
 /// A dead job.
 pub fn dead(pool: &str, text: &str) -> Outgoing {
     let (reason, spec) = (DeadReason::AttemptsExhausted, spec(pool, Priority::Normal, text));
-    message(Epoch::first(1), EventData::JobDead(JobDead { attempt: 1, reason, diagnosis: None, spec }))
+    message(
+        Epoch::first(1),
+        EventData::JobDead(JobDead { attempt: 1, reason, diagnosis: None, detail: String::new(), spec }),
+    )
 }
 
 /// A fact that only readers of the history want.
