@@ -1,6 +1,6 @@
 //! Three nodes that are one broker, to be killed, frozen and restarted.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use stoker_tests::setting;
 use tokio::{process::Command, sync::MutexGuard, time::sleep};
@@ -23,7 +23,7 @@ pub struct Cluster {
 impl Cluster {
     /// `None`, and said so, where no node can be made.
     pub async fn start(test: &str) -> Option<Self> {
-        let control = PathBuf::from(setting(test, "STOKER_TEST_BROKER_CTL")?);
+        let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
         let (turn, name) = (TURN.lock().await, new_name());
         let mut command = Command::new(&control);
         let output = command.args(["broker", "cluster", "--name", &name]).env_remove("STOKER_TEST_RUN").output().await;
