@@ -101,7 +101,7 @@ impl FirstVm<'_> {
     pub(crate) async fn remove(&self, id: JobId) -> Result<(), UpError> {
         let mut changes = self.model.changes();
         let request = Request { by: "cli/up".to_owned(), reason: "--once".to_owned() };
-        let stop = EventData::StopRequested(request);
+        let stop = EventData::StopRequested(request.into());
         let event = Event::about_job(id, JOB_LEVEL, self.submitter.source(), self.submitter.now(), stop);
         submit::publish_event(self.submitter.broker().as_ref(), &event).await?;
         while !self.model.job(id)?.is_some_and(|state| state.phase().is_closed()) {

@@ -135,10 +135,11 @@ impl<'a> Ingest<'a> {
             Some(known) => Some(known.clone()),
             None => self.store.event(&key)?,
         };
-        // The same fact told differently: the earlier telling counts, wherever it comes in order.
+        // The same fact told differently: one telling counts by a fixed order, wherever it comes in time.
+        let rank = |event: &Event| (event.data.precedence(), event.time);
         let replaced = match &known {
             None => false,
-            Some(known) if (known.event()?.time, &known.json) <= (event.time, &json) => return Ok(()),
+            Some(known) if (rank(&known.event()?), &known.json) <= (rank(&event), &json) => return Ok(()),
             Some(_) => true,
         };
         if known.is_none() && event.job().is_some_and(|job| self.count(job) >= MAX_EVENTS_PER_JOB) {
