@@ -75,9 +75,10 @@ fn actions(job: &JobView) -> Markup {
         } }
     };
     let again = matches!(phase, Phase::Dead | Phase::Cancelled | Phase::Stopped | Phase::Retrying);
+    let waits = matches!(phase, Phase::Retrying | Phase::Queued);
     html! {
         div.row {
-            @if again { (button("retry", if phase == Phase::Retrying { "Retry now" } else { "Retry" }, "main", true)) }
+            @if again || waits { (button("retry", if waits { "Retry now" } else { "Retry" }, "main", true)) }
             @if again { a href={ "/jobs/" (id) "/edit" } { "Edit and retry" } }
             @if phase == Phase::Ready { (button("stop", "Stop the VM", "danger", false)) }
             @if !cancelling && matches!(phase, Phase::Queued | Phase::Booting | Phase::Retrying | Phase::Failing) {

@@ -17,6 +17,10 @@ pub struct FakeBroker {
     pub history_status: watch::Sender<HistoryStatus>,
     /// Publishes that still succeed; then each fails as if its confirm never came.
     pub confirms: Mutex<Option<usize>>,
+    /// Messages that wait in each lane.
+    pub depth: Mutex<u64>,
+    /// What it confirmed may be gone.
+    pub may_lose: bool,
 }
 
 impl Default for FakeBroker {
@@ -26,6 +30,8 @@ impl Default for FakeBroker {
             status: watch::channel(BrokerStatus::Connected).0,
             history_status: watch::channel(HistoryStatus::Available).0,
             confirms: Mutex::new(None),
+            depth: Mutex::new(0),
+            may_lose: true,
         }
     }
 }
@@ -114,7 +120,11 @@ impl Broker for FakeBroker {
     }
 
     async fn depth(&self, _: &PoolName, _: Priority) -> Result<u64, BrokerError> {
-        Ok(0)
+        Ok(*self.depth.lock().unwrap())
+    }
+
+    fn may_lose(&self) -> bool {
+        self.may_lose
     }
 
     async fn close(&self) {}
