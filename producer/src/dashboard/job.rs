@@ -40,6 +40,11 @@ fn content(api: &Api, state: &JobState, tail: Option<&str>) -> Result<Markup, Pr
                 @if let Some(by) = &next.snoozed_by { ", snoozed by " (by) } }
         }
         @if let Some(reason) = &job.deferred { p { "Put back by the last host that had it: " (reason) } }
+        @if let Some(again) = &job.republished {
+            p { "Its message was published again " (parts::time(again.at))
+                @if again.times > 1 { ", " (again.times) " times by now" }
+                ": " (again.reason) }
+        }
         div.panels { @for a in job.attempts.iter().rev() { (attempt::section(job, a)) } }
         @if let Some(tail) = tail { (console::section(job.id, job.last(), tail)) }
         (spec(job))

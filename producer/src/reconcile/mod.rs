@@ -82,13 +82,29 @@ pub async fn run(model: ReadModel, submitter: Submitter, patience: Patience, sto
     }
 }
 
-/// Why a pass ended early.
+/// Why a pass ended early, or something about a job was not done.
 #[derive(Debug, thiserror::Error)]
 enum PassError {
     #[error(transparent)]
     Model(#[from] ReadModelError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Republish(#[from] RepublishError),
+}
+
+impl PassError {
+    /// The next job may be another matter.
+    fn is_about_one(&self) -> bool {
+        match self {
+            Self::Model(_) | Self::Republish(RepublishError::Model(_)) => false,
+            Self::Publish(error) | Self::Republish(RepublishError::Publish(error)) => match error {
+                PublishError::Encode(_) => true,
+                PublishError::Broker(error) => !is_about_all(error),
+            },
+            Self::Republish(RepublishError::Unknown(_)) => true,
+        }
+    }
 }
 
 type Lane = (PoolName, Priority);
@@ -100,11 +116,14 @@ struct Reconciler {
     waited: Waited,
     /// Where the last pass ended, of the urgent ones and the others.
     places: [Vec<u8>; 2],
+    /// Jobs about which something was refused, and when: tried again when the patience has passed again.
+    refused: BTreeMap<JobId, Instant>,
 }
 
 impl Reconciler {
     fn new(model: ReadModel, submitter: Submitter, patience: Patience) -> Self {
-        Self { model, submitter, patience, waited: Waited::default(), places: [Vec::new(), Vec::new()] }
+        let (waited, places, refused) = (Waited::default(), [Vec::new(), Vec::new()], BTreeMap::new());
+        Self { model, submitter, patience, waited, places, refused }
     }
 
     /// Whether what happens would be heard.
@@ -120,6 +139,8 @@ impl Reconciler {
             return Ok(());
         }
         self.waited.note(now, self.model.next_seq());
+        let patience = self.patience.after;
+        self.refused.retain(|_, at| now.saturating_duration_since(*at) < patience);
         let mut depths = BTreeMap::new();
         let mut acts = 0;
         for (sort, is_urgent) in [true, false].into_iter().enumerate() {
@@ -135,9 +156,9 @@ impl Reconciler {
                 place = key;
                 match self.look(&job, now, &mut depths).await {
                     Ok(has_acted) => acts += usize::from(has_acted),
-                    // The next one may be another matter.
-                    Err(PassError::Publish(PublishError::Broker(error))) if !is_about_all(&error) => {
-                        tracing::warn!(job = %job.id, %error, "the job is not settled, trying again");
+                    Err(error) if error.is_about_one() => {
+                        tracing::warn!(job = %job.id, %error, "nothing is heard of the job, and it cannot be driven again; trying again");
+                        self.refused.insert(job.id, now);
                         acts += 1;
                     }
                     Err(error) => return Err(error),
@@ -150,6 +171,9 @@ impl Reconciler {
 
     /// Does what is to be done about a job; whether that was something.
     async fn look(&self, job: &AwaitedJob, now: Instant, depths: &mut BTreeMap<Lane, bool>) -> Result<bool, PassError> {
+        if self.refused.contains_key(&job.id) {
+            return Ok(false);
+        }
         let heard = Heard { last: self.waited.since(job.seq, now), first: self.waited.since(job.first_seq, now) };
         let next = step(job, heard, self.patience, self.submitter.broker().may_lose());
         let why = match next {
@@ -174,7 +198,7 @@ impl Reconciler {
             Step::Abandon => self.settle(&state, Command::Abandon).await?,
             Step::Republish => {
                 let waited = duration(u64::try_from(heard.last.as_millis()).unwrap_or(u64::MAX));
-                self.republish(&state, job, format!("no host has taken it for {waited}, and {why}")).await;
+                self.republish(&state, job, format!("no host has taken it for {waited}, and {why}")).await?;
             }
         }
         Ok(true)
@@ -221,14 +245,12 @@ impl Reconciler {
         Ok(())
     }
 
-    /// What cannot be published is logged, and tried again: it holds nothing else back.
-    async fn republish(&self, state: &JobState, job: &AwaitedJob, reason: String) {
+    async fn republish(&self, state: &JobState, job: &AwaitedJob, reason: String) -> Result<(), PassError> {
         let attempt = job.awaited.attempt;
         let said = JobRepublished { attempt, by: None, reason };
-        match publish_again(&self.model, &self.submitter, state.id, said).await {
-            Ok(_) => tracing::warn!(job = %state.id, attempt, "the job's message may be lost, published again"),
-            Err(error) => tracing::warn!(job = %state.id, attempt, %error, "the job's message is not published again"),
-        }
+        publish_again(&self.model, &self.submitter, state.id, said).await?;
+        tracing::warn!(job = %state.id, attempt, "the job's message may be lost, published again");
+        Ok(())
     }
 }
 

@@ -257,13 +257,28 @@ async fn while_nothing_could_be_heard_silence_says_nothing() {
 }
 
 #[tokio::test]
-async fn what_one_job_is_refused_holds_no_other_back() {
+async fn what_one_job_is_refused_holds_no_other_back_and_is_tried_again_later() {
+    let mut lab = Lab::new(FakeBroker::default());
+    let without_queue = lab.enqueue("a", json!({"pool": "gone"})).await;
+    let other = lab.enqueue("b", json!({})).await;
+    lab.after(0).await;
+    *lab.broker.no_queue.lock().unwrap() = Some("job.enqueued.gone.normal".to_owned());
+    assert_eq!(lab.after(AFTER).await, MESSAGE);
+    assert_eq!([without_queue, other].map(|id| lab.state(id).republished.len()), [0, 1]);
+    *lab.broker.no_queue.lock().unwrap() = None;
+    assert_eq!(lab.after(AFTER - 1).await, [""; 0], "it is not asked for all the time");
+    assert_eq!(lab.after(1).await, ["job.enqueued.gone.normal", "job.republished"]);
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_is_not_asked_for_each_job() {
     let mut lab = Lab::new(FakeBroker::default());
     lab.enqueue("a", json!({})).await;
     lab.enqueue("b", json!({})).await;
     lab.after(0).await;
     *lab.broker.confirms.lock().unwrap() = Some(0);
-    assert_eq!(lab.after(AFTER).await, [""; 0]);
+    lab.now += Duration::from_secs(AFTER);
+    assert!(lab.reconciler.pass(lab.now).await.is_err());
     *lab.broker.confirms.lock().unwrap() = None;
     assert_eq!(lab.after(1).await.len(), 4, "both, in the next pass");
 }

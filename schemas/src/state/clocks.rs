@@ -234,6 +234,26 @@ fn an_attempt_asked_for_by_hand_is_that_whatever_a_host_scheduled_under_its_numb
 }
 
 #[test]
+fn a_vm_that_a_second_message_boots_after_a_stop_goes_as_well() {
+    let mut job_here = given([enqueue(), begin(e(1)), ready(e(1)), Command::Stop(request("bob"))]);
+    assert_eq!(duplicates(&job_here.state), [], "its own host stops it");
+    job_here.tell(gone(e(1), GoneWhy::Stopped)).unwrap();
+    let mut late = History::on("h-9");
+    late.tell(begin_on("h-9", e(1))).unwrap();
+    for more in [None, Some(ready(e(1)))] {
+        more.into_iter().for_each(|ready| drop(late.tell(ready).unwrap()));
+        let mut state = job_here.state.clone();
+        late.events.iter().for_each(|event| state.apply(event));
+        let goes = duplicates(&state);
+        assert_eq!(goes.iter().map(|d| (d.host.as_str(), d.kept)).collect::<Vec<_>>(), [("h-9", None)]);
+    }
+    job_here.tell(retry()).unwrap();
+    job_here.tell(begin(e(2))).unwrap();
+    job_here.tell(ready(e(2))).unwrap();
+    assert_eq!(duplicates(&job_here.state), [], "a later attempt is another VM");
+}
+
+#[test]
 fn a_job_that_expired_or_was_cancelled_keeps_no_vm_that_a_late_host_boots() {
     let spec = spec();
     let dead = JobDead { attempt: 1, reason: crate::event::DeadReason::Expired, diagnosis: None, spec };

@@ -4,7 +4,7 @@
 //! host's events, and tells the hosts named here with `attempt.superseded`.
 
 use super::{Attempt, JobState};
-use crate::event::DeadReason;
+use crate::event::{DeadReason, GoneWhy};
 use crate::id::{Epoch, HostName, VmId};
 
 /// A VM that is to go.
@@ -27,19 +27,31 @@ pub struct Duplicate {
 /// say the same, and clocks that differ may choose the other one, but never none. Nothing is told of a
 /// VM that still boots beside one that is up: only when it is up, too, do all readers know both times.
 ///
-/// Attempts older than one asked for by hand never stay (its host might be waiting for them to go), nor
-/// does anything of a job that has ended without them.
+/// Attempts older than one asked for by hand never stay (its host might be waiting for them to go), nor do
+/// those that a stop was about which another host has carried out, nor anything of a job that has ended
+/// without them.
 pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
     let kept = survivor(state);
     let is_closed = state.phase().is_closed();
-    let (asked, settled) = (state.asked_attempt, settled_without(state));
+    let (overtaken, settled) = (overtaken_below(state), settled_without(state));
     let goes = |epoch: Epoch, a: &Attempt| {
         let has_ended = is_closed && (a.is_up() || epoch.attempt <= settled);
-        epoch.attempt < asked || has_ended || (kept.is_some() && a.is_up())
+        epoch.attempt < overtaken || has_ended || (kept.is_some() && a.is_up())
     };
     let untold = state.tries().filter(|(_, a)| a.has_vm() && a.superseded.is_none());
     let superfluous = untold.filter(|(epoch, a)| goes(*epoch, a)).filter_map(|(epoch, a)| named(epoch, a, kept));
     superfluous.filter(|d| d.kept != Some(d.vm)).collect()
+}
+
+/// Attempts below this number are over, whichever host still has one: a later one was asked for by hand, or
+/// their VM was stopped (a message that was published twice can have booted another one since).
+fn overtaken_below(state: &JobState) -> u32 {
+    let stopped = |known: u32| {
+        let is_stopped = |a: &Attempt| a.gone.as_ref().is_some_and(|gone| gone.value.why == GoneWhy::Stopped);
+        state.tries().any(|(epoch, a)| epoch.attempt <= known && is_stopped(a))
+    };
+    let known = state.stop_requested.keys().filter_map(|known| *known).filter(|known| stopped(*known)).max();
+    known.map_or(0, |known| known.saturating_add(1)).max(state.asked_attempt)
 }
 
 /// The latest attempt at which the job ended though a host may still be booting that attempt: cancelled, or
@@ -61,8 +73,8 @@ fn survivor(state: &JobState) -> Option<VmId> {
     if state.phase().is_closed() {
         return None;
     }
-    let asked = state.asked_attempt;
-    let up = state.tries().filter(|(epoch, a)| epoch.attempt >= asked && a.is_up() && a.superseded.is_none());
+    let overtaken = overtaken_below(state);
+    let up = state.tries().filter(|(epoch, a)| epoch.attempt >= overtaken && a.is_up() && a.superseded.is_none());
     let named = up.filter_map(|(epoch, a)| {
         let started = &a.started.as_ref()?.value;
         Some((a.ready.as_ref()?.at, epoch, started.host.clone(), started.vm))
