@@ -238,6 +238,7 @@ async fn a_job_whose_queue_was_deleted_is_driven_again_once_there_is_one() {
     let host = place.host().await;
     let state = plane.reaches(id, Phase::Ready).await;
     assert!(!state.republished.is_empty());
+    host.until("its host says so", DEADLINE, |host| host.state(id).phase() == Phase::Ready).await;
     assert_eq!(host.world.stats().boots, 1);
     plane.end().await;
     host.end(DEADLINE).await;

@@ -189,7 +189,7 @@ pub enum GoneWhy {
     Stopped,
     /// It ended by itself after it was ready.
     Exited,
-    /// Another host's VM of the same job was ready earlier.
+    /// It was one too many: the job has another VM, or has ended without this one.
     Duplicate,
 }
 
@@ -201,7 +201,7 @@ impl GoneWhy {
             Self::Cancelled => "its job was cancelled",
             Self::Stopped => "somebody asked",
             Self::Exited => "it ended by itself",
-            Self::Duplicate => "another VM of the job was ready earlier",
+            Self::Duplicate => "one too many: its job has another VM, or has ended",
         }
     }
 }
