@@ -25,6 +25,7 @@ const NEWS: [&str; 2] = ["host.started", "pool.configured"];
 pub async fn run(model: ReadModel, submitter: Submitter, stop: CancellationToken) {
     let telling = tell_all(&model, &submitter);
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = telling => {}
     }
@@ -52,6 +53,7 @@ async fn tell_all(model: &ReadModel, submitter: &Submitter) {
             }
         };
         tokio::select! {
+            biased;
             () = retry => {}
             is_open = worth_a_look(&mut news) => if !is_open { return },
         }

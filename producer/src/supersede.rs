@@ -36,6 +36,7 @@ pub async fn run(model: ReadModel, submitter: Submitter, stop: CancellationToken
     loop {
         news.borrow_and_update();
         let passed = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             passed = superseder.pass() => passed,
         };
@@ -53,6 +54,7 @@ pub async fn run(model: ReadModel, submitter: Submitter, stop: CancellationToken
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = wait => {}
             changed = news.changed() => if changed.is_err() { return },

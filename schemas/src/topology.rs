@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use crate::event::{Event, EventData, HOST_SOURCE};
+use crate::event::{Event, EventData, HOST_SOURCE, JobDeferred, JobRetryScheduled};
 use crate::id::{HostName, PoolName};
 use crate::spec::Priority;
 
@@ -49,6 +49,10 @@ impl Names {
     /// Names under another prefix (tests, tenants).
     pub fn with_prefix(prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into() }
+    }
+    /// What all of them begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
     /// The topic exchange everything is published to.
     pub fn events_exchange(&self) -> String {
@@ -190,6 +194,21 @@ pub fn route_again(event: &Event) -> (String, Option<Duration>) {
         EventData::JobRetryScheduled(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
         EventData::JobDeferred(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
         _ => route(event),
+    }
+}
+
+/// The queue that an event goes to besides the history (a command to all hosts has many), under the default prefix;
+/// for people. The stream, if there is none.
+pub fn queue_for(event: &Event) -> String {
+    let names = Names::default();
+    match &event.data {
+        EventData::JobEnqueued(e) => names.jobs_queue(&e.spec.pool, e.spec.priority),
+        EventData::JobRetryScheduled(JobRetryScheduled { delay_ms, .. })
+        | EventData::JobDeferred(JobDeferred { delay_ms, .. }) => {
+            names.delay_queue(delay_tier_ms(Duration::from_millis(*delay_ms)))
+        }
+        _ if is_history_only(event) => names.history_stream(),
+        _ => format!("{}.host.*", names.prefix),
     }
 }
 

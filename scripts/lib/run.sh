@@ -93,3 +93,11 @@ cmd_bench() {
   step_done
   return "$status"
 }
+
+#: sim [--seeds N] [--seed N] [...] | run the real code on virtual time, seed by seed (10,000); --seed replays one with its trace
+cmd_sim() {
+  need_cargo
+  needs_groups build
+  (cd "$STOKER_ROOT" && cargo build --locked --workspace --bin stoker-sim --quiet)
+  exec "$STOKER_ROOT/target/debug/stoker-sim" "$@"
+}

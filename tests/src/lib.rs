@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod front;
 pub mod harness;
 pub mod processes;
+pub mod sim;
 
 use std::fmt::Write as _;
 use std::future::Future;

@@ -30,6 +30,7 @@ pub const RECONNECT: Policy =
 pub struct Backoff {
     series: ExponentialBackoff,
     max: Duration,
+    jitter: f64,
 }
 
 impl Backoff {
@@ -39,17 +40,21 @@ impl Backoff {
             .with_initial_interval(policy.initial)
             .with_max_interval(policy.max)
             .with_multiplier(policy.multiplier)
-            .with_randomization_factor(policy.jitter)
+            // The crate's own source of randomness cannot be seeded; jitter is ours.
+            .with_randomization_factor(0.0)
             // The default gives up after 15 minutes; whoever waits here has no plan B.
             .with_max_elapsed_time(None)
             .build();
-        Self { series, max: policy.max }
+        Self { series, max: policy.max, jitter: policy.jitter }
     }
 
     /// How long to wait this time.
     pub fn next_delay(&mut self) -> Duration {
-        // Jitter is added after the crate's own cap, so the cap is enforced again here.
-        self.series.next_backoff().unwrap_or(self.max).min(self.max)
+        let wait = self.series.next_backoff().unwrap_or(self.max);
+        // The thread's generator: a simulation seeds it.
+        let spread = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
+        // Jitter comes after the crate's own cap, so the cap is enforced again here.
+        wait.mul_f64(spread.max(0.0)).min(self.max)
     }
 
     /// The thing that was tried works again.

@@ -6,10 +6,12 @@
 
 pub mod attempt;
 pub mod backoff_policy;
+pub mod blocking;
 pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod counts;
 pub mod dirs;
 pub mod disk;
 pub mod doctor;

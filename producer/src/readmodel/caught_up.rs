@@ -17,6 +17,7 @@ pub(super) async fn quiet(broker: &dyn Broker) {
         let is_linked = !matches!(*link.borrow_and_update(), BrokerStatus::Down(_));
         let is_there = is_linked && *history.borrow_and_update() == HistoryStatus::Available;
         tokio::select! {
+            biased;
             () = tokio::time::sleep(QUIET), if is_there => return,
             () = changed(&mut link) => {}
             () = changed(&mut history) => {}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use stoker_worker::blocking;
 use stoker_worker::ports::broker::{Broker, BrokerError, HistoryEntry, HistoryReader};
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +58,7 @@ impl ReadModel {
     async fn reader(&self, broker: &dyn Broker, stop: &CancellationToken) -> Option<HistoryReader> {
         loop {
             let reader = tokio::select! {
+                biased;
                 () = stop.cancelled() => return None,
                 reader = broker.history(self.next_offset()) => reader,
             };
@@ -66,6 +68,7 @@ impl ReadModel {
                 Err(cause) => tracing::warn!(%cause, "history cannot be read; trying again"),
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return None,
                 () = tokio::time::sleep(HISTORY_RETRY) => {}
             }
@@ -80,6 +83,7 @@ impl ReadModel {
         stop: &CancellationToken,
     ) -> Heard {
         tokio::select! {
+            biased;
             () = stop.cancelled() => Heard::End,
             received = reader.recv_many(entries, MAX_ENTRIES_PER_BATCH) => match received {
                 0 => Heard::End,
@@ -97,7 +101,7 @@ impl ReadModel {
         work: impl FnOnce(&Self) -> Result<(), ReadModelError> + Send + 'static,
     ) -> Result<(), ReadModelError> {
         let model = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&model)).await;
+        let done = blocking::run(move || work(&model)).await;
         done.unwrap_or_else(|e| Err(ReadModelError::Corrupt(format!("adding up an entry failed: {e}"))))
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::Batch;
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{Event, JobId, PoolName, Time};
+use stoker_worker::ports::broker::Mark;
 
 use super::ReadModelError;
 use super::awaited::AwaitedJob;
@@ -22,7 +23,7 @@ use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 6;
+const FORM: u32 = 7;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Meta {
     form: u32,
     /// Where to read on in the history; none before the first entry.
     pub next_offset: Option<u64>,
+    /// The entry before it; none in rows that an earlier version wrote.
+    #[serde(default)]
+    pub last_read: Option<Mark>,
     /// Number of the next new event.
     pub next_seq: u64,
     /// Entries that could not be decoded, ever.

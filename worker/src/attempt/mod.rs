@@ -230,6 +230,7 @@ impl Runner {
         };
         let ended = match &held {
             Some(held) if up => tokio::select! {
+                biased;
                 exit = held.vm.exited() => Some(exit.reason),
                 () = hung::hangs(&*held.vm) => Some(hung::HUNG.to_owned()),
                 _ = ordered(&mut self.orders) => None,

@@ -12,8 +12,10 @@ mod append;
 mod block;
 mod compact;
 mod cursor;
+mod disk;
 mod error;
 mod group;
+mod head;
 mod index;
 mod keys;
 mod open;
@@ -35,6 +37,8 @@ use uuid::Uuid;
 
 pub use append::{Append, Appended, Expected};
 pub use compact::Compacted;
+#[doc(hidden)]
+pub use disk::{Disk, Fate};
 pub use error::{Damage, LogError};
 pub use index::{IndexChange, OpenStream, OpenStreams};
 pub use options::{
@@ -45,6 +49,7 @@ pub use record::{ChainHash, RecordRef, Recorded};
 pub use verify::{BadEvent, VerifyReport};
 
 use cursor::DirtyCursors;
+use head::Heads;
 use store::Store;
 use witness::Witness;
 use writer::{Command, Poison, Reply, Writer};
@@ -61,7 +66,7 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Inner {
     tree: sled::Tree,
-    head: watch::Receiver<u64>,
+    heads: Heads,
     cursors: DirtyCursors,
     poison: Poison,
     /// `None` once dropping has begun, which is what ends the writer.
@@ -83,7 +88,7 @@ impl EventLog {
         let (mut witness, known) = Witness::open(dir)?;
         open::check_witness(&tree, &mut witness, known, tip, options.accept_truncation)?;
 
-        let (head_sender, head) = watch::channel(tip.position);
+        let heads = Heads::new(tip.position);
         let (queue, receiver) = mpsc::channel(options.queue_calls.max(1));
         let cursors = DirtyCursors::default();
         let poison: Poison = Arc::new(OnceLock::new());
@@ -93,14 +98,22 @@ impl EventLog {
             witness,
             tip,
             max_batch: options.max_batch.max(1),
-            head: head_sender,
+            heads: heads.clone(),
             cursors: cursors.clone(),
             poison: Arc::clone(&poison),
         };
-        let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run(receiver));
-        let thread = thread.map_err(LogError::io("starting the writer of", dir))?;
-        let writer = Mutex::new(Some(thread));
-        Ok(Self { inner: Arc::new(Inner { tree, head, cursors, poison, queue: Some(queue), writer }) })
+        let thread = match options.disk {
+            Some(disk) => {
+                tokio::spawn(writer.run_as_task(receiver, disk));
+                None
+            }
+            None => {
+                let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run(receiver));
+                Some(thread.map_err(LogError::io("starting the writer of", dir))?)
+            }
+        };
+        let writer = Mutex::new(thread);
+        Ok(Self { inner: Arc::new(Inner { tree, heads, cursors, poison, queue: Some(queue), writer }) })
     }
 
     /// Appends events and resolves when they are on disk. A call is atomic: all of it, or none.
@@ -141,11 +154,13 @@ impl EventLog {
     /// Position of the last durable event, now and as it advances: for tailing the log.
     #[must_use]
     pub fn head(&self) -> watch::Receiver<u64> {
-        self.inner.head.clone()
+        self.inner.heads.subscribe()
     }
 
-    fn durable(&self) -> u64 {
-        *self.inner.head.borrow()
+    /// Position of the last durable event.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.inner.heads.position()
     }
 
     /// All events of a stream, in order; none if there is no such stream.
@@ -209,7 +224,16 @@ impl EventLog {
         self.inner.cursors.get(&self.inner.tree, name)
     }
 
-    /// Moves a consumer's cursor, backwards too. On disk with the next commit, [`EventLog::flush_cursors`]
+    /// Cursors whose names begin with `prefix`, in order of their names, without those at 0.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`].
+    pub fn cursors(&self, prefix: &str) -> Result<Vec<(String, u64)>, LogError> {
+        self.inner.cursors.named(&self.inner.tree, prefix)
+    }
+
+    /// Moves a consumer's cursor, backwards too; 0 removes it. Those moved between two commits are kept together
+    /// or not at all. On disk with the next commit, [`EventLog::flush_cursors`]
     /// or when the log is closed; after a crash it may be where it was before.
     ///
     /// # Errors

@@ -1,5 +1,9 @@
 //! Settings of the log and the limits that keep it bounded.
 
+use std::sync::Arc;
+
+use super::disk::Disk;
+
 /// Largest payload of one event. Events describe steps; anything bigger (a console, an image) is a
 /// file that an event points to.
 pub const MAX_EVENT_BYTES: usize = 64 * 1024;
@@ -36,6 +40,9 @@ pub struct LogOptions {
     /// What a commit waits for. Anything but the default exists so that tests can fail.
     #[doc(hidden)]
     pub sync: SyncMode,
+    /// Write in a task of the runtime instead of a thread, and ask this before each commit (simulation).
+    #[doc(hidden)]
+    pub disk: Option<Arc<dyn Disk>>,
 }
 
 impl Default for LogOptions {
@@ -46,6 +53,7 @@ impl Default for LogOptions {
             queue_calls: 1024,
             accept_truncation: false,
             sync: SyncMode::Data,
+            disk: None,
         }
     }
 }

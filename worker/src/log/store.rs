@@ -30,6 +30,7 @@ pub(super) struct Store {
     path: PathBuf,
     sync: SyncMode,
     commits: u64,
+    sync_fails: bool,
 }
 
 impl Store {
@@ -42,11 +43,16 @@ impl Store {
         check_format(&db)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(LogError::io("opening", &path))?;
-        Ok(Self { db, data, path, sync: options.sync, commits: 0 })
+        Ok(Self { db, data, path, sync: options.sync, commits: 0, sync_fails: false })
     }
 
     pub(super) fn tree(&self) -> sled::Tree {
         (*self.db).clone()
+    }
+
+    /// The next commit is written, but not known to be (simulation).
+    pub(super) fn fail_next_sync(&mut self) {
+        self.sync_fails = true;
     }
 
     /// Applies the batch and returns when it is on disk.
@@ -56,6 +62,9 @@ impl Store {
         self.commits += 1;
         match self.sync {
             SyncMode::FlushOnly => return Ok(()),
+            _ if self.sync_fails => {
+                return Err(LogError::io("syncing", &self.path)(std::io::Error::other("injected failure")));
+            }
             SyncMode::FailAfter(commits) if self.commits > commits => {
                 return Err(LogError::io("syncing", &self.path)(std::io::Error::other("injected failure")));
             }

@@ -8,13 +8,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::append::{Append, Appended};
 use super::compact::{Compacted, compact};
 use super::cursor::DirtyCursors;
+use super::disk::{Disk, Fate};
 use super::error::LogError;
 use super::group::{Group, Tip};
+use super::head::Heads;
 use super::store::{Store, panic_message};
 use super::witness::Witness;
 
@@ -43,7 +45,7 @@ pub(super) struct Writer {
     pub(super) witness: Witness,
     pub(super) tip: Tip,
     pub(super) max_batch: usize,
-    pub(super) head: watch::Sender<u64>,
+    pub(super) heads: Heads,
     pub(super) cursors: DirtyCursors,
     pub(super) poison: Poison,
 }
@@ -55,12 +57,35 @@ impl Writer {
         while let Some(first) = queue.blocking_recv() {
             let calls = self.collect(first, &mut queue, last_calls);
             last_calls = calls.len();
-            // sled can panic where it should return an error; the callers must hear of it.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.serve(calls)));
-            if let Err(panic) = outcome {
-                self.fail(&panic_message(panic.as_ref()));
-            }
+            self.serve_or_fail(calls);
         }
+        self.close();
+    }
+
+    /// As `run`, in a task and on a disk that may fail (simulation).
+    pub(super) async fn run_as_task(mut self, mut queue: mpsc::Receiver<Command>, disk: Arc<dyn Disk>) {
+        while let Some(first) = queue.recv().await {
+            match disk.fate().await {
+                Fate::Kept => {}
+                Fate::Refused => drop(self.fail("no space left on device (injected)")),
+                Fate::SyncFails => self.store.fail_next_sync(),
+            }
+            // What has come meanwhile shares the commit; nobody is waited for.
+            let calls = self.collect(first, &mut queue, 0);
+            self.serve_or_fail(calls);
+        }
+        self.close();
+    }
+
+    fn serve_or_fail(&mut self, calls: Vec<Command>) {
+        // sled can panic where it should return an error; the callers must hear of it.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.serve(calls)));
+        if let Err(panic) = outcome {
+            self.fail(&panic_message(panic.as_ref()));
+        }
+    }
+
+    fn close(&mut self) {
         if let Err(error) = self.flush_cursors() {
             tracing::warn!(%error, "the log was closed without its latest cursors; consumers will see some events again");
         }
@@ -136,7 +161,7 @@ impl Writer {
         if tip.position > self.tip.position {
             self.tip = tip;
             self.witness.note(tip.position, tip.hash);
-            self.head.send_replace(tip.position);
+            self.heads.advance(tip.position);
         }
         Ok(())
     }
@@ -171,6 +196,12 @@ impl Writer {
         tracing::error!(cause, "a write to the event log failed; it is read-only until the next start");
         let cause = Arc::clone(self.poison.get_or_init(|| cause.into()));
         LogError::Poisoned { cause }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.heads.close();
     }
 }
 

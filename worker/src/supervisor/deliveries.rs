@@ -4,6 +4,7 @@ use stoker_schemas::command::{Begin, Command, Context};
 use stoker_schemas::decide::decide;
 use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
+use stoker_schemas::next::{Next, next};
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::spec::Network;
 use stoker_schemas::{JobId, JobState, VmId};
@@ -117,6 +118,11 @@ impl Supervisor {
     fn reattach(&mut self, claim: Claim, turn: &mut Turn) {
         let Some(job) = self.jobs.get_mut(&claim.job) else { return };
         let epoch = job.live.epoch;
+        if next(&job.state, epoch) == Next::Settled {
+            // It ended in this very turn and is forgotten with it: who is delivered now is looked at after that.
+            self.wait(claim);
+            return;
+        }
         let mut state = job.state.clone();
         state.apply(&claim.event);
         if claim.attempt > epoch.attempt && (!job.live.is_up || state.is_overtaken(epoch)) {
@@ -124,9 +130,11 @@ impl Supervisor {
         } else if claim.attempt == epoch.attempt && !job.live.is_up {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.
-            turn.settle_after.extend(job.ack.replace(claim.ack));
+            if let Some(earlier) = job.ack.replace(claim.ack) {
+                turn.settle_after(claim.job, earlier);
+            }
         } else {
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
         }
     }
 
@@ -218,7 +226,7 @@ impl Supervisor {
                     self.addresses.release(address);
                 }
             }
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
             return Ok(());
         }
         let warm = warm.and_then(|vm| self.take_warm(vm, claim.job, turn));
@@ -260,7 +268,7 @@ impl Supervisor {
         if let Err(rejection) = self.record(&mut state, command, turn)? {
             tracing::info!(job = %claim.job, %rejection, "nothing to conclude");
         }
-        turn.settle_after.push(claim.ack);
+        turn.settle_after(claim.job, claim.ack);
         Ok(())
     }
 

@@ -20,12 +20,14 @@ mod books;
 mod commands;
 mod deliveries;
 mod pools;
+mod refusals;
 mod reports;
 mod restore;
+mod settling;
 mod turn;
 mod warm;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ pub use admission::Capacity;
 use age::Ages;
 use books::{Claim, Job};
 use pools::Pools;
+use refusals::Refusals;
+use settling::Settling;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
 use warm::Stock;
@@ -48,7 +52,8 @@ pub use warm::Warm;
 
 use crate::attempt::{Rig, Tagged};
 use crate::log::{EventLog, LogError};
-use crate::ports::broker::{Ack, Broker, BrokerError, Delivery};
+use crate::outbox::Progress;
+use crate::ports::broker::{Broker, BrokerError, Delivery};
 
 /// Inputs taken in one turn: enough to fill a disk flush, few enough to keep effects prompt.
 const MAX_TURN: usize = 256;
@@ -102,8 +107,8 @@ pub(crate) enum Input {
     Command(Delivery),
     /// An attempt has something to say.
     Report(Tagged),
-    /// The outbox has published up to here.
-    Published(u64),
+    /// The outbox has come so far.
+    Published(Progress),
     /// The hypervisor boots VMs in another way from now on; why.
     HypervisorChanged(String),
     /// Time passed.
@@ -139,7 +144,7 @@ pub struct Supervisor {
     rig: Rig,
     log: EventLog,
     broker: Arc<dyn Broker>,
-    jobs: HashMap<JobId, Job>,
+    jobs: BTreeMap<JobId, Job>,
     books: Admission,
     addresses: AddressPool,
     stock: Stock,
@@ -149,9 +154,10 @@ pub struct Supervisor {
     ages: Ages,
     /// Deliveries that do not fit now, the high lane first.
     waiting: VecDeque<Claim>,
-    /// Deliveries to acknowledge once the outbox has passed a position.
-    unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
-    published: u64,
+    /// Deliveries to acknowledge once what their jobs wrote is published.
+    settling: Settling,
+    /// Queues that refuse what we publish, as far as it was told.
+    refusals: Refusals,
     /// By pool; each has two, one for a lane.
     credits: Vec<(PoolName, watch::Sender<u32>)>,
     pools: Pools,
@@ -184,10 +190,10 @@ impl Supervisor {
             rig,
             log,
             broker,
-            jobs: HashMap::new(),
+            jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
-            unconfirmed: BTreeMap::new(),
-            published: 0,
+            settling: Settling::default(),
+            refusals: Refusals::default(),
             credits: Vec::new(),
             pools: Pools::default(),
             command_credit: None,
@@ -201,10 +207,10 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Works until asked to end. `published` is the outbox's position.
+    /// Works until asked to end. `published` tells how far the outbox has come.
     pub async fn run(
         mut self,
-        mut published: watch::Receiver<u64>,
+        mut published: watch::Receiver<Progress>,
         mut shutdown: watch::Receiver<Shutdown>,
     ) -> Result<(), SupervisorError> {
         let mut sources = self.subscribe().await?;
@@ -235,7 +241,7 @@ impl Supervisor {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
                 Some(input) = sources.next() => batch.push(input),
-                Ok(()) = published.changed() => batch.push(Input::Published(*published.borrow_and_update())),
+                Ok(()) = published.changed() => batch.push(Input::Published(published.borrow_and_update().clone())),
                 why = changed(&mut hypervisor) => batch.push(Input::HypervisorChanged(why)),
                 _ = tick.tick() => batch.push(Input::Tick),
             }
@@ -279,11 +285,8 @@ impl Supervisor {
             Input::Job(delivery) => self.on_delivery(delivery, turn),
             Input::Command(delivery) => self.on_command(delivery, turn),
             Input::Report(tagged) => self.on_report(tagged, turn),
-            Input::Published(position) => {
-                self.published = position;
-                let later = self.unconfirmed.split_off(&(position + 1));
-                let settled = std::mem::replace(&mut self.unconfirmed, later);
-                turn.settle.extend(settled.into_values().flatten());
+            Input::Published(progress) => {
+                turn.settle.extend(self.settling.advance(progress));
                 Ok(())
             }
             Input::HypervisorChanged(reason) => {
@@ -293,6 +296,8 @@ impl Supervisor {
             }
             Input::Tick => {
                 self.dismiss_outdated();
+                turn.settle.extend(self.settling.expire(Instant::now()));
+                self.tell_refusals(turn);
                 self.retry_waiting(turn)
             }
         }

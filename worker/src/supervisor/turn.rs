@@ -8,10 +8,11 @@ use stoker_schemas::next::{Next, next};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use uuid::Uuid;
 
+use super::settling::Owed;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
-use crate::ports::broker::Ack;
+use crate::ports::handle::Handle;
 
 /// Streams in the log's index of what is open, by tag.
 pub mod tags {
@@ -61,9 +62,9 @@ pub(super) struct Turn {
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
     /// To acknowledge now (they were confirmed earlier).
-    pub(super) settle: Vec<Box<dyn Ack>>,
-    /// To acknowledge once what this turn wrote is published.
-    pub(super) settle_after: Vec<Box<dyn Ack>>,
+    pub(super) settle: Vec<Handle>,
+    /// To acknowledge once what their jobs wrote in this turn is published.
+    settle_after: Vec<Owed>,
 }
 
 impl Turn {
@@ -77,6 +78,11 @@ impl Turn {
 
     pub(super) fn is_empty(&self) -> bool {
         self.appends.is_empty() && self.host_facts.is_empty()
+    }
+
+    /// To acknowledge once what was written of this job (`None`: of none in particular) is published.
+    pub(super) fn settle_after(&mut self, job: impl Into<Option<JobId>>, handle: Handle) {
+        self.settle_after.push(Owed { job: job.into(), handle });
     }
 
     pub(super) fn touch(&mut self, job: JobId) {
@@ -199,11 +205,11 @@ impl Supervisor {
 
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
-        let head = *self.log.head().borrow();
-        if self.settings.shares_log || self.published >= head {
-            settle.extend(settle_after);
-        } else if !settle_after.is_empty() {
-            self.unconfirmed.entry(head).or_default().extend(settle_after);
+        let head = self.log.durable();
+        if self.settings.shares_log {
+            settle.extend(settle_after.into_iter().map(|owed| owed.handle));
+        } else {
+            settle.extend(self.settling.add(head, settle_after));
         }
         if !settle.is_empty() {
             tokio::spawn(async move {

@@ -45,6 +45,7 @@ pub(super) fn start(inner: Arc<Inner>, head: u64) {
         let mut durable = inner.log.head();
         loop {
             tokio::select! {
+                biased;
                 () = inner.closed.cancelled() => return,
                 changed = durable.wait_for(|head| *head >= next) => if changed.is_err() { return },
             }

@@ -1,12 +1,18 @@
 //! One simulated guest. Its state at any moment is computed from its script and its start, so it
 //! needs no task and no timer of its own.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use stoker_schemas::VmId;
 use tokio::{sync::Notify, time::Instant};
 
-use super::script::{Agent, Dhcp, EndKind, Script};
+use super::{
+    script::{Agent, Dhcp, EndKind, Script},
+    world::WorldClock,
+};
 use crate::ports::vm::VmExit;
 
 /// What the guest's agent does at a moment.
@@ -29,7 +35,9 @@ pub enum AgentState {
 pub struct Guest {
     pub vm: VmId,
     pub script: Script,
-    pub booted: Instant,
+    /// By the world's clock.
+    pub booted: Duration,
+    pub clock: Arc<WorldClock>,
     /// Stands for the process: another boot has another.
     pub serial: u64,
     end: Mutex<Option<VmExit>>,
@@ -37,15 +45,15 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn new(vm: VmId, script: Script, serial: u64) -> Self {
-        Self { vm, script, booted: Instant::now(), serial, end: Mutex::new(None), ended: Notify::new() }
+    pub fn new(vm: VmId, script: Script, serial: u64, clock: Arc<WorldClock>) -> Self {
+        Self { vm, script, booted: clock.now(), clock, serial, end: Mutex::new(None), ended: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<VmExit>> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn scripted_end(&self) -> Option<(Instant, VmExit)> {
+    fn scripted_end(&self) -> Option<(Duration, VmExit)> {
         let (after, kind) = self.script.end?;
         let (code, signal, reason) = match kind {
             EndKind::Panic => (Some(0), None, "exit code 0: the guest panicked"),
@@ -60,7 +68,7 @@ impl Guest {
         let mut end = self.lock();
         if end.is_none()
             && let Some((at, exit)) = self.scripted_end()
-            && at <= Instant::now()
+            && at <= self.clock.now()
         {
             *end = Some(exit);
         }
@@ -89,8 +97,9 @@ impl Guest {
             }
             match self.scripted_end() {
                 Some((at, _)) => tokio::select! {
+                    biased;
                     () = ended => {}
-                    () = tokio::time::sleep_until(at) => {}
+                    () = tokio::time::sleep_until(self.clock.instant(at)) => {}
                 },
                 None => ended.await,
             }
@@ -102,7 +111,7 @@ impl Guest {
         if self.end().is_some() {
             return (AgentState::Unreachable, None);
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         let leased = match self.script.dhcp {
             Dhcp::Lease(after) => self.booted + after,
             _ => return (AgentState::Unreachable, self.next_after(now)),
@@ -119,12 +128,18 @@ impl Guest {
         (state, self.next_after(now))
     }
 
-    fn next_after(&self, now: Instant) -> Option<Instant> {
+    fn next_after(&self, now: Duration) -> Option<Instant> {
         let lease = match self.script.dhcp {
             Dhcp::Lease(after) => Some(after),
             _ => None,
         };
         let changes = [lease, self.script.answers_from(), self.script.down, self.script.end.map(|(at, _)| at)];
-        changes.into_iter().flatten().map(|after| self.booted + after).filter(|at| *at > now).min()
+        changes
+            .into_iter()
+            .flatten()
+            .map(|after| self.booted + after)
+            .filter(|at| *at > now)
+            .min()
+            .map(|at| self.clock.instant(at))
     }
 }

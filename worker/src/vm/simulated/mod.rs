@@ -146,7 +146,7 @@ fn killed() -> VmExit {
 fn feed(guest: &Arc<Guest>) -> mpsc::Receiver<Bytes> {
     let (writer, reader) = mpsc::channel(CONSOLE_CHUNKS);
     let lines = guest.script.console();
-    let now = guest.booted.elapsed();
+    let now = guest.clock.now().saturating_sub(guest.booted);
     let due = lines.partition_point(|(at, _)| *at <= now);
     let ready: String = lines[..due].iter().map(|(_, line)| line.as_str()).collect();
     if !ready.is_empty() {
@@ -160,7 +160,7 @@ fn feed(guest: &Arc<Guest>) -> mpsc::Receiver<Bytes> {
                 // Timer first: what a guest writes with its last breath is written.
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep_until(guest.booted + at) => {}
+                    () = tokio::time::sleep_until(guest.clock.instant(guest.booted + at)) => {}
                     _ = guest.wait() => return,
                 }
                 if writer.send(Bytes::from(line)).await.is_err() {

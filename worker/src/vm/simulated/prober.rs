@@ -47,6 +47,7 @@ impl Prober for SimulatedProber {
             match (outcome, next) {
                 (ProbeOutcome::Ready(answer), _) => return answer,
                 (_, Some(at)) => tokio::select! {
+                    biased;
                     () = changed => {}
                     () = tokio::time::sleep_until(at) => {}
                 },

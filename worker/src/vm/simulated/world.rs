@@ -2,13 +2,17 @@
 //! and restarts everything else, as hosts keep running VMs.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use stoker_schemas::VmId;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use super::{
     guest::Guest,
@@ -28,13 +32,42 @@ pub struct SimWorld(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     attached: Notify,
+    clock: Arc<WorldClock>,
+}
+
+/// Time as the world counts it. It goes on where it was when another runtime, with another paused clock, looks after
+/// the world: guests live longer than workers.
+#[derive(Debug)]
+pub struct WorldClock(Mutex<(Instant, Duration)>);
+
+impl Default for WorldClock {
+    fn default() -> Self {
+        Self(Mutex::new((Instant::now(), Duration::ZERO)))
+    }
+}
+
+impl WorldClock {
+    fn lock(&self) -> MutexGuard<'_, (Instant, Duration)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since the world began.
+    pub fn now(&self) -> Duration {
+        let (base, elapsed) = *self.lock();
+        elapsed + base.elapsed()
+    }
+
+    /// When that will be, by the clock of the runtime that asks; now for what is past.
+    pub fn instant(&self, at: Duration) -> Instant {
+        Instant::now() + at.saturating_sub(self.now())
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    guests: HashMap<VmId, Arc<Guest>>,
-    cards: HashMap<VmId, Card>,
-    by_agent: HashMap<SocketAddr, VmId>,
+    guests: BTreeMap<VmId, Arc<Guest>>,
+    cards: BTreeMap<VmId, Card>,
+    by_agent: BTreeMap<SocketAddr, VmId>,
     stats: SimStats,
 }
 
@@ -63,6 +96,12 @@ impl SimWorld {
     /// An empty world.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on the clock of the runtime that asks counts; the world is this old. (Simulation: a worker was
+    /// restarted on a runtime of its own.)
+    pub fn continue_at(&self, age: Duration) {
+        *self.0.clock.lock() = (Instant::now(), age);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -118,7 +157,7 @@ impl SimWorld {
             return None;
         }
         state.stats.boots += 1;
-        let guest = Arc::new(Guest::new(vm, script, state.stats.boots));
+        let guest = Arc::new(Guest::new(vm, script, state.stats.boots, Arc::clone(&self.0.clock)));
         state.guests.insert(vm, Arc::clone(&guest));
         state.stats.peak = state.stats.peak.max(state.guests.len());
         if let Some(card) = state.cards.get(&vm) {
@@ -201,14 +240,15 @@ fn send_dhcp(guest: &Arc<Guest>, card: &Card) {
     // A full or closed channel means nobody reads: then nothing is lost.
     let _ = card.signals.try_send(NetSignal::Discover);
     match guest.script.dhcp {
-        Dhcp::Lease(after) if guest.booted + after <= tokio::time::Instant::now() => {
+        Dhcp::Lease(after) if guest.booted + after <= guest.clock.now() => {
             let _ = card.signals.try_send(NetSignal::Ack(address));
         }
         Dhcp::Lease(after) => {
             let (guest, signals) = (Arc::clone(guest), card.signals.clone());
             tokio::spawn(async move {
                 tokio::select! {
-                    () = tokio::time::sleep_until(guest.booted + after) => {
+                    biased;
+                    () = tokio::time::sleep_until(guest.clock.instant(guest.booted + after)) => {
                         let _ = signals.try_send(NetSignal::Ack(address));
                     }
                     _ = guest.wait() => {}

@@ -1,0 +1,137 @@
+//! Deliveries: handed out within each consumer's credit, settled, and given back when a connection is lost.
+
+use async_trait::async_trait;
+use stoker_worker::ports::broker::{Ack, BrokerError, Delivery};
+
+use super::Model;
+use super::queue::Held;
+use super::state::{Action, State, Verdict};
+use crate::say;
+
+impl State {
+    /// Hands out what waits, in turns among the consumers of a queue.
+    pub(super) fn feed_consumers(&mut self) {
+        let ids: Vec<u64> = self.consumers.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let first = self.rng.usize(..ids.len());
+        let mut again = true;
+        while again {
+            again = false;
+            for at in 0..ids.len() {
+                again |= self.feed(ids[(first + at) % ids.len()]);
+            }
+        }
+    }
+
+    /// Hands one message to a consumer, if it may have one.
+    fn feed(&mut self, id: u64) -> bool {
+        let Some(consumer) = self.consumers.get(&id) else { return false };
+        let Some(link) = self.links.get(&consumer.link).filter(|link| link.up) else { return false };
+        let (number, generation, to) = (consumer.link, link.generation, consumer.to.clone());
+        let Some(queue) = self.queues.get(&consumer.queue) else { return false };
+        let mine = |held: &&Held| held.consumer == id && held.generation == generation;
+        let holds = queue.held.values().filter(mine).count();
+        if holds >= *consumer.credit.borrow() as usize || queue.ready.is_empty() {
+            return false;
+        }
+        let (name, who) = (consumer.queue.clone(), link.name.clone());
+        let Ok(place) = to.try_reserve() else { return false };
+        let (tag, model) = (self.fresh_id(), self.me());
+        let Some(queue) = self.queues.get_mut(&name) else { return false };
+        let Some(message) = queue.ready.pop_front() else { return false };
+        say!(self.trace, "broker > {who} {} from {name} #{tag} delivery {}", message.id, message.deliveries);
+        let ack = SimAck { model, link: number, generation, queue: name, tag };
+        place.send(Delivery {
+            routing_key: message.key.clone(),
+            delivery_count: message.deliveries,
+            body: message.body.clone(),
+            ack: Box::new(ack),
+        });
+        queue.held.insert(tag, Held { message, consumer: id, link: number, generation });
+        true
+    }
+
+    pub(super) fn settle(&mut self, name: &str, tag: u64, verdict: Verdict) {
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        let Some(held) = queue.held.remove(&tag) else { return };
+        say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
+        match verdict {
+            Verdict::Done => {}
+            Verdict::Requeue => {
+                if let Some(dead) = queue.give_back(held.message) {
+                    self.bury(name, dead);
+                }
+            }
+            Verdict::Dead => self.bury(name, held.message),
+        }
+    }
+
+    /// To the dead letters; while those are full it stays where it is.
+    fn bury(&mut self, name: &str, message: super::queue::Message) {
+        say!(self.trace, "broker {} dead-lettered from {name}", message.id);
+        if let Err(message) = self.dead_letter(message)
+            && let Some(queue) = self.queues.get_mut(name)
+        {
+            queue.ready.push_front(message);
+        }
+    }
+
+    /// What a lost connection held goes back.
+    pub(super) fn give_back_of(&mut self, link: u64, generation: u64) {
+        let names: Vec<String> = self.queues.keys().cloned().collect();
+        for name in names {
+            let Some(queue) = self.queues.get_mut(&name) else { continue };
+            let lost = queue.take_held(|held| held.link == link && held.generation <= generation);
+            for message in lost {
+                say!(self.trace, "broker {} goes back to {name}", message.id);
+                let dead = self.queues.get_mut(&name).and_then(|queue| queue.give_back(message));
+                if let Some(dead) = dead {
+                    self.bury(&name, dead);
+                }
+            }
+        }
+        if !self.links.contains_key(&link) {
+            self.consumers.retain(|_, consumer| consumer.link != link);
+        }
+    }
+}
+
+/// Settles a delivery of the model.
+struct SimAck {
+    model: Model,
+    link: u64,
+    generation: u64,
+    queue: String,
+    tag: u64,
+}
+
+impl SimAck {
+    fn settle(&self, verdict: Verdict) -> Result<(), BrokerError> {
+        let mut state = self.model.lock();
+        let is_current = state.links.get(&self.link).is_some_and(|l| l.up && l.generation == self.generation);
+        if !is_current {
+            return Err(BrokerError::Stale);
+        }
+        // Sent is all that a consumer knows: it may never arrive.
+        let (link, generation, queue, tag) = (self.link, self.generation, self.queue.clone(), self.tag);
+        state.send(link, Action::Settle { link, generation, queue, tag, verdict });
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Ack for SimAck {
+    async fn ack(self: Box<Self>) -> Result<(), BrokerError> {
+        self.settle(Verdict::Done)
+    }
+
+    async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
+        self.settle(Verdict::Requeue)
+    }
+
+    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+        self.settle(Verdict::Dead)
+    }
+}

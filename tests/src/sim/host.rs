@@ -1,0 +1,230 @@
+//! A host of the simulation: the real worker in a process of its own, on a disk and in a world of guests
+//! that both outlive it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use stoker_schemas::image::Driver;
+use stoker_schemas::{Event, Time};
+use stoker_worker::attempt::Rig;
+use stoker_worker::clock::Clock;
+use stoker_worker::config::{Config, Flags, RawConfig};
+use stoker_worker::dirs::Dirs;
+use stoker_worker::host::{Host, HostError};
+use stoker_worker::images::ImageStore;
+use stoker_worker::log::{Disk, EventLog, Fate, LogOptions};
+use stoker_worker::supervisor::{Capacity, Shutdown};
+use stoker_worker::vm::simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::broker::{Model, SimBroker};
+use super::node::Process;
+use super::plan::HostPlan;
+
+/// Events read from a log at a time.
+const PAGE: usize = 1_024;
+
+/// The disk under a host's log.
+#[derive(Debug)]
+pub struct SimDisk {
+    latency_ms: (u64, u64),
+    state: Mutex<(fastrand::Rng, Option<Fate>)>,
+}
+
+impl SimDisk {
+    /// A disk whose commits take this long.
+    pub fn new(latency_ms: (u64, u64), seed: u64) -> Arc<Self> {
+        Arc::new(Self { latency_ms, state: Mutex::new((fastrand::Rng::with_seed(seed), None)) })
+    }
+
+    /// The next commit meets this fate.
+    pub fn fail_next(&self, fate: Fate) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(fate);
+    }
+}
+
+#[async_trait]
+impl Disk for SimDisk {
+    async fn fate(&self) -> Fate {
+        let (wait, fate) = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.0.u64(self.latency_ms.0..=self.latency_ms.1), state.1.take())
+        };
+        if wait > 0 {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+        fate.unwrap_or(Fate::Kept)
+    }
+}
+
+/// A life of its worker.
+struct Life {
+    process: Process,
+    link: u64,
+    log: EventLog,
+    shutdown: watch::Sender<Shutdown>,
+    running: JoinHandle<Result<(), HostError>>,
+}
+
+/// The host.
+pub struct SimHost {
+    /// Its name.
+    pub name: String,
+    /// Its guests.
+    pub world: SimWorld,
+    /// Its disk.
+    pub disk: Arc<SimDisk>,
+    /// When it is started next, ms; unless it runs.
+    pub start_at_ms: u64,
+    plan: HostPlan,
+    folder: PathBuf,
+    life: Option<Life>,
+    /// Events read from its log.
+    read: u64,
+}
+
+impl SimHost {
+    /// A host that was never started.
+    pub fn new(name: &str, plan: HostPlan, folder: &Path, disk: Arc<SimDisk>) -> Self {
+        let (folder, world) = (folder.join(name), SimWorld::new());
+        Self { name: name.to_owned(), world, disk, start_at_ms: 0, plan, folder, life: None, read: 0 }
+    }
+
+    /// Whether its worker runs.
+    pub fn is_running(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// Its connection to the broker.
+    pub fn link(&self) -> Option<u64> {
+        self.life.as_ref().map(|life| life.link)
+    }
+
+    /// Warm VMs that it may keep.
+    pub fn warm(&self) -> usize {
+        self.plan.warm as usize
+    }
+
+    /// Its settings.
+    fn config(&self) -> Config {
+        let flags = Flags {
+            host: Some(self.name.clone()),
+            data: Some(self.folder.clone()),
+            driver: Some(Driver::Simulated),
+            broker: Some("amqp://simulated".to_owned()),
+            pools: self.plan.pools.clone(),
+            warm: match self.plan.warm {
+                0 => Vec::new(),
+                count => vec![format!("simulated={count}").parse().expect("a warm kind")],
+            },
+            ..Flags::default()
+        };
+        let mut config = Config::merge(RawConfig::default(), flags).expect("settings of a simulated host");
+        let HostPlan { slots, memory_mib, max_booting, hold_ms, .. } = self.plan;
+        config.capacity = Capacity { slots, vcpus: slots * 4, memory_mib };
+        config.max_booting = max_booting;
+        config.hold = Duration::from_millis(hold_ms);
+        config.drain = Duration::from_secs(5);
+        config
+    }
+
+    /// Starts its worker.
+    ///
+    /// # Errors
+    /// When its log cannot be opened, which nothing may lead to.
+    pub fn start(&mut self, now_ms: u64, wall: Time, model: &Model) -> Result<(), String> {
+        let process = Process::start();
+        let skew = Duration::from_secs(self.plan.skew_s.unsigned_abs());
+        let micros = i64::try_from(skew.as_micros()).unwrap_or(0) * self.plan.skew_s.signum();
+        let wall = Time::from_unix_micros(wall.unix_micros() + micros);
+        let config = self.config();
+        let started = process.within(|| {
+            self.world.continue_at(Duration::from_millis(now_ms));
+            let options = LogOptions { disk: Some(self.disk.clone()), cache_bytes: 8 << 20, ..LogOptions::default() };
+            let log = EventLog::open(self.folder.join("log"), options).map_err(|e| e.to_string())?;
+            let world = self.world.clone();
+            let rig = Rig {
+                hypervisor: Arc::new(Simulated::new(world.clone())),
+                network: Arc::new(SimulatedNetwork::with_pool(world.clone(), self.plan.addresses)),
+                prober: Arc::new(SimulatedProber::new(world)),
+                images: Arc::new(ImageStore::Simulated),
+                dirs: Some(Dirs::open(&self.folder).map_err(|e| e.to_string())?),
+                clock: Clock::starting_at(wall),
+                stop_grace: Duration::from_millis(100),
+            };
+            let broker = SimBroker::connect(model, &self.name, Some(&self.name));
+            let link = broker.link();
+            let (shutdown, asked) = watch::channel(Shutdown::No);
+            let host = Host::with_rig(&config, rig, log.clone());
+            let running = process.spawn(host.run(Arc::new(broker), asked));
+            Ok::<_, String>((link, log, shutdown, running))
+        });
+        let (link, log, shutdown, running) = started.map_err(|e| format!("{} cannot be started: {e}", self.name))?;
+        self.life = Some(Life { process, link, log, shutdown, running });
+        Ok(())
+    }
+
+    /// Lets it run for a while. How it ended, if it did.
+    pub fn step(&mut self, time: Duration) -> Option<String> {
+        let life = self.life.as_mut()?;
+        life.process.step(time);
+        let ended = (&mut life.running).now_or_never()?;
+        Some(match ended {
+            Ok(Ok(())) => "ended".to_owned(),
+            // Where its files are differs from run to run.
+            Ok(Err(error)) => format!("ended: {}", error.to_string().replace(&*self.folder.to_string_lossy(), "data")),
+            Err(error) => format!("failed: {error}"),
+        })
+    }
+
+    /// Asks its worker to end.
+    pub fn ask_to_end(&self) {
+        if let Some(life) = &self.life {
+            let _ = life.shutdown.send(Shutdown::Drain);
+        }
+    }
+
+    /// Ends its worker in the middle of what it does.
+    pub fn kill(&mut self, looks: u32, model: &Model) {
+        let Some(Life { process, link, log, shutdown, running }) = self.life.take() else { return };
+        process.look(looks);
+        model.lock().lose(link);
+        drop((process, log, running, shutdown));
+    }
+
+    /// Ends all its VMs.
+    pub fn kill_vms(&self) {
+        match &self.life {
+            Some(life) => life.process.within(|| self.world.kill_all()),
+            None => self.world.kill_all(),
+        }
+    }
+
+    /// VMs that run on it now.
+    pub fn living(&self) -> Vec<stoker_schemas::VmId> {
+        self.life.as_ref().map_or_else(Vec::new, |life| life.process.within(|| self.world.living()))
+    }
+
+    /// What its log has that was not read before.
+    ///
+    /// # Errors
+    /// When an event in it cannot be read.
+    pub fn news(&mut self) -> Result<Vec<Event>, String> {
+        let Some(life) = &self.life else { return Ok(Vec::new()) };
+        let mut news = Vec::new();
+        while life.log.durable() > self.read {
+            let records = life.log.scan(self.read + 1, PAGE).map_err(|e| e.to_string())?;
+            let Some(last) = records.last() else { break };
+            self.read = last.position;
+            for record in &records {
+                let event = Event::decode(&record.payload, Time::UNIX_EPOCH);
+                news.push(event.map_err(|e| format!("{}: event {}: {e}", self.name, record.position))?);
+            }
+        }
+        Ok(news)
+    }
+}

@@ -1,0 +1,330 @@
+//! What a seed draws: hosts, loads and faults, each seed its own mix (swarm testing). A plan is data, so
+//! that a failing one can be made smaller.
+
+use super::broker::BrokerPlan;
+
+/// Everything that happens in a run besides what the code under test does by itself.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The hosts.
+    pub hosts: Vec<HostPlan>,
+    /// The broker.
+    pub broker: BrokerPlan,
+    /// What users do.
+    pub loads: Vec<Load>,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// Faults end by then, ms.
+    pub active_ms: u64,
+    /// How long a commit takes, ms: between these.
+    pub disk_ms: (u64, u64),
+}
+
+/// One host.
+#[derive(Debug, Clone)]
+pub struct HostPlan {
+    /// VMs at once.
+    pub slots: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Addresses.
+    pub addresses: u32,
+    /// Boots at once.
+    pub max_booting: u32,
+    /// How long a job that does not fit is held, ms.
+    pub hold_ms: u64,
+    /// Warm VMs.
+    pub warm: u32,
+    /// How far its clock is off, s.
+    pub skew_s: i64,
+    /// Pools that it serves.
+    pub pools: Vec<String>,
+}
+
+/// Something that users do.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// When, ms.
+    pub at_ms: u64,
+    /// What.
+    pub what: Ask,
+}
+
+/// What users ask for. `pick` chooses among the jobs that were enqueued before.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// New jobs.
+    Enqueue {
+        /// How many.
+        count: u32,
+        /// Of this kind.
+        kind: JobKind,
+    },
+    /// The same job, several times at once.
+    Same {
+        /// How often.
+        times: u32,
+        /// Of this kind.
+        kind: JobKind,
+    },
+    /// Cancel one.
+    Cancel(u64),
+    /// Stop one.
+    Stop(u64),
+    /// Another attempt at one.
+    Retry(u64),
+    /// Let one wait longer.
+    Snooze(u64),
+    /// Pause a pool; it goes on so much later, ms.
+    Pause(u64),
+}
+
+/// What a job is like.
+#[derive(Debug, Clone)]
+pub struct JobKind {
+    /// How its guest behaves (`sim.*` arguments).
+    pub guest: String,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Attempts at most.
+    pub max_attempts: u32,
+    /// Deadline of a boot, ms.
+    pub deadline_ms: u64,
+    /// Time to live, s.
+    pub ttl_s: Option<u64>,
+    /// In the high lane.
+    pub high: bool,
+    /// Its pool.
+    pub pool: String,
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// When, ms.
+    pub at_ms: u64,
+    /// What.
+    pub what: Trouble,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone)]
+pub enum Trouble {
+    /// A worker is killed and started again.
+    Kill {
+        /// Which host's.
+        host: usize,
+        /// In the middle of what it does: so many looks at its tasks later.
+        looks: u32,
+        /// How long it is away, ms.
+        down_ms: u64,
+        /// Whether its VMs die with it.
+        vms_too: bool,
+    },
+    /// A worker is asked to end and started again.
+    Restart {
+        /// Which host's.
+        host: usize,
+    },
+    /// The control plane is killed and started again.
+    KillControl {
+        /// So many looks at its tasks later.
+        looks: u32,
+        /// How long it is away, ms.
+        down_ms: u64,
+    },
+    /// A host, or the control plane where there is no such host, loses its connection.
+    Cut {
+        /// Which.
+        who: usize,
+        /// For how long, ms.
+        for_ms: u64,
+    },
+    /// The broker is restarted.
+    Broker {
+        /// It is away for so long, ms.
+        for_ms: u64,
+    },
+    /// The broker takes nothing.
+    Alarm {
+        /// For so long, ms.
+        for_ms: u64,
+    },
+    /// The history is cut off.
+    History {
+        /// For so long, ms.
+        for_ms: u64,
+    },
+    /// A host's next commit fails.
+    Disk {
+        /// Which host's.
+        host: usize,
+        /// It is written all the same.
+        written: bool,
+    },
+    /// The VMs of a host die.
+    Vms {
+        /// Which host's.
+        host: usize,
+    },
+}
+
+/// Draws from a seed.
+pub struct Draw(fastrand::Rng);
+
+impl Draw {
+    /// The plan of a seed.
+    pub fn plan(seed: u64) -> Plan {
+        let mut draw = Self(fastrand::Rng::with_seed(seed ^ 0x5107_0c3e));
+        draw.all()
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.0.u32(..100) < percent
+    }
+
+    fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.0.usize(..choices.len())].clone()
+    }
+
+    fn all(&mut self) -> Plan {
+        let active_ms = self.pick(&[5_000, 20_000, 60_000]);
+        let pools = if self.chance(25) { vec!["default", "other"] } else { vec!["default"] };
+        let pools: Vec<String> = pools.into_iter().map(str::to_owned).collect();
+        let count = self.pick(&[1, 1, 2, 3]);
+        let hosts: Vec<HostPlan> = (0..count).map(|_| self.host(&pools)).collect();
+        let broker = self.broker(hosts.len());
+        let loads = self.loads(&hosts, &pools, active_ms);
+        let faults = self.faults(hosts.len(), active_ms);
+        let disk_ms = self.pick(&[(0, 0), (0, 2), (1, 10), (1, 60)]);
+        Plan { hosts, broker, loads, faults, active_ms, disk_ms }
+    }
+
+    fn host(&mut self, pools: &[String]) -> HostPlan {
+        let slots = self.pick(&[1, 2, 4, 8, 32]);
+        let memory_mib = if self.chance(20) { 512 } else { 65_536 };
+        HostPlan {
+            slots,
+            memory_mib,
+            addresses: if self.chance(20) { slots.div_ceil(2) } else { 256 },
+            max_booting: self.pick(&[1, 2, 8]),
+            hold_ms: self.pick(&[0, 500, 3_000]),
+            warm: if slots > 2 && self.chance(20) { 1 } else { 0 },
+            skew_s: if self.chance(25) { self.0.i64(-3_600..3_600) } else { 0 },
+            pools: pools.to_vec(),
+        }
+    }
+
+    fn broker(&mut self, hosts: usize) -> BrokerPlan {
+        BrokerPlan {
+            latency_ms: self.pick(&[(1, 1), (1, 5), (1, 40), (5, 300)]),
+            jobs_max: if self.chance(15) { 8 } else { 1_000_000 },
+            dead_max: 100_000,
+            host_max: 10_000,
+            delivery_limit: 50,
+            detect_ms: self.pick(&[0, 500, 10_000]),
+            hosts: (0..hosts).map(super::host_name).collect(),
+        }
+    }
+
+    fn loads(&mut self, hosts: &[HostPlan], pools: &[String], active_ms: u64) -> Vec<Load> {
+        // VMs that stay up hold their slots: never more than half of what there is.
+        let room: u32 = hosts.iter().map(|h| h.slots.min(h.addresses).min(h.memory_mib / 256)).sum();
+        let mut stay = room / 2;
+        let mut loads = Vec::new();
+        // Few jobs show most faults, and many of such runs fit into a minute.
+        let total = if self.chance(1) { 1_000 } else { self.pick(&[1, 2, 3, 5, 10, 10, 20, 30, 80]) };
+        let mut left = total;
+        while left > 0 {
+            let count = self.0.u32(1..=left.min(50));
+            left -= count;
+            let stays = count <= stay && self.chance(40);
+            if stays {
+                stay -= count;
+            }
+            let kind = self.kind(pools, stays);
+            let what = match !stays && self.chance(10) {
+                true => Ask::Same { times: count.min(20), kind },
+                false => Ask::Enqueue { count, kind },
+            };
+            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+        }
+        for _ in 0..self.pick(&[0, 0, 2, 10]) {
+            let pick = self.0.u64(..);
+            let what = match self.0.u32(..10) {
+                0..=3 => Ask::Cancel(pick),
+                4..=5 => Ask::Stop(pick),
+                6..=7 => Ask::Retry(pick),
+                8 => Ask::Snooze(pick),
+                _ => Ask::Pause(pick % 10_000),
+            };
+            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+        }
+        loads.sort_by_key(|load| load.at_ms);
+        loads
+    }
+
+    fn kind(&mut self, pools: &[String], stays: bool) -> JobKind {
+        let slow = self.pick(&[0, 10, 300, 2_000]);
+        let healthy = self.0.u64(..=slow);
+        let fault = if stays {
+            ""
+        } else {
+            self.pick(&["", "", "", "agent=refused", "boot=refused", "crash-ms=20", "unlucky=50"])
+        };
+        let boot = self.pick(&[0, 0, 30, 400]);
+        let mut guest = format!("sim.boot-ms={boot} sim.dhcp-ms={} sim.healthy-ms={healthy}", healthy / 2);
+        if !fault.is_empty() {
+            guest += &format!(" sim.{fault}");
+        }
+        if !stays {
+            guest += &format!(" sim.exit-ms={}", healthy + self.0.u64(1..5_000));
+        }
+        if self.chance(20) {
+            guest += &format!(" sim.stop-ms={}", self.0.u64(..200));
+        }
+        JobKind {
+            guest,
+            memory_mib: self.pick(&[64, 256]),
+            max_attempts: self.pick(&[1, 2, 3]),
+            deadline_ms: self.pick(&[3_000, 10_000]),
+            ttl_s: if self.chance(10) { Some(self.0.u64(1..20)) } else { None },
+            high: self.chance(20),
+            pool: self.pick(pools),
+        }
+    }
+
+    fn faults(&mut self, hosts: usize, active_ms: u64) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        // Each kind is on or off for the whole run: rare mixes are reached by leaving others out.
+        for kind in 0..9 {
+            if !self.chance(30) {
+                continue;
+            }
+            for _ in 0..self.pick(&[1, 1, 2, 5]) {
+                let what = self.trouble(kind, hosts);
+                faults.push(Fault { at_ms: self.0.u64(..active_ms), what });
+            }
+        }
+        faults.sort_by_key(|fault| fault.at_ms);
+        faults
+    }
+
+    fn trouble(&mut self, kind: u32, hosts: usize) -> Trouble {
+        let host = self.0.usize(..hosts);
+        let looks = self.0.u32(..60);
+        let for_ms = self.pick(&[50, 500, 3_000, 15_000]);
+        let for_ms = self.0.u64(1..=for_ms);
+        match kind {
+            0 => Trouble::Kill { host, looks, down_ms: for_ms, vms_too: self.chance(20) },
+            1 => Trouble::Restart { host },
+            2 => Trouble::KillControl { looks, down_ms: for_ms },
+            3 => Trouble::Cut { who: self.0.usize(..=hosts), for_ms },
+            4 => Trouble::Broker { for_ms },
+            5 => Trouble::Alarm { for_ms },
+            6 => Trouble::History { for_ms },
+            7 => Trouble::Disk { host, written: self.chance(50) },
+            _ => Trouble::Vms { host },
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The runner: lets time pass, and makes happen what the plan says.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use stoker_schemas::{JobId, Time};
+use stoker_worker::log::Fate;
+use tempfile::TempDir;
+
+use super::broker::Model;
+use super::check::{Truth, at_rest};
+use super::control::SimControl;
+use super::host::{SimDisk, SimHost};
+use super::host_name;
+use super::plan::{Ask, Draw, Plan, Trouble};
+use super::trace::Trace;
+use super::user::{What, Wish};
+use crate::say;
+
+/// When the world begins: 2027-01-15.
+const BEGIN_MICROS: i64 = 1_800_000_000_000_000;
+/// A step while something happens, ms: up to this.
+const BUSY_STEP_MS: u64 = 15;
+/// A step while nothing does.
+const IDLE_STEP_MS: u64 = 400;
+/// Wait before a process that ended by itself is started again.
+const RESTART_MS: u64 = 1_000;
+/// The pool that users pause.
+const DEFAULT_POOL: &str = "default";
+/// All must have come to rest so long after the faults have ended, and a little longer for each job.
+const REST_WITHIN_MS: u64 = 300_000;
+const REST_PER_JOB_MS: u64 = 6_000;
+/// Between two looks at whether it has.
+const LOOK_MS: u64 = 1_000;
+const LONGEST_LOOK_MS: u64 = 60_000;
+/// Jobs whose events are told with a failure.
+const MAX_STORIES: usize = 3;
+
+/// How a run went.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What did not hold.
+    pub violations: Vec<String>,
+    /// Hash of its trace.
+    pub hash: u64,
+    /// Its trace, where it was recorded.
+    pub lines: Vec<String>,
+    /// Virtual time that passed, ms.
+    pub took_ms: u64,
+}
+
+/// Draws a seed's plan and runs it.
+pub fn run_seed(seed: u64, record: bool) -> Outcome {
+    run(seed, &Draw::plan(seed), record)
+}
+
+/// Runs a plan. On a thread of its own: what a thread remembers must not matter.
+///
+/// # Panics
+/// When no thread can be started.
+pub fn run(seed: u64, plan: &Plan, record: bool) -> Outcome {
+    let trace = Trace::new(record);
+    let told = trace.clone();
+    let ended = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(format!("seed-{seed}"));
+        let run = move || {
+            stoker_worker::blocking::in_place_on_this_thread();
+            fastrand::seed(seed);
+            let went = catch_unwind(AssertUnwindSafe(|| {
+                let mut run = Run::new(seed, plan, trace);
+                let violations = run.all();
+                (violations, run.now_ms)
+            }));
+            went.unwrap_or_else(|_| (PANICS.take(), 0))
+        };
+        thread.spawn_scoped(scope, run).expect("a thread for a run").join()
+    });
+    let (violations, took_ms) = ended.unwrap_or_else(|_| (vec!["the thread of the run failed".to_owned()], 0));
+    Outcome { seed, violations, hash: told.hash(), lines: told.lines(), took_ms }
+}
+
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Something panicked in this thread's run.
+pub(super) fn note_panic(what: String) {
+    PANICS.with_borrow_mut(|panics| panics.push(what));
+}
+
+/// What ends later by itself.
+enum Relief {
+    Link(usize),
+    Broker,
+    Alarm,
+    History,
+    Pool(String),
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    now_ms: u64,
+    rng: fastrand::Rng,
+    trace: Trace,
+    broker: Model,
+    hosts: Vec<SimHost>,
+    control: SimControl,
+    truth: Truth,
+    relief: BTreeMap<(u64, u64), Relief>,
+    /// The broker is away: who starts now is not connected.
+    broker_down: bool,
+    next: u64,
+    failures: Vec<String>,
+    _folder: TempDir,
+}
+
+impl<'a> Run<'a> {
+    fn new(seed: u64, plan: &'a Plan, trace: Trace) -> Self {
+        let folder = folder();
+        let broker = Model::new(plan.broker.clone(), seed ^ 1, trace.clone());
+        let host = |(number, host): (usize, &super::plan::HostPlan)| {
+            let disk = SimDisk::new(plan.disk_ms, seed ^ (2 + number as u64));
+            SimHost::new(&host_name(number), host.clone(), folder.path(), disk)
+        };
+        let hosts = plan.hosts.iter().enumerate().map(host).collect();
+        let control = SimControl::new(folder.path(), trace.clone());
+        Self {
+            plan,
+            now_ms: 0,
+            rng: fastrand::Rng::with_seed(seed),
+            trace,
+            broker,
+            hosts,
+            control,
+            truth: Truth::default(),
+            relief: BTreeMap::new(),
+            broker_down: false,
+            next: 0,
+            failures: Vec::new(),
+            _folder: folder,
+        }
+    }
+
+    fn wall(&self) -> Time {
+        Time::from_unix_micros(BEGIN_MICROS).plus(Duration::from_millis(self.now_ms))
+    }
+
+    /// The whole run; what did not hold.
+    fn all(&mut self) -> Vec<String> {
+        let (mut loads, mut faults) = (self.plan.loads.iter().peekable(), self.plan.faults.iter().peekable());
+        while self.now_ms < self.plan.active_ms && self.failures.is_empty() {
+            while let Some(load) = loads.next_if(|load| load.at_ms <= self.now_ms) {
+                self.ask(&load.what);
+            }
+            while let Some(fault) = faults.next_if(|fault| fault.at_ms <= self.now_ms) {
+                self.cause(&fault.what);
+            }
+            let until = loads.peek().map(|l| l.at_ms).into_iter().chain(faults.peek().map(|f| f.at_ms));
+            let until = until.min().unwrap_or(u64::MAX).min(self.plan.active_ms);
+            self.step(until);
+        }
+        self.heal();
+        self.come_to_rest()
+    }
+
+    /// Faults end.
+    fn heal(&mut self) {
+        say!(self.trace, "faults end");
+        while let Some((_, relief)) = self.relief.pop_first() {
+            self.relieve(relief);
+        }
+        self.start_what_is_due();
+        // Said again: who said it before may have been cut off.
+        self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), false));
+    }
+
+    fn come_to_rest(&mut self) -> Vec<String> {
+        let jobs = self.control.book.lock().len() as u64;
+        let deadline = self.now_ms + REST_WITHIN_MS + REST_PER_JOB_MS * jobs;
+        let (mut wrong, mut wait) = (Vec::new(), LOOK_MS);
+        while self.failures.is_empty() && self.now_ms < deadline {
+            let look = self.now_ms + wait;
+            while self.now_ms < look && self.failures.is_empty() {
+                self.step(look);
+            }
+            let unrest = self.broker.lock().unrest();
+            wrong = unrest.map_or_else(|| self.look(), |unrest| vec![unrest]);
+            if wrong.is_empty() {
+                break;
+            }
+            // What is slow to end is looked at less and less often.
+            wait = (wait + wait / 4).min(LONGEST_LOOK_MS);
+        }
+        if !wrong.is_empty() {
+            // All of it, for the reader.
+            wrong = self.look();
+            wrong.extend(self.stories(&wrong));
+        }
+        wrong.splice(0..0, std::mem::take(&mut self.failures));
+        let took = self.now_ms;
+        say!(self.trace, "the end after {took} ms: {wrong:?}");
+        wrong
+    }
+
+    /// What was said of the jobs that failures name.
+    fn stories(&self, wrong: &[String]) -> Vec<String> {
+        let at = |id: &JobId| wrong.iter().position(|line| line.contains(&id.to_string()));
+        let mut named: Vec<_> = self.truth.jobs.keys().filter_map(|id| Some((at(id)?, id))).collect();
+        named.sort_unstable();
+        let told = named.into_iter().map(|(_, id)| id).take(MAX_STORIES).flat_map(|id| {
+            let mut story = vec![format!("job {id}:")];
+            story.extend(self.truth.story(*id));
+            story
+        });
+        told.collect()
+    }
+
+    fn look(&mut self) -> Vec<String> {
+        match self.truth.update(&mut self.hosts, &self.broker) {
+            Ok(()) => at_rest(&self.truth, &self.hosts, &self.control, &self.broker),
+            Err(error) => vec![error],
+        }
+    }
+
+    /// Lets time pass, at most until then.
+    fn step(&mut self, until: u64) {
+        self.start_what_is_due();
+        let length = self.length(until);
+        let mut order: Vec<usize> = (0..=self.hosts.len()).collect();
+        self.rng.shuffle(&mut order);
+        for process in order {
+            self.step_process(process, Duration::from_millis(length));
+        }
+        self.failures.extend(PANICS.take().into_iter().map(|what| format!("panicked: {what}")));
+        self.now_ms += length;
+        self.trace.set_now(self.now_ms);
+        self.broker.lock().advance(self.now_ms);
+        while let Some(entry) = self.relief.first_entry()
+            && entry.key().0 <= self.now_ms
+        {
+            let relief = entry.remove();
+            self.relieve(relief);
+        }
+    }
+
+    /// How long the next step is: short while something happens.
+    fn length(&mut self, until: u64) -> u64 {
+        let due = self.broker.lock().next_due().unwrap_or(u64::MAX);
+        let relief = self.relief.keys().next().map_or(u64::MAX, |(at, _)| *at);
+        let starts = self.hosts.iter().filter(|h| !h.is_running()).map(|h| h.start_at_ms).min().unwrap_or(u64::MAX);
+        let lines = self.trace.count();
+        let busy = std::mem::replace(&mut self.next, lines) != lines;
+        let most = if busy { self.rng.u64(1..=BUSY_STEP_MS) } else { self.rng.u64(BUSY_STEP_MS..=IDLE_STEP_MS) };
+        let until = until.min(due).min(relief).min(starts);
+        until.saturating_sub(self.now_ms).clamp(1, most)
+    }
+
+    fn start_what_is_due(&mut self) {
+        let (now, wall) = (self.now_ms, self.wall());
+        for number in 0..self.hosts.len() {
+            let host = &mut self.hosts[number];
+            if host.is_running() || host.start_at_ms > now {
+                continue;
+            }
+            let started = host.start(now, wall, &self.broker);
+            say!(self.trace, "{} starts", host.name);
+            self.failures.extend(started.err());
+            self.connect(number);
+        }
+        if !self.control.is_running() && self.control.start_at_ms <= now {
+            say!(self.trace, "control starts");
+            self.failures.extend(self.control.start(wall, &self.broker).err());
+            self.connect(self.hosts.len());
+        }
+    }
+
+    /// Who starts while the broker is away is not connected at first.
+    fn connect(&mut self, who: usize) {
+        if self.broker_down
+            && let Some(link) = self.link(who)
+        {
+            self.broker.lock().cut(link);
+        }
+    }
+
+    fn link(&self, who: usize) -> Option<u64> {
+        self.hosts.get(who).map_or_else(|| self.control.link(), SimHost::link)
+    }
+
+    fn step_process(&mut self, number: usize, time: Duration) {
+        let Some(host) = self.hosts.get_mut(number) else {
+            self.failures.extend(self.control.step(time));
+            return;
+        };
+        let Some(ended) = host.step(time) else { return };
+        say!(self.trace, "{} {ended}", host.name);
+        if ended.contains("panicked") {
+            self.failures.push(format!("{} {ended}", host.name));
+        }
+        // What its log has is read before the process is gone.
+        if let Err(error) = self.truth.update(&mut self.hosts, &self.broker) {
+            self.failures.push(error);
+        }
+        let host = &mut self.hosts[number];
+        host.kill(0, &self.broker);
+        host.start_at_ms = self.now_ms + RESTART_MS;
+    }
+
+    fn later(&mut self, after_ms: u64, relief: Relief) {
+        let at = (self.now_ms + after_ms).min(self.plan.active_ms);
+        let number = self.relief.len() as u64 + self.now_ms;
+        self.relief.insert((at, number), relief);
+    }
+
+    fn relieve(&mut self, relief: Relief) {
+        match relief {
+            Relief::Link(who) => {
+                if !self.broker_down
+                    && let Some(link) = self.link(who)
+                {
+                    self.broker.lock().join(link);
+                }
+            }
+            Relief::Broker => {
+                self.broker_down = false;
+                for link in (0..=self.hosts.len()).filter_map(|who| self.link(who)).collect::<Vec<_>>() {
+                    self.broker.lock().join(link);
+                }
+            }
+            Relief::Alarm => self.broker.lock().set_alarm(false),
+            Relief::History => self.broker.lock().bind_history(true),
+            Relief::Pool(pool) => self.control.ask(Wish::Pool(pool, false)),
+        }
+    }
+
+    fn cause(&mut self, trouble: &Trouble) {
+        say!(self.trace, "{trouble:?}");
+        match *trouble {
+            Trouble::Kill { host, looks, down_ms, vms_too } => {
+                if vms_too {
+                    self.hosts[host].kill_vms();
+                }
+                self.hosts[host].kill(looks, &self.broker);
+                self.hosts[host].start_at_ms = (self.now_ms + down_ms).min(self.plan.active_ms);
+            }
+            Trouble::Restart { host } => self.hosts[host].ask_to_end(),
+            Trouble::KillControl { looks, down_ms } => {
+                self.control.kill(looks, &self.broker);
+                self.control.start_at_ms = (self.now_ms + down_ms).min(self.plan.active_ms);
+            }
+            Trouble::Cut { who, for_ms } => {
+                if let Some(link) = self.link(who) {
+                    self.broker.lock().cut(link);
+                    self.later(for_ms, Relief::Link(who));
+                }
+            }
+            Trouble::Broker { for_ms } => {
+                self.broker_down = true;
+                self.broker.lock().go_down();
+                self.later(for_ms, Relief::Broker);
+            }
+            Trouble::Alarm { for_ms } => {
+                self.broker.lock().set_alarm(true);
+                self.later(for_ms, Relief::Alarm);
+            }
+            Trouble::History { for_ms } => {
+                self.broker.lock().bind_history(false);
+                self.later(for_ms, Relief::History);
+            }
+            Trouble::Disk { host, written } => {
+                self.hosts[host].disk.fail_next(if written { Fate::SyncFails } else { Fate::Refused });
+            }
+            Trouble::Vms { host } => self.hosts[host].kill_vms(),
+        }
+    }
+
+    fn ask(&mut self, ask: &Ask) {
+        match ask {
+            Ask::Enqueue { count, kind } => {
+                for _ in 0..*count {
+                    let id = JobId(uuid::Uuid::from_u128(self.rng.u128(..)));
+                    self.control.ask(Wish::Enqueue(id, kind.clone()));
+                }
+            }
+            Ask::Same { times, kind } => {
+                let id = JobId(uuid::Uuid::from_u128(self.rng.u128(..)));
+                (0..*times).for_each(|_| self.control.ask(Wish::Enqueue(id, kind.clone())));
+            }
+            Ask::Cancel(pick) => self.wish(*pick, What::Cancel),
+            Ask::Stop(pick) => self.wish(*pick, What::Stop),
+            Ask::Retry(pick) => self.wish(*pick, What::Retry),
+            Ask::Snooze(pick) => self.wish(*pick, What::Snooze),
+            Ask::Pause(for_ms) => {
+                self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), true));
+                self.later(*for_ms, Relief::Pool(DEFAULT_POOL.to_owned()));
+            }
+        }
+    }
+
+    fn wish(&self, pick: u64, what: What) {
+        if let Some(id) = self.control.book.pick(pick) {
+            self.control.ask(Wish::Of(id, what));
+        }
+    }
+}
+
+/// A folder in memory where there is one: a run writes much and keeps nothing.
+fn folder() -> TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a folder for a run")
+}
