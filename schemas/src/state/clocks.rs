@@ -246,6 +246,7 @@ fn a_vm_that_a_second_message_boots_after_a_stop_goes_as_well() {
         late.events.iter().for_each(|event| state.apply(event));
         let goes = duplicates(&state);
         assert_eq!(goes.iter().map(|d| (d.host.as_str(), d.kept)).collect::<Vec<_>>(), [("h-9", None)]);
+        assert_eq!(state.phase(), Phase::Stopped);
     }
     job_here.tell(retry()).unwrap();
     job_here.tell(begin(e(2))).unwrap();

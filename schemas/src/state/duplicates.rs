@@ -4,7 +4,7 @@
 //! host's events, and tells the hosts named here with `attempt.superseded`.
 
 use super::{Attempt, JobState};
-use crate::event::{DeadReason, GoneWhy};
+use crate::event::DeadReason;
 use crate::id::{Epoch, HostName, VmId};
 
 /// A VM that is to go.
@@ -33,7 +33,7 @@ pub struct Duplicate {
 pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
     let kept = survivor(state);
     let is_closed = state.phase().is_closed();
-    let (overtaken, settled) = (overtaken_below(state), settled_without(state));
+    let (overtaken, settled) = (state.asked_attempt.max(state.stopped_below()), settled_without(state));
     let goes = |epoch: Epoch, a: &Attempt| {
         let has_ended = is_closed && (a.is_up() || epoch.attempt <= settled);
         epoch.attempt < overtaken || has_ended || (kept.is_some() && a.is_up())
@@ -41,17 +41,6 @@ pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
     let untold = state.tries().filter(|(_, a)| a.has_vm() && a.superseded.is_none());
     let superfluous = untold.filter(|(epoch, a)| goes(*epoch, a)).filter_map(|(epoch, a)| named(epoch, a, kept));
     superfluous.filter(|d| d.kept != Some(d.vm)).collect()
-}
-
-/// Attempts below this number are over, whichever host still has one: a later one was asked for by hand, or
-/// their VM was stopped (a message that was published twice can have booted another one since).
-fn overtaken_below(state: &JobState) -> u32 {
-    let stopped = |known: u32| {
-        let is_stopped = |a: &Attempt| a.gone.as_ref().is_some_and(|gone| gone.value.why == GoneWhy::Stopped);
-        state.tries().any(|(epoch, a)| epoch.attempt <= known && is_stopped(a))
-    };
-    let known = state.stop_requested.keys().filter_map(|known| *known).filter(|known| stopped(*known)).max();
-    known.map_or(0, |known| known.saturating_add(1)).max(state.asked_attempt)
 }
 
 /// The latest attempt at which the job ended though a host may still be booting that attempt: cancelled, or
@@ -73,7 +62,7 @@ fn survivor(state: &JobState) -> Option<VmId> {
     if state.phase().is_closed() {
         return None;
     }
-    let overtaken = overtaken_below(state);
+    let overtaken = state.asked_attempt.max(state.stopped_below());
     let up = state.tries().filter(|(epoch, a)| epoch.attempt >= overtaken && a.is_up() && a.superseded.is_none());
     let named = up.filter_map(|(epoch, a)| {
         let started = &a.started.as_ref()?.value;

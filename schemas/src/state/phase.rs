@@ -154,6 +154,15 @@ impl JobState {
         self.stop_requested.values().rev().find(holds)
     }
 
+    /// Attempts below this number are over, whichever host still has one: their VM was stopped. (A message
+    /// that was published twice can have booted another one since.) 0 where none was.
+    pub(super) fn stopped_below(&self) -> u32 {
+        let is_stopped = |a: &Attempt| a.gone.as_ref().is_some_and(|gone| gone.value.why == GoneWhy::Stopped);
+        let carried_out = |known: &u32| self.tries().any(|(epoch, a)| epoch.attempt <= *known && is_stopped(a));
+        let known = self.stop_requested.keys().filter_map(|known| *known).filter(carried_out).max();
+        known.map_or(0, |known| known.saturating_add(1))
+    }
+
     /// Where it stands.
     pub fn phase(&self) -> Phase {
         let last = self.last_attempt();
@@ -162,12 +171,15 @@ impl JobState {
         }
         // A VM that answers is up, even if another host gave the same attempt up (it had lost the
         // delivery): only an attempt asked for by hand overtakes it.
-        let asked = self.asked_attempt;
-        if self.tries().any(|(epoch, a)| epoch.attempt >= asked && a.is_up()) {
+        let (asked, stopped) = (self.asked_attempt, self.stopped_below());
+        if self.tries().any(|(epoch, a)| epoch.attempt >= asked.max(stopped) && a.is_up()) {
             return Phase::Ready;
         }
         if self.dead.keys().next_back().is_some_and(|n| *n >= last) {
             return Phase::Dead;
+        }
+        if last < stopped {
+            return Phase::Stopped;
         }
         let latest = || self.tries().filter(|(epoch, _)| epoch.attempt == last);
         if latest().any(|(_, a)| a.ready.is_none() && a.failed.is_none() && a.gone.is_none()) {
