@@ -171,6 +171,8 @@ pub struct Supervisor {
     up: u32,
     /// A VM went: what waits may fit now.
     room_made: bool,
+    /// The turn that the log did not take. The worker ends by it, and its deliveries with the subscriptions.
+    failed: Option<Turn>,
 }
 
 impl Supervisor {
@@ -202,6 +204,7 @@ impl Supervisor {
             draining: false,
             up: 0,
             room_made: false,
+            failed: None,
         };
         supervisor.restore()?;
         Ok(supervisor)
@@ -213,11 +216,12 @@ impl Supervisor {
         mut published: watch::Receiver<Progress>,
         mut shutdown: watch::Receiver<Shutdown>,
     ) -> Result<(), SupervisorError> {
+        // Before the subscriptions, so that they end first when the log fails: then what is in hand goes back by itself.
+        let mut batch = VecDeque::with_capacity(MAX_TURN);
         let mut sources = self.subscribe().await?;
         self.begin().await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::with_capacity(MAX_TURN);
         let mut tagged = Vec::with_capacity(MAX_TURN);
         let mut drained_by: Option<Instant> = None;
         let mut hypervisor = self.rig.hypervisor.changes();
@@ -240,25 +244,28 @@ impl Supervisor {
                 _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
-                Some(input) = sources.next() => batch.push(input),
-                Ok(()) = published.changed() => batch.push(Input::Published(published.borrow_and_update().clone())),
-                why = changed(&mut hypervisor) => batch.push(Input::HypervisorChanged(why)),
-                _ = tick.tick() => batch.push(Input::Tick),
+                Some(input) = sources.next() => batch.push_back(input),
+                Ok(()) = published.changed() => batch.push_back(Input::Published(published.borrow_and_update().clone())),
+                why = changed(&mut hypervisor) => batch.push_back(Input::HypervisorChanged(why)),
+                _ = tick.tick() => batch.push_back(Input::Tick),
             }
             // Whatever else has come in shares the turn's disk flush.
             while batch.len() < MAX_TURN
                 && let Some(Some(input)) = sources.next().now_or_never()
             {
-                batch.push(input);
+                batch.push_back(input);
             }
             while batch.len() < MAX_TURN
                 && let Ok(report) = self.reports_in.try_recv()
             {
-                batch.push(Input::Report(report));
+                batch.push_back(Input::Report(report));
             }
             let mut turn = Turn::default();
-            for input in batch.drain(..) {
-                self.handle(input, &mut turn)?;
+            while let Some(input) = batch.pop_front() {
+                if let Err(error) = self.handle(input, &mut turn) {
+                    self.failed = Some(turn);
+                    return Err(error);
+                }
             }
             self.commit(turn).await?;
             if std::mem::take(&mut self.room_made) && !self.waiting.is_empty() {
@@ -276,6 +283,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.settle_last(&mut published).await;
         drop(sources);
         self.end().await
     }
