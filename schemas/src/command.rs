@@ -111,6 +111,8 @@ pub enum Command {
         /// Which VM goes, where, and which stays.
         duplicate: AttemptSuperseded,
     },
+    /// Note that nothing comes of its latest attempt any more: its host has told nothing for too long.
+    Abandon,
     /// Do not run it (any more).
     Cancel(Request),
     /// Settle a cancelled job that has no VM.
@@ -127,7 +129,7 @@ pub enum Command {
         /// Who asks, and why.
         request: Request,
     },
-    /// Another attempt, now.
+    /// Another attempt, now; of one that waits in a queue, its message again.
     Retry {
         /// Who asks.
         by: String,

@@ -31,6 +31,9 @@ use crate::spec::Priority;
 pub const DELAY_TIERS_MS: [u64; 12] =
     [100, 250, 500, 1_000, 2_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 86_400_000];
 
+/// What passes through a delay queue only to come out again.
+const AT_ONCE: Duration = Duration::from_millis(1);
+
 /// Names under one prefix, so that several Stokers can share a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
@@ -180,6 +183,19 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
         EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),
+    }
+}
+
+/// Where the message of a job goes that is published again: to its lane, without the wait that it had.
+pub fn route_again(event: &Event) -> (String, Option<Duration>) {
+    let tier = DELAY_TIERS_MS[0];
+    let to = |kind: &str, pool: &PoolName, lane: Priority| {
+        (format!("{kind}.{pool}.{}.{tier}", lane.as_str()), Some(AT_ONCE))
+    };
+    match &event.data {
+        EventData::JobRetryScheduled(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
+        EventData::JobDeferred(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
+        _ => route(event),
     }
 }
 

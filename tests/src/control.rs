@@ -9,6 +9,7 @@ use stoker_producer::console::NoConsoles;
 use stoker_producer::control_plane::{ControlPlane, Front, Parts};
 use stoker_producer::http::Access;
 use stoker_producer::readmodel::ReadModel;
+use stoker_producer::reconcile::Patience;
 use stoker_producer::submit::Submitter;
 use stoker_worker::ports::broker::Broker;
 use tokio::sync::broadcast::error::RecvError;
@@ -48,7 +49,8 @@ impl Control {
     /// When it does not start.
     pub async fn start(broker: Arc<dyn Broker>) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let front = Front { listen: "127.0.0.1:0".parse().unwrap(), access: Access::Open, hooks: None };
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let front = Front { listen, access: Access::Open, hooks: None, patience: Patience::default() };
         let listener = front.bind().await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (name, consoles) = ("test", Arc::new(NoConsoles));

@@ -235,7 +235,7 @@ async fn writing_commands() {
         ("stop", format!("stop {ready}")),
         ("retry_ready", format!("retry {ready}")),
         ("retry_unknown", "retry ffffffff".to_owned()),
-        ("retry_partly", format!("retry {} {}", id("cancelled"), id("queued"))),
+        ("retry_partly", format!("retry {} {}", id("cancelled"), ready)),
         ("redrive_which", "dead redrive".to_owned()),
         ("redrive_cause", "dead redrive --cause conflicting_network".to_owned()),
         ("redrive_none", "dead redrive --all --json".to_owned()),

@@ -45,6 +45,7 @@ pub fn lines(event: &Event) -> Vec<Line> {
             one(format!("attempt {} follows in {}{why}", e.attempt, duration(e.delay_ms)))
         }
         EventData::JobDeferred(e) => one(format!("put back for {}: {}", duration(e.delay_ms), e.reason)),
+        EventData::JobRepublished(e) => one(format!("published again: {}", e.reason)),
         EventData::JobDead(e) => one(format!("dead: {}{}", dead_reason(e.reason), reason(&e.detail))),
         EventData::CancelRequested(e) => one(format!("cancel requested by {}{}", e.by, reason(&e.reason))),
         EventData::StopRequested(e) => one(format!("stop requested by {}{}", e.by, reason(&e.reason))),

@@ -11,11 +11,12 @@ use serde_json::value::RawValue;
 use sled::Batch;
 use stoker_schemas::id::LetterId;
 use stoker_schemas::state::duplicates;
-use stoker_schemas::{Event, JobId, JobState, Time, limits};
+use stoker_schemas::{Event, EventData, JobId, JobState, Time, limits};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
 use letters::TouchedLetter;
 
+use super::awaited::{AwaitedJob, Lanes};
 use super::cache::Cache;
 use super::hosts::HostState;
 use super::packed;
@@ -55,6 +56,10 @@ struct Touched {
     /// An event was replaced by an earlier telling of it: adding up must start anew.
     replaced: bool,
     count: u32,
+    /// Numbers of its events in this batch, the lowest and the highest.
+    numbers: Option<(u64, u64)>,
+    /// Number of the first message for hosts among them.
+    message: Option<u64>,
 }
 
 /// What a written batch brought.
@@ -86,6 +91,7 @@ pub(super) struct Ingest<'a> {
     first: u64,
     arrived: Vec<Vec<u8>>,
     minutes: BTreeMap<u64, Minute>,
+    lanes: Lanes,
     crowded: bool,
     unsettled: bool,
     latest: Option<Time>,
@@ -108,6 +114,7 @@ impl<'a> Ingest<'a> {
             settled_letters: BTreeSet::new(),
             changes: Vec::new(),
             minutes: BTreeMap::new(),
+            lanes: Lanes::default(),
             crowded: false,
             unsettled: false,
             latest: None,
@@ -157,10 +164,11 @@ impl<'a> Ingest<'a> {
             Some(known) => Some(known.clone()),
             None => self.store.event(&key)?,
         };
-        // The same fact told differently: the earlier telling counts, wherever it comes in order.
+        // The same fact told differently: one telling counts by a fixed order, wherever it comes in time.
+        let rank = |event: &Event| (event.data.precedence(), event.time);
         let replaced = match &known {
             None => false,
-            Some(known) if (known.event()?.time, &known.json) <= (event.time, &json) => return Ok(()),
+            Some(known) if (rank(&known.event()?), &known.json) <= (rank(&event), &json) => return Ok(()),
             Some(_) => true,
         };
         if known.is_none() && event.job().is_some_and(|job| self.count(job) >= MAX_EVENTS_PER_JOB) {
@@ -178,10 +186,10 @@ impl<'a> Ingest<'a> {
         self.events.insert(key, stored);
         self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
         match (event.job(), event.letter()) {
-            (Some(job), _) => self.touch(job, event, replaced),
+            (Some(job), _) => self.touch(job, event, seq, replaced),
             (None, Some(letter)) => self.letter(letter, &event, fresh)?,
-            (None, None) if event.data.is_about_host() => self.host(&event)?,
-            (None, None) => self.pool(&event)?,
+            (None, None) if event.data.is_about_host() => self.host(&event, seq)?,
+            (None, None) => self.pool(&event, seq)?,
         }
         Ok(())
     }
@@ -191,33 +199,38 @@ impl<'a> Ingest<'a> {
         before + self.jobs.get(&job).map_or(0, |t| t.count)
     }
 
-    fn touch(&mut self, job: JobId, event: Event, replaced: bool) {
+    fn touch(&mut self, job: JobId, event: Event, seq: u64, replaced: bool) {
         let touched = self.jobs.entry(job).or_default();
+        let (low, high) = touched.numbers.unwrap_or((seq, seq));
+        touched.numbers = Some((low.min(seq), high.max(seq)));
+        if matches!(event.data, EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_)) {
+            touched.message.get_or_insert(seq);
+        }
         touched.replaced |= replaced;
         touched.count += u32::from(!replaced);
         touched.fresh.push(event);
     }
 
-    fn host(&mut self, event: &Event) -> Result<(), ReadModelError> {
+    fn host(&mut self, event: &Event, seq: u64) -> Result<(), ReadModelError> {
         let name = &event.subject;
         if !self.hosts.contains_key(name) {
             let known = self.store.host(name)?.unwrap_or_default();
             self.hosts.insert(name.clone(), known);
         }
         if let Some(host) = self.hosts.get_mut(name) {
-            host.apply(event);
+            host.apply(event, seq);
         }
         Ok(())
     }
 
-    fn pool(&mut self, event: &Event) -> Result<(), ReadModelError> {
+    fn pool(&mut self, event: &Event, seq: u64) -> Result<(), ReadModelError> {
         let name = &event.subject;
         if !self.pools.contains_key(name) {
             let known = self.store.pool(name)?.unwrap_or_default();
             self.pools.insert(name.clone(), known);
         }
         if let Some(pool) = self.pools.get_mut(name) {
-            pool.apply(event);
+            pool.apply(event, seq);
         }
         Ok(())
     }
@@ -262,6 +275,9 @@ impl<'a> Ingest<'a> {
             self.batch.insert(keys::pool(name), serde_json::to_vec(pool).map_err(corrupt)?);
         }
         self.settle_letters()?;
+        for (pool, lane, seq) in self.lanes.moved() {
+            self.batch.insert(keys::lane(pool, lane), serde_json::to_vec(&seq).map_err(corrupt)?);
+        }
         self.write_minutes()?;
         self.trim_undecodable()?;
         self.trim_letters()?;
@@ -294,6 +310,7 @@ impl<'a> Ingest<'a> {
         self.index(before.as_ref(), &after)?;
         self.mark_crowded(&state)?;
         self.touch_letter_of(id)?;
+        self.mark_awaited(&state, &touched)?;
         self.cache.put(state);
         Ok(())
     }
@@ -330,6 +347,31 @@ impl<'a> Ingest<'a> {
             self.batch.remove(key);
         }
         self.crowded |= is;
+        Ok(())
+    }
+
+    /// A row as long as something is to come for the job.
+    fn mark_awaited(&mut self, state: &JobState, touched: &Touched) -> Result<(), ReadModelError> {
+        let before = self.store.awaited(state.id)?;
+        let numbers = touched.numbers.unwrap_or((self.first, self.first));
+        let after = AwaitedJob::of(state, before.as_ref(), numbers);
+        // Where its message stood in the lane.
+        let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.seq));
+        let is_taken = !after.as_ref().is_some_and(AwaitedJob::is_queued) && !state.attempts.is_empty();
+        if let (true, Some(message), Some(spec)) = (is_taken, message, state.spec()) {
+            self.lanes.passed(self.store, (spec.pool.clone(), spec.priority), message)?;
+        }
+        let place = |job: &AwaitedJob| keys::awaited_since(job.is_urgent(), job.seq, job.id);
+        let (was, is) = (before.as_ref().map(place), after.as_ref().map(place));
+        if was != is {
+            was.into_iter().for_each(|key| self.batch.remove(key));
+            is.into_iter().for_each(|key| self.batch.insert(key, &[]));
+        }
+        match after {
+            Some(after) => self.batch.insert(keys::awaited(state.id), serde_json::to_vec(&after).map_err(corrupt)?),
+            None if before.is_some() => self.batch.remove(keys::awaited(state.id)),
+            None => {}
+        }
         Ok(())
     }
 

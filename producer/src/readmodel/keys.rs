@@ -18,13 +18,17 @@
 //! k open time letter -> (index)         dead letters that are open (0) or not (1), the latest first
 //! w job              -> letter          the dead letter about it
 //! u job              -> (index)         a job that waits for a message that was given up
+//! wj job             -> what it waits for
+//! wi class seq job   -> (index)         of those, the urgent ones first, then by their last event
+//! wl pool lane       -> number of the last event of the latest job that a host took
 //! x offset index     -> what could not be decoded
 //! m                  -> offset, next seq, counters
 //! ```
 
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::id::LetterId;
-use stoker_schemas::{Epoch, Event, JobId, Phase, Time};
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Epoch, Event, JobId, Phase, PoolName, Time};
 use uuid::Uuid;
 
 /// The one row of bookkeeping.
@@ -146,6 +150,26 @@ pub fn letter_of(job: JobId) -> Vec<u8> {
 /// Says that a job waits for a message that was given up.
 pub fn unsettled(job: JobId) -> Vec<u8> {
     joined(&[UNSETTLED, job.0.as_bytes()])
+}
+
+/// What a job waits for.
+pub fn awaited(job: JobId) -> Vec<u8> {
+    joined(&[b"wj", job.0.as_bytes()])
+}
+
+/// Beginning of the index of jobs for which something is to come.
+pub fn by_awaited(is_urgent: bool) -> Vec<u8> {
+    joined(&[b"wi", &[u8::from(!is_urgent)]])
+}
+
+/// The place of such a job in its index.
+pub fn awaited_since(is_urgent: bool, seq: u64, job: JobId) -> Vec<u8> {
+    joined(&[&by_awaited(is_urgent), &seq.to_be_bytes(), job.0.as_bytes()])
+}
+
+/// How far a lane has come.
+pub fn lane(pool: &PoolName, lane: Priority) -> Vec<u8> {
+    joined(&[b"wl", pool.as_str().as_bytes(), &[0], lane.as_str().as_bytes()])
 }
 
 /// A host's row.

@@ -1,6 +1,7 @@
 //! What the front knows: everything the history says, added up into rows that pages and commands
 //! ask for. Its own sled folder, refilled from the history whenever it is missing.
 
+mod awaited;
 mod cache;
 mod caught_up;
 mod database;
@@ -29,10 +30,12 @@ use serde::Serialize;
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::event::DeadLetterReason;
 use stoker_schemas::id::LetterId;
-use stoker_schemas::{Event, EventData, JobId, JobState, Phase, Time};
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Event, EventData, JobId, JobState, Phase, PoolName, Time};
 use stoker_worker::ports::broker::{HistoryEntry, Offset};
 use tokio::sync::{broadcast, watch};
 
+pub use awaited::AwaitedJob;
 pub use filter::{Filter, Phases};
 pub use follow::MAX_ENTRIES_PER_BATCH;
 pub use hosts::{HostStatus, HostView};
@@ -311,6 +314,22 @@ impl ReadModel {
         self.crowded.subscribe()
     }
 
+    /// Jobs for which something is to come, behind a place in their order, each with its place: those of
+    /// which nothing was heard longest first. The urgent ones are to be cancelled, or have a time-to-live.
+    pub fn awaited(
+        &self,
+        is_urgent: bool,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, AwaitedJob)>, ReadModelError> {
+        self.store.awaited_after(is_urgent, after, limit)
+    }
+
+    /// Number of the last event of the latest job of a lane that a host took.
+    pub fn passed(&self, pool: &PoolName, lane: Priority) -> Result<u64, ReadModelError> {
+        self.store.passed(pool, lane)
+    }
+
     /// Numbers for the overview.
     pub fn counts(&self) -> Counts {
         let live = self.live();
@@ -372,8 +391,8 @@ impl ReadModel {
     }
 
     /// What was said of pools and hosts that began later may not have heard.
-    pub fn unheard(&self, skew: Duration) -> Result<Vec<Unheard>, ReadModelError> {
-        Ok(pools::unheard(&self.store.pools(MAX_POOLS)?, &self.store.hosts(MAX_HOSTS)?, skew))
+    pub fn unheard(&self) -> Result<Vec<Unheard>, ReadModelError> {
+        Ok(pools::unheard(&self.store.pools(MAX_POOLS)?, &self.store.hosts(MAX_HOSTS)?))
     }
 
     /// A dead letter, with its body.

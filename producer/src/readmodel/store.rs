@@ -9,11 +9,13 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::Batch;
 use stoker_schemas::id::LetterId;
-use stoker_schemas::{Event, JobId, Time};
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Event, JobId, PoolName, Time};
 use stoker_worker::ports::broker::Mark;
 use uuid::Uuid;
 
 use super::ReadModelError;
+use super::awaited::AwaitedJob;
 use super::database::{Database, Reading};
 use super::hosts::HostState;
 use super::keys::{self, Tail};
@@ -24,7 +26,7 @@ use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 6;
+const FORM: u32 = 8;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -307,6 +309,42 @@ impl Store {
         let open = self.database.rows()?;
         let keys = open.scan_prefix(keys::UNSETTLED).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// What a job waits for.
+    pub fn awaited(&self, id: JobId) -> Result<Option<AwaitedJob>, ReadModelError> {
+        self.read(&keys::awaited(id))
+    }
+
+    /// Jobs for which something is to come, those of which nothing was heard longest first, behind a place
+    /// in their order. With that of the last one.
+    pub fn awaited_after(
+        &self,
+        is_urgent: bool,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, AwaitedJob)>, ReadModelError> {
+        let open = self.database.rows()?;
+        let prefix = keys::by_awaited(is_urgent);
+        let from = if after.is_empty() { Bound::Included(prefix.clone()) } else { Bound::Excluded(after.to_vec()) };
+        let mut found = Vec::new();
+        for key in open.range((from, Bound::Unbounded)).keys().take(limit) {
+            let key = key?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            let id = keys::job_of_index(&key).ok_or_else(|| corrupt("a job's key is too short"))?;
+            // Between index and row a batch may have moved the job on.
+            if let Some(job) = self.awaited(id)? {
+                found.push((key.to_vec(), job));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Number of the last event of the latest job of a lane that a host took; 0 for none.
+    pub fn passed(&self, pool: &PoolName, lane: Priority) -> Result<u64, ReadModelError> {
+        Ok(self.read(&keys::lane(pool, lane))?.unwrap_or(0))
     }
 
     /// What could not be decoded, the newest first.

@@ -59,7 +59,9 @@ impl JobSummary {
     pub fn of(state: &JobState, times: (Time, Time), events: u32) -> Self {
         let phase = state.phase();
         let spec = state.spec();
-        let last = state.attempts.values().next_back();
+        // Of several VMs, the one that is up.
+        let up = state.tries().filter(|(_, a)| a.is_up() && a.superseded.is_none()).max_by_key(|(epoch, _)| *epoch);
+        let last = up.map(|(_, a)| a).or_else(|| state.attempts.values().next_back());
         let started = last.and_then(|a| a.started.as_ref());
         let ready = last.and_then(|a| a.ready.as_ref());
         let failed = match phase {

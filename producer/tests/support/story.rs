@@ -95,6 +95,7 @@ impl Story {
             spec: self.spec.clone(),
             enqueued_at: self.at(0),
             asked_at: None,
+            asked_attempt: 0,
         });
         self.by_host(attempt, ms, data)
     }
@@ -205,6 +206,7 @@ impl Story {
             spec: self.spec.clone(),
             enqueued_at: self.at(0),
             asked_at: None,
+            asked_attempt: 0,
         });
         self.by_host(attempt, ms, data)
     }
@@ -218,7 +220,7 @@ impl Story {
 
     pub fn cancelled(self, ms: u64) -> Self {
         let by = || "cli/ada".to_owned();
-        let request = EventData::CancelRequested(Request { by: by(), reason: "wrong image".to_owned() });
+        let request = EventData::CancelRequested(Request { by: by(), reason: "wrong image".to_owned() }.into());
         let done = EventData::JobCancelled(JobCancelled { attempt: 1, by: by() });
         self.tell("/producers/api", JOB_LEVEL, ms, request).by_host(1, ms + 5, done)
     }

@@ -55,13 +55,15 @@ events! {
     /// No attempt follows.
     JobDead(JobDead) = "job.dead" v 1;
     /// Somebody wants the job not to run.
-    CancelRequested(Request) = "job.cancel-requested" v 1;
+    CancelRequested(JobCancelRequested) = "job.cancel-requested" v 1;
     /// Somebody wants the next attempt to wait longer.
     SnoozeRequested(JobSnoozeRequested) = "job.snooze-requested" v 1;
     /// It does not run and will not.
     JobCancelled(JobCancelled) = "job.cancelled" v 1;
     /// Somebody wants the running VM stopped.
-    StopRequested(Request) = "job.stop-requested" v 1;
+    StopRequested(JobStopRequested) = "job.stop-requested" v 1;
+    /// Its message was published again: it may have been lost.
+    JobRepublished(JobRepublished) = "job.republished" v 1;
     /// A host takes the job; written before anything happens.
     AttemptStarted(AttemptStarted) = "attempt.started" v 1;
     /// Stages reached.
@@ -118,6 +120,7 @@ impl EventData {
             | Self::SnoozeRequested(_)
             | Self::PoolConfigured(_)
             | Self::JobDeferred(_)
+            | Self::JobRepublished(_)
             | Self::AttemptAdopted(_)
             | Self::AttemptProgressed(_)
             | Self::HostStarted(_)
@@ -141,6 +144,17 @@ impl EventData {
                 Some(vm) => format!("{}@{vm}", other.kind()),
                 None => other.kind().to_owned(),
             },
+        }
+    }
+
+    /// Which of two tellings of one fact counts, before their times decide: the lower one. An attempt that
+    /// was asked for by hand is that, also where a host scheduled one with the same number by itself; and
+    /// attempts that failed say more of a job than a time-to-live that passed.
+    pub fn precedence(&self) -> u8 {
+        match self {
+            Self::JobRetryScheduled(e) => u8::from(e.by.is_none()),
+            Self::JobDead(e) => e.reason as u8,
+            _ => 0,
         }
     }
 

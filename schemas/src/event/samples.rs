@@ -22,7 +22,7 @@ pub fn sample(kind: &str) -> Option<Event> {
     let job: JobId = "018f6f0e-0a52-7c0e-9d1c-7a4b3b0d5e11".parse().ok()?;
     let first = Epoch::first(1);
     let (epoch, data) = payload(kind, &host, job, first)?;
-    let by_producer = matches!(kind, "job.enqueued" | "attempt.superseded" | "pool.configured")
+    let by_producer = matches!(kind, "job.enqueued" | "job.republished" | "attempt.superseded" | "pool.configured")
         || kind.ends_with("-requested")
         || kind.starts_with("message.");
     let source = if by_producer { "/producers/ci".to_owned() } else { format!("{HOST_SOURCE}{host}") };
@@ -61,15 +61,21 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
             (first, EventData::AttemptSuperseded(AttemptSuperseded { host: host.clone(), vm, kept }))
         }
         "job.enqueued" => (JOB_LEVEL, EventData::JobEnqueued(JobEnqueued { spec, by: "ci".to_owned() })),
-        "job.cancel-requested" => (JOB_LEVEL, EventData::CancelRequested(request())),
-        "job.stop-requested" => (JOB_LEVEL, EventData::StopRequested(request())),
+        "job.cancel-requested" => (JOB_LEVEL, EventData::CancelRequested(request().into())),
+        "job.stop-requested" => (JOB_LEVEL, EventData::StopRequested(request().into())),
+        "job.republished" => {
+            let reason = "no host has taken it for 5 min 0 s, and its queue is empty".to_owned();
+            (JOB_LEVEL, EventData::JobRepublished(JobRepublished { attempt: 1, by: None, reason }))
+        }
         "job.cancelled" => (first, EventData::JobCancelled(JobCancelled { attempt: 1, by: "ada".to_owned() })),
         "job.retry-scheduled" | "job.deferred" | "job.dead" => of_queue(kind, spec, first)?,
         "attempt.started" => {
             let address = "192.168.100.79".parse().ok();
             let (host, driver) = (host.clone(), Driver::Firecracker);
             let enqueued_at = moment(0);
-            let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: None };
+            let asked_attempt = 0;
+            let started =
+                AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: None, asked_attempt };
             (first, EventData::AttemptStarted(started))
         }
         _ => (first, of_try(kind)?),
@@ -81,13 +87,26 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
     Some(match kind {
         "job.retry-scheduled" => {
             let (cause, by) = (Some(Cause::AgentNotListening), None);
-            let (attempt, not_before, delay_ms, asked_at) = (2, moment(61), 1_000, Some(moment(30)));
-            let scheduled = JobRetryScheduled { attempt, not_before, delay_ms, cause, by, spec, enqueued_at, asked_at };
+            let (attempt, not_before, delay_ms) = (2, moment(61), 1_000);
+            let (asked_at, asked_attempt) = (Some(moment(30)), 0);
+            let scheduled = JobRetryScheduled {
+                attempt,
+                not_before,
+                delay_ms,
+                cause,
+                by,
+                spec,
+                enqueued_at,
+                asked_at,
+                asked_attempt,
+            };
             (Epoch::first(2), EventData::JobRetryScheduled(scheduled))
         }
         "job.deferred" => {
             let reason = "host-01 is full: 0 slots free".to_owned();
-            let deferred = JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at: None };
+            let (asked_at, asked_attempt) = (None, 0);
+            let deferred =
+                JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at, asked_attempt };
             (JOB_LEVEL, EventData::JobDeferred(deferred))
         }
         "job.dead" => {

@@ -60,6 +60,11 @@ pub trait Broker: Send + Sync + 'static {
         watch::channel(HistoryStatus::Available).1
     }
 
+    /// Whether a message that was confirmed may be gone all the same: purged, expired, or with its queue.
+    fn may_lose(&self) -> bool {
+        true
+    }
+
     /// Messages waiting in a pool's lane.
     async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError>;
 

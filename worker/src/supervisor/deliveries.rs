@@ -88,7 +88,7 @@ impl Supervisor {
             return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, claim, turn);
         }
         let now = self.rig.clock.now();
-        let waited = now.since(claim.enqueued_at);
+        let waited = self.waited(&claim);
         if claim.attempt == 1 && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, claim, turn);

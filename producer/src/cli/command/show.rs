@@ -58,6 +58,10 @@ fn head(view: &JobView, printer: &mut Printer) -> Result<(), CliError> {
     if let Some(reason) = &view.deferred {
         printer.line(&format!("  put back  {reason}"))?;
     }
+    if let Some(again) = &view.republished {
+        let times = if again.times > 1 { format!(", {} times by now", again.times) } else { String::new() };
+        printer.line(&format!("  again     message published again at {}{times}: {}", again.at, again.reason))?;
+    }
     if let Some(next) = &view.next {
         let why = next.cause.map(|c| format!(" after {}", c.title())).unwrap_or_default();
         printer.line(&format!("  next      attempt {} at {}{why}", next.attempt, next.not_before))?;

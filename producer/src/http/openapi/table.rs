@@ -117,7 +117,7 @@ fn wishes() -> Vec<Endpoint> {
     };
     vec![
         wish(post("/v1/jobs/{id}/retry", "retryJob", control::retry))
-            .about("Another attempt, now")
+            .about("Another attempt, now; of a job that is queued, its message again")
             .optional_body::<ControlRequest>()
             .fails(&[422]),
         wish(post("/v1/jobs/{id}/cancel", "cancelJob", control::cancel))

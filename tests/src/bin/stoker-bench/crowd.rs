@@ -83,8 +83,9 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     let vm = VmId::derive(id, epoch, &host);
     let (taken, ended) = (enqueued_at.plus(Duration::from_millis(3)), enqueued_at.plus(BOOT));
     let address = Some(std::net::Ipv4Addr::new(192, 168, 100, 17));
-    let (driver, asked_at) = (Driver::Firecracker, None);
-    let started = AttemptStarted { host, vm, driver, address, spec: spec.clone(), enqueued_at, asked_at };
+    let (driver, asked_at, asked_attempt) = (Driver::Firecracker, None, 0);
+    let started =
+        AttemptStarted { host, vm, driver, address, spec: spec.clone(), enqueued_at, asked_at, asked_attempt };
     let tell = |time, data| Event::about_job(id, epoch, &source, time, data);
     let mut events = vec![tell(taken, EventData::AttemptStarted(started))];
     if !n.is_multiple_of(DEAD_OF) {

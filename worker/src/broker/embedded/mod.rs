@@ -217,6 +217,11 @@ impl Broker for EmbeddedBroker {
         self.inner.status.subscribe()
     }
 
+    /// What its queues are filled from stands in the log.
+    fn may_lose(&self) -> bool {
+        false
+    }
+
     async fn depth(&self, pool: &PoolName, priority: Priority) -> Result<u64, BrokerError> {
         Ok(self.inner.queues.depth(&lane(pool, priority)))
     }
