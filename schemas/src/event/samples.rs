@@ -81,8 +81,8 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
             (Epoch::first(2), EventData::JobRetryScheduled(scheduled))
         }
         "job.deferred" => {
-            let reason = "host-01 is full: 0 slots free".to_owned();
-            let deferred = JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at: None };
+            let (reason, why, asked_at) = ("host-01 is full: 0 slots free".to_owned(), None, None);
+            let deferred = JobDeferred { attempt: 1, delay_ms: 1_000, reason, why, spec, enqueued_at, asked_at };
             (JOB_LEVEL, EventData::JobDeferred(deferred))
         }
         "job.dead" => {
@@ -109,6 +109,7 @@ fn of_try(kind: &str) -> Option<EventData> {
         "attempt.failed" => {
             EventData::AttemptFailed(AttemptFailed { diagnosis: diagnosis(), marks: vec![mark(Stage::DhcpAck, 9)] })
         }
+        "attempt.message-settled" => EventData::AttemptMessageSettled(AttemptMessageSettled { held_ms: 600_000 }),
         "attempt.adopted" => EventData::AttemptAdopted(AttemptAdopted { pid: 4_711 }),
         "vm.gone" => EventData::VmGone(VmGone { why: GoneWhy::Exited, detail: "exit code 0".to_owned() }),
         _ => return None,

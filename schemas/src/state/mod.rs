@@ -17,8 +17,8 @@ pub use phase::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::{
-    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead,
-    JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request, StageMark, VmGone,
+    AttemptFailed, AttemptMessageSettled, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData,
+    JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request, StageMark, VmGone,
 };
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
@@ -45,7 +45,7 @@ pub struct JobState {
     pub rivals: BTreeMap<(Epoch, HostName), Attempt>,
     /// Scheduled attempts, by number.
     pub retries: BTreeMap<u32, At<JobRetryScheduled>>,
-    /// The latest time it was put back without an attempt.
+    /// Why it was last put back without an attempt, and since when for that reason.
     pub deferred: Option<At<JobDeferred>>,
     /// Dead after this many attempts.
     pub dead: BTreeMap<u32, At<JobDead>>,
@@ -72,6 +72,8 @@ pub struct Attempt {
     pub ready: Option<At<AttemptReady>>,
     /// Why it is not.
     pub failed: Option<At<AttemptFailed>>,
+    /// Its message was acknowledged before it ended: its host alone decides what follows.
+    pub message_settled: Option<At<AttemptMessageSettled>>,
     /// Times it was taken over, with the VMM's pid.
     pub adopted: BTreeSet<At<u32>>,
     /// Another VM of the job was chosen to stay.
@@ -200,6 +202,7 @@ impl JobState {
             EventData::AttemptProgressed(_)
             | EventData::AttemptReady(_)
             | EventData::AttemptFailed(_)
+            | EventData::AttemptMessageSettled(_)
             | EventData::AttemptAdopted(_)
             | EventData::VmGone(_) => self.add_to_try(epoch, at, data, told_by),
             EventData::HostStarted(_)
@@ -268,6 +271,7 @@ impl Attempt {
                 self.marks.extend(e.marks.iter().cloned());
                 first(&mut self.failed, at, e.clone());
             }
+            EventData::AttemptMessageSettled(e) => first(&mut self.message_settled, at, e.clone()),
             EventData::AttemptAdopted(e) => {
                 self.adopted.insert(At { at, value: e.pid });
             }

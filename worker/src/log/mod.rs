@@ -27,6 +27,7 @@ mod writer;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -64,6 +65,7 @@ struct Inner {
     head: watch::Receiver<u64>,
     cursors: DirtyCursors,
     poison: Poison,
+    streams_read: AtomicU64,
     /// `None` once dropping has begun, which is what ends the writer.
     queue: Option<mpsc::Sender<Command>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -100,7 +102,17 @@ impl EventLog {
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run(receiver));
         let thread = thread.map_err(LogError::io("starting the writer of", dir))?;
         let writer = Mutex::new(Some(thread));
-        Ok(Self { inner: Arc::new(Inner { tree, head, cursors, poison, queue: Some(queue), writer }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                tree,
+                head,
+                cursors,
+                poison,
+                streams_read: AtomicU64::new(0),
+                queue: Some(queue),
+                writer,
+            }),
+        })
     }
 
     /// Appends events and resolves when they are on disk. A call is atomic: all of it, or none.
@@ -161,7 +173,14 @@ impl EventLog {
     /// # Errors
     /// As [`EventLog::read_stream`].
     pub fn read_stream_after(&self, stream: Uuid, version: u64) -> Result<Vec<Recorded>, LogError> {
+        self.inner.streams_read.fetch_add(1, Ordering::Relaxed);
         read::stream(&self.inner.tree, stream, version, self.durable())
+    }
+
+    /// How many streams were read since the log was opened: what a caller costs that reads again and again.
+    #[must_use]
+    pub fn streams_read(&self) -> u64 {
+        self.inner.streams_read.load(Ordering::Relaxed)
     }
 
     /// Up to `max_events` events (at most [`MAX_READ_EVENTS`]) from a position on.

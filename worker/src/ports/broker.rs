@@ -89,6 +89,8 @@ pub struct Delivery {
     pub routing_key: String,
     /// Earlier deliveries of this very message, from 0.
     pub delivery_count: u32,
+    /// How often the message was put back for a while ([`Ack::defer`]) before, as far as the broker knows.
+    pub deferrals: u32,
     /// The payload.
     pub body: Bytes,
     /// How to settle it.
@@ -100,6 +102,7 @@ impl std::fmt::Debug for Delivery {
         f.debug_struct("Delivery")
             .field("routing_key", &self.routing_key)
             .field("delivery_count", &self.delivery_count)
+            .field("deferrals", &self.deferrals)
             .field("bytes", &self.body.len())
             .finish()
     }
@@ -113,10 +116,33 @@ pub trait Ack: Send + Sync {
     async fn ack(self: Box<Self>) -> Result<(), BrokerError>;
     /// Not now: back to the queue.
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Not for a while: the broker delivers it again to its pool and lane, as a message that is the same but for
+    /// [`Delivery::deferrals`]. Readers of the history are not told. `Ok`: the broker has it. A crash in between may
+    /// leave it twice; whoever works on it recognises that.
+    ///
+    /// # Errors
+    /// [`NotDeferred`] with the handle, for another try: the delivery is still the caller's.
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred>;
     /// Never: the broker keeps it among its dead letters, as it is. A broker without such a place forgets it, as
     /// `ack` does; its log still has the message.
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
         self.ack().await
+    }
+}
+
+/// The broker did not take a message back for a while.
+#[derive(thiserror::Error)]
+#[error("message not put back for a while: {error}")]
+pub struct NotDeferred {
+    /// Settles the delivery in another way, or the same way later.
+    pub ack: Box<dyn Ack>,
+    /// Why.
+    pub error: BrokerError,
+}
+
+impl std::fmt::Debug for NotDeferred {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NotDeferred").field("error", &self.error).finish_non_exhaustive()
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Supervisor;
 use super::admission::Capacity;
 use crate::attempt::Running;
+use crate::boots::Booting;
 use crate::ports::broker::Ack;
 
 /// A job with something on this host.
@@ -18,7 +19,14 @@ pub(super) struct Job {
     pub(super) state: JobState,
     pub(super) live: Live,
     /// Its message, while the attempt is not settled.
-    pub(super) ack: Option<Box<dyn Ack>>,
+    pub(super) ack: Option<Held>,
+}
+
+/// A message that is not settled.
+pub(super) struct Held {
+    pub(super) ack: Box<dyn Ack>,
+    /// Since when it has been here.
+    pub(super) since: Instant,
 }
 
 /// The try that is on this host.
@@ -30,6 +38,8 @@ pub(super) struct Live {
     pub(super) warm: Option<Running>,
     pub(super) need: Capacity,
     pub(super) address: Option<Ipv4Addr>,
+    /// Its place among those that boot, until it is up.
+    pub(super) boot: Option<Booting>,
     pub(super) is_up: bool,
     /// It failed while another host may hold its message: what follows is not for us to decide.
     pub(super) lost: Option<Box<Diagnosis>>,
@@ -40,15 +50,15 @@ pub(super) struct Claim {
     pub(super) job: JobId,
     pub(super) attempt: u32,
     pub(super) delivery: u32,
+    /// How often it was put back before.
+    pub(super) deferrals: u32,
     pub(super) spec: JobSpec,
     pub(super) enqueued_at: Time,
     /// The message.
     pub(super) event: Event,
     /// The message as it came: the log's own copy of it need not be read again.
     pub(super) body: Bytes,
-    pub(super) ack: Box<dyn Ack>,
-    /// Since when it has been waiting for room.
-    pub(super) since: Instant,
+    pub(super) held: Held,
 }
 
 impl Claim {
@@ -69,14 +79,18 @@ impl Supervisor {
     }
 
     /// Lets the broker send as many jobs as may boot now.
-    pub(super) fn update_credit(&self) {
+    pub(super) fn update_credit(&mut self) {
         // A warm VM's place is a job's: it gets the VM, or the VM goes.
         let room = self.books.free().slots + self.stock.len() + self.booting();
-        let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
-        for (pool, sender) in &self.credits {
-            let credit =
-                if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
-            sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
-        }
+        // A boot whose message was settled holds its place without one.
+        let boots = self.settings.max_booting.saturating_sub(self.boots_without_message);
+        let budget = if self.draining { 0 } else { room.min(boots) };
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.update(budget, |lane| match self.pools.is_paused(&lane.pool) {
+            true => 0,
+            // Those that boot are counted in both.
+            false => self.pool_room(&lane.pool).map_or(u32::MAX, |room| room.saturating_add(lane.held())),
+        });
+        self.lanes = lanes;
     }
 }

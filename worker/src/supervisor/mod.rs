@@ -17,11 +17,13 @@ mod addresses;
 mod admission;
 mod books;
 mod commands;
+mod credit;
 mod deliveries;
 mod pools;
 mod reports;
 mod restore;
 mod turn;
+mod waiting;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -37,14 +39,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use addresses::AddressPool;
 use admission::Admission;
 pub use admission::Capacity;
-use books::{Claim, Job};
+use books::Job;
+use credit::Lanes;
 use pools::Pools;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
+use waiting::Waiting;
 use warm::Stock;
 pub use warm::Warm;
 
 use crate::attempt::{Rig, Tagged};
+use crate::boots::Boots;
 use crate::log::{EventLog, LogError};
 use crate::ports::broker::{Ack, Broker, BrokerError, Delivery};
 
@@ -66,10 +71,12 @@ pub struct Settings {
     pub pools: Vec<PoolName>,
     /// What it may give out.
     pub capacity: Capacity,
-    /// Boots at the same time.
+    /// VMs that boot at the same time on the whole host, warm ones and templates included.
     pub max_booting: u32,
     /// How long a job that does not fit is held before another host may have it.
     pub hold: Duration,
+    /// An attempt that takes longer does not keep its message.
+    pub settle_after: Duration,
     /// How long boots under way may take when the worker is asked to end.
     pub drain: Duration,
     /// The broker lives in this process and shares our log (embedded).
@@ -93,7 +100,7 @@ pub enum Shutdown {
 }
 
 /// What may come in.
-pub(crate) enum Input {
+enum Input {
     /// A job to work on.
     Job(Delivery),
     /// A command to this host.
@@ -104,6 +111,8 @@ pub(crate) enum Input {
     Published(u64),
     /// The hypervisor boots VMs in another way from now on; why.
     HypervisorChanged(String),
+    /// A message that the broker did not take back.
+    StillHere(Box<Waiting>),
     /// Time passed.
     Tick,
 }
@@ -145,17 +154,25 @@ pub struct Supervisor {
     warm_made: u64,
     begun_at: Time,
     /// Deliveries that do not fit now, the high lane first.
-    waiting: VecDeque<Claim>,
+    waiting: VecDeque<Waiting>,
+    /// High jobs that have begun since a normal one did.
+    high_in_a_row: u32,
+    /// Places of VMs that boot, jobs' and others'.
+    boots: Boots,
+    /// Boots whose message was settled.
+    boots_without_message: u32,
     /// Deliveries to acknowledge once the outbox has passed a position.
     unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
     published: u64,
-    /// By pool; each has two, one for a lane.
-    credits: Vec<(PoolName, watch::Sender<u32>)>,
+    lanes: Lanes,
     pools: Pools,
     /// Held because dropping it would end the subscription to commands.
     command_credit: Option<watch::Sender<u32>>,
     reports: mpsc::Sender<Tagged>,
     reports_in: mpsc::Receiver<Tagged>,
+    /// Messages that the broker did not take back.
+    not_put_back: mpsc::Sender<Waiting>,
+    not_put_back_in: mpsc::Receiver<Waiting>,
     jitter: fastrand::Rng,
     draining: bool,
     /// How many of the jobs are up: counting them anew for each turn would cost more than the turn.
@@ -168,6 +185,9 @@ impl Supervisor {
     /// Opens the books from the log: what the host runs, holds and must still remove.
     pub fn open(settings: Settings, rig: Rig, log: EventLog, broker: Arc<dyn Broker>) -> Result<Self, SupervisorError> {
         let (reports, reports_in) = mpsc::channel(INPUT_QUEUE);
+        let (not_put_back, not_put_back_in) = mpsc::channel(INPUT_QUEUE);
+        let boots = Boots::new(settings.max_booting);
+        rig.hypervisor.share_boots(boots.clone());
         let mut supervisor = Self {
             source: format!("/hosts/{}", settings.host),
             books: Admission::new(settings.capacity),
@@ -182,13 +202,18 @@ impl Supervisor {
             broker,
             jobs: HashMap::new(),
             waiting: VecDeque::new(),
+            high_in_a_row: 0,
+            boots,
+            boots_without_message: 0,
             unconfirmed: BTreeMap::new(),
             published: 0,
-            credits: Vec::new(),
+            lanes: Lanes::default(),
             pools: Pools::default(),
             command_credit: None,
             reports,
             reports_in,
+            not_put_back,
+            not_put_back_in,
             draining: false,
             up: 0,
             room_made: false,
@@ -231,6 +256,7 @@ impl Supervisor {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
                 Some(input) = sources.next() => batch.push(input),
+                Some(waiting) = self.not_put_back_in.recv() => batch.push(Input::StillHere(Box::new(waiting))),
                 Ok(()) = published.changed() => batch.push(Input::Published(*published.borrow_and_update())),
                 why = changed(&mut hypervisor) => batch.push(Input::HypervisorChanged(why)),
                 _ = tick.tick() => batch.push(Input::Tick),
@@ -287,8 +313,13 @@ impl Supervisor {
                 turn.host_fact(EventData::HostHypervisorChanged(HostHypervisorChanged { hypervisor, reason }));
                 Ok(())
             }
+            Input::StillHere(waiting) => {
+                self.still_here(*waiting);
+                Ok(())
+            }
             Input::Tick => {
                 self.dismiss_outdated();
+                self.settle_long(turn)?;
                 self.retry_waiting(turn)
             }
         }
@@ -300,8 +331,8 @@ impl Supervisor {
             return;
         }
         self.update_credit();
-        for claim in self.waiting.drain(..) {
-            tokio::spawn(claim.ack.requeue());
+        for waiting in self.waiting.drain(..) {
+            tokio::spawn(waiting.claim.held.ack.requeue());
         }
         self.dismiss_all(WarmGoneWhy::Draining);
         turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running: self.up() }));

@@ -1,6 +1,7 @@
 //! One turn: the facts that inputs led to, and what may be done once they are on disk.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
@@ -8,6 +9,7 @@ use stoker_schemas::next::{Next, next};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use uuid::Uuid;
 
+use super::waiting::Waiting;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
@@ -60,6 +62,8 @@ pub(super) struct Turn {
     warm: Vec<VmId>,
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
+    /// Messages that the broker is to keep for so long.
+    pub(super) put_back: Vec<(Waiting, Duration)>,
     /// To acknowledge now (they were confirmed earlier).
     pub(super) settle: Vec<Box<dyn Ack>>,
     /// To acknowledge once what this turn wrote is published.
@@ -83,6 +87,11 @@ impl Turn {
         if self.touched.last() != Some(&job) {
             self.touched.push(job);
         }
+    }
+
+    /// What is to be written about a stream.
+    pub(super) fn written(&self, stream: Uuid) -> &[Bytes] {
+        self.at.get(&stream).map_or(&[], |at| &self.appends[*at].events)
     }
 
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
@@ -156,6 +165,7 @@ impl Supervisor {
         for job in std::mem::take(&mut turn.touched) {
             self.follow_up(job);
         }
+        self.put_all_back(std::mem::take(&mut turn.put_back));
         self.settle(turn);
         self.update_credit();
         Ok(())

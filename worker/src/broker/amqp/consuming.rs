@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
+    sync::Arc,
 };
 
+use bytes::Bytes;
 use futures_util::{
     Stream, StreamExt,
     stream::{self, SelectAll},
@@ -24,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::CLOSE_DEADLINE,
     credit::{self, Share, Step},
+    deferring::{Copy, Lane},
     fault::{Fault, answer},
     link::Live,
-    message::HEADER_ROUTING_KEY,
+    message::{HEADER_DEFERRALS, HEADER_ROUTING_KEY},
     settle::{AmqpAck, Settle, Verdict, frames},
 };
 use crate::ports::broker::Delivery;
@@ -59,6 +62,8 @@ pub(super) struct Consuming {
     channel: Channel,
     queue: ShortString,
     out: mpsc::Sender<Delivery>,
+    /// Where its messages go back to; `None` where they cannot be put back for a while.
+    lane: Option<Arc<Lane>>,
     arrivals: SelectAll<Pin<Box<dyn Stream<Item = Arrival> + Send>>>,
     consumers: Vec<Consumer>,
     next_consumer: u64,
@@ -72,12 +77,13 @@ pub(super) struct Consuming {
 }
 
 impl Consuming {
-    pub(super) fn new(channel: Channel, queue: &str, out: mpsc::Sender<Delivery>) -> Self {
+    pub(super) fn new(channel: Channel, queue: &str, out: mpsc::Sender<Delivery>, lane: Option<Arc<Lane>>) -> Self {
         let (settle, settled) = mpsc::channel(SETTLE_BUFFER);
         Self {
             channel,
             queue: queue.into(),
             out,
+            lane,
             arrivals: SelectAll::new(),
             consumers: Vec::new(),
             next_consumer: 0,
@@ -207,7 +213,7 @@ impl Consuming {
         while !self.waiting.is_empty() {
             let Ok(permit) = self.out.try_reserve() else { return };
             if let Some(received) = self.waiting.pop_front() {
-                permit.send(delivery(received, settle.clone()));
+                permit.send(delivery(received, settle.clone(), self.lane.clone()));
             }
         }
     }
@@ -267,7 +273,7 @@ impl Consuming {
     }
 }
 
-fn delivery(received: Received, owner: mpsc::Sender<Settle>) -> Delivery {
+fn delivery(received: Received, owner: mpsc::Sender<Settle>, lane: Option<Arc<Lane>>) -> Delivery {
     let headers = received.properties.headers().as_ref();
     let header = |name| headers.and_then(|h| h.inner().get(name));
     let counted = header(HEADER_DELIVERY_COUNT).and_then(number);
@@ -275,12 +281,13 @@ fn delivery(received: Received, owner: mpsc::Sender<Settle>) -> Delivery {
         Some(AMQPValue::LongString(key)) => key.to_string(),
         _ => received.routing_key.to_string(),
     };
-    Delivery {
-        routing_key,
-        delivery_count: counted.unwrap_or_else(|| u32::from(received.redelivered)),
-        body: received.data.into(),
-        ack: Box::new(AmqpAck { tag: received.delivery_tag, owner }),
-    }
+    let deferrals = header(HEADER_DEFERRALS).and_then(number).unwrap_or(0);
+    let message_id = received.properties.message_id().clone();
+    let delivery_count = counted.unwrap_or_else(|| u32::from(received.redelivered));
+    let body = Bytes::from(received.data);
+    let again = lane.map(|lane| (lane, Copy { message_id, body: body.clone(), deferrals }));
+    let ack = Box::new(AmqpAck { tag: received.delivery_tag, owner, again });
+    Delivery { routing_key, delivery_count, deferrals, body, ack }
 }
 
 /// RabbitMQ picks the width of a number by its value.

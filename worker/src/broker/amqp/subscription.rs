@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{AmqpConfig, STABLE_AFTER},
     consuming::{Consuming, End},
+    deferring::Lane,
     fault::Fault,
     link::{Link, Live},
+    outlet::Outlet,
 };
 use crate::{
     backoff_policy::{Backoff, RECONNECT},
@@ -49,6 +51,14 @@ impl Origin {
         }
     }
 
+    /// Where its messages go back to when they are put back for a while.
+    fn lane(&self, outlet: &Outlet) -> Option<Arc<Lane>> {
+        match self {
+            Self::Jobs(pool, lane) => Some(Arc::new(Lane { outlet: outlet.clone(), pool: pool.clone(), lane: *lane })),
+            Self::Host(_) | Self::Dead => None,
+        }
+    }
+
     async fn declare(&self, live: &Live, config: &AmqpConfig) -> Result<(), Fault> {
         let mut declarer = live.declarer(config);
         match self {
@@ -63,6 +73,7 @@ impl Origin {
 pub(super) struct Subscriber {
     pub config: Arc<AmqpConfig>,
     pub link: Link,
+    pub outlet: Outlet,
     pub closing: CancellationToken,
     pub origin: Origin,
     pub out: mpsc::Sender<Delivery>,
@@ -105,7 +116,7 @@ impl Subscriber {
     async fn session(&mut self, live: &Live, queue: &str) -> Result<End, Fault> {
         self.origin.declare(live, &self.config).await?;
         let channel = live.channel().await?;
-        let mut consuming = Consuming::new(channel, queue, self.out.clone());
+        let mut consuming = Consuming::new(channel, queue, self.out.clone(), self.origin.lane(&self.outlet));
         let end = consuming.run(live, &self.closing, &mut self.credit).await;
         consuming.close().await;
         end

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use stoker_schemas::event::Event;
 use stoker_schemas::topology;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
 use super::queues::{Item, Queue};
-use crate::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
+use crate::ports::broker::{Ack, BrokerError, Delivery, NotDeferred, Parked, Source, Subscription};
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
 const HANDED_OVER: usize = 256;
@@ -62,7 +63,8 @@ async fn pump(
                 && let Some(parked) = inner.queues.take_parked()
             {
                 let ack = Box::new(ParkedAck);
-                let delivery = Delivery { routing_key: parked.routing_key, delivery_count: 0, body: parked.body, ack };
+                let Parked { routing_key, body, .. } = parked;
+                let delivery = Delivery { routing_key, delivery_count: 0, deferrals: 0, body, ack };
                 if send.send(delivery).await.is_err() {
                     return;
                 }
@@ -84,7 +86,7 @@ async fn pump(
             changed = credited.changed() => if changed.is_err() { return },
             () = holding.settled.notified(), if !has_credit => {}
             () = holding.queue.changed.notified(), if has_credit => {}
-            () = sleep_until(wake_at.unwrap_or_else(tokio::time::Instant::now)), if wake_at.is_some() => {}
+            () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
         }
     }
 }
@@ -108,7 +110,8 @@ async fn hand_over(
     holding.items().insert(item.position, item);
     let ack = Box::new(EmbeddedAck { holding: holding.clone(), position: item.position });
     let routing_key = routing_key(inner, source, &record.payload);
-    let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
+    let Item { deliveries: delivery_count, deferrals, .. } = item;
+    let delivery = Delivery { routing_key, delivery_count, deferrals, body: record.payload, ack };
     send.send(delivery).await.is_ok()
 }
 
@@ -147,6 +150,17 @@ impl Ack for EmbeddedAck {
         self.holding.queue.give_back(std::iter::once(item));
         Ok(())
     }
+
+    /// Nothing is written: a process that ends meanwhile offers the job again when it starts.
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
+        match self.settle() {
+            Ok(item) => {
+                self.holding.queue.defer(item, Instant::now() + delay);
+                Ok(())
+            }
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
+    }
 }
 
 /// A parked message leaves when it is handed over.
@@ -159,5 +173,9 @@ impl Ack for ParkedAck {
     }
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
         Ok(())
+    }
+    async fn defer(self: Box<Self>, _: Duration) -> Result<(), NotDeferred> {
+        let error = BrokerError::Refused("a dead letter goes to no lane".to_owned());
+        Err(NotDeferred { ack: self, error })
     }
 }
