@@ -73,6 +73,11 @@ impl Hypervisor for Counting {
         });
     }
 
+    async fn clean_up(&self, vm: VmId) -> Result<(), VmError> {
+        ended(&self.count, vm);
+        Ok(())
+    }
+
     fn share_boots(&self, boots: Boots) {
         self.boots.set(boots).unwrap();
     }

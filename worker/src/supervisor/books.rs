@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use super::admission::Capacity;
+use super::credit::Lane;
 use crate::attempt::Running;
 use crate::boots::Booting;
 use crate::ports::broker::Ack;
@@ -25,6 +26,8 @@ pub(super) struct Job {
 /// A message that is not settled.
 pub(super) struct Held {
     pub(super) ack: Box<dyn Ack>,
+    /// The lane that it came by.
+    pub(super) lane: Priority,
     /// Since when it has been here.
     pub(super) since: Instant,
 }
@@ -78,6 +81,14 @@ impl Supervisor {
         self.up
     }
 
+    /// Boots that hold a message of this lane.
+    fn boots_of(&self, lane: &Lane) -> u32 {
+        let of_lane = |held: &Held| held.lane == lane.priority;
+        let boots =
+            self.jobs.values().filter(|job| job.live.pool == lane.pool && job.ack.as_ref().is_some_and(of_lane));
+        u32::try_from(boots.count()).unwrap_or(u32::MAX)
+    }
+
     /// Lets the broker send as many jobs as may boot now.
     pub(super) fn update_credit(&mut self) {
         // A warm VM's place is a job's: it gets the VM, or the VM goes.
@@ -88,8 +99,7 @@ impl Supervisor {
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.update(budget, |lane| match self.pools.is_paused(&lane.pool) {
             true => 0,
-            // Those that boot are counted in both.
-            false => self.pool_room(&lane.pool).map_or(u32::MAX, |room| room.saturating_add(lane.held())),
+            false => self.pool_room(&lane.pool).map_or(u32::MAX, |room| room.saturating_add(self.boots_of(lane))),
         });
         self.lanes = lanes;
     }

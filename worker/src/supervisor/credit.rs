@@ -71,7 +71,7 @@ fn fill(mut budget: u32, demands: &[Demand], shares: &mut [u32], limit: impl Fn(
 /// A lane that this host takes jobs from.
 pub(super) struct Lane {
     pub(super) pool: PoolName,
-    priority: Priority,
+    pub(super) priority: Priority,
     credit: watch::Sender<u32>,
     /// Messages that are here and not settled.
     held: Arc<AtomicU32>,
@@ -80,7 +80,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn held(&self) -> u32 {
+    fn held(&self) -> u32 {
         self.held.load(Ordering::Relaxed)
     }
 

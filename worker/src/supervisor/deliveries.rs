@@ -49,13 +49,13 @@ impl Supervisor {
         Ok(move |delivery: Delivery| Claim {
             job,
             attempt,
+            held: Held { ack: delivery.ack, lane: spec.priority, since: Instant::now() },
             delivery: delivery.delivery_count,
             deferrals: delivery.deferrals,
             spec,
             enqueued_at,
             event,
             body: delivery.body,
-            held: Held { ack: delivery.ack, since: Instant::now() },
         })
     }
 
@@ -169,11 +169,12 @@ impl Supervisor {
             Err(Full::Ever(total)) => return Err((Obstacle::TooLarge { total, need }, false)),
             Err(Full::ForNow(free)) => return Err((Obstacle::Full { free, need }, self.warm_makes_room(spec, false))),
         }
-        let comes = self.stock.comes_for(spec);
-        let boot = if comes { self.boots.try_begin() } else { self.boot_place() };
-        let Some(boot) = boot else {
-            self.books.release(need);
-            return Err((Obstacle::Booting(self.boots.most()), comes));
+        let boot = match self.boot_place(spec) {
+            Ok(boot) => boot,
+            Err(comes) => {
+                self.books.release(need);
+                return Err((Obstacle::Booting(self.boots.most()), comes));
+            }
         };
         let address = match spec.network {
             Network::Static(own) => {

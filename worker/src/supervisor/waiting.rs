@@ -258,13 +258,13 @@ impl Supervisor {
 
 async fn defer(waiting: Waiting, delay: Duration, not_put_back: mpsc::Sender<Waiting>) {
     let Waiting { claim, state, since, again } = waiting;
-    let Claim { held: Held { ack, since: held_since }, .. } = claim;
+    let Claim { held: Held { ack, lane, since: held_since }, .. } = claim;
     match ack.defer(delay).await {
         Ok(()) => {}
         Err(NotDeferred { error: BrokerError::Stale, .. }) => tracing::debug!("delivery is stale and comes again"),
         Err(NotDeferred { ack, error }) => {
             tracing::warn!(job = %claim.job, %error, "message not put back, it stays here for now");
-            let held = Held { ack, since: held_since };
+            let held = Held { ack, lane, since: held_since };
             // A supervisor that is gone has given its messages back.
             let _ = not_put_back.send(Waiting { claim: Claim { held, ..claim }, state, since, again }).await;
         }

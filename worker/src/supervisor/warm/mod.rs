@@ -76,12 +76,20 @@ impl Supervisor {
         Some((kind, spec, image, need))
     }
 
-    /// A place to boot in. Jobs come first: a warm VM that boots gives its place up.
-    pub(super) fn boot_place(&mut self) -> Option<Booting> {
-        self.boots.try_begin().or_else(|| {
-            self.dismiss(self.stock.youngest_booting()?, WarmGoneWhy::Evicted);
-            self.boots.try_begin()
-        })
+    /// A place to boot in; else whether one comes soon from warm VMs: one that the job can have is booting, or one
+    /// that it cannot have is going. Jobs come first.
+    pub(super) fn boot_place(&mut self, job: &JobSpec) -> Result<Booting, bool> {
+        if let Some(place) = self.boots.try_begin() {
+            return Ok(place);
+        }
+        if self.stock.comes_for(job) || self.stock.gives_place_up() {
+            return Err(true);
+        }
+        let youngest = self.stock.youngest_booting();
+        if let Some(vm) = youngest {
+            self.dismiss(vm, WarmGoneWhy::Evicted);
+        }
+        Err(youngest.is_some())
     }
 
     /// Its first fact is on disk.
@@ -150,7 +158,6 @@ impl Supervisor {
             return;
         }
         warm.stage = Stage::Going(why, None);
-        warm.boot = None;
         if let Some(running) = &warm.running {
             running.order(Order::Remove(WITHOUT_GRACE));
         }
@@ -166,7 +173,6 @@ impl Supervisor {
                     running.order(Order::Remove(WITHOUT_GRACE));
                     let summary = diagnosis.summary.clone();
                     warm.stage = Stage::Going(WarmGoneWhy::Failed, Some(diagnosis));
-                    warm.boot = None;
                     let jitter = Jitter::from_random(self.jitter.u32(..));
                     let rest = self.stock.note_failure(kind, self.rig.clock.now(), jitter);
                     tracing::warn!(%vm, summary, "warm VM of no use, the next in {rest:?}");

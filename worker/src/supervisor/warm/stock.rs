@@ -54,7 +54,7 @@ pub(super) struct WarmVm {
     pub(super) image: Option<Arc<Image>>,
     pub(super) started_at: Time,
     pub(super) stage: Stage,
-    /// Its place among those that boot, until it is up or goes.
+    /// Its place among those that boot, until it is up or gone.
     pub(super) boot: Option<Booting>,
     /// Once its first fact is on disk.
     pub(super) running: Option<Running>,
@@ -150,7 +150,7 @@ impl Stock {
     }
 
     /// One that the job could have is on its way.
-    pub(in crate::supervisor) fn comes_for(&self, job: &JobSpec) -> bool {
+    pub(super) fn comes_for(&self, job: &JobSpec) -> bool {
         self.fitting(job).any(|vm| matches!(vm.stage, Stage::Booting))
     }
 
@@ -161,6 +161,11 @@ impl Stock {
     /// The youngest that boots.
     pub(super) fn youngest_booting(&self) -> Option<VmId> {
         self.vms.iter().rev().find(|vm| matches!(vm.stage, Stage::Booting)).map(|vm| vm.vm)
+    }
+
+    /// One that had not come up is going, and its place with it.
+    pub(super) fn gives_place_up(&self) -> bool {
+        self.vms.iter().any(|vm| vm.boot.is_some() && matches!(vm.stage, Stage::Going(..)))
     }
 
     /// Which must go so that `need` fits besides what is `free`, the youngest first; none are named when
