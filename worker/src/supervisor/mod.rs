@@ -357,3 +357,6 @@ async fn changed(hypervisor: &mut Option<watch::Receiver<Option<String>>>) -> St
     }
     std::future::pending().await
 }
+
+#[cfg(test)]
+mod tests;
