@@ -1,10 +1,12 @@
 //! What the supervisor keeps in memory: only jobs that have something on this host.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
 use stoker_schemas::spec::Priority;
+use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, PoolName, Time};
 use tokio::time::Instant;
 
@@ -64,7 +66,20 @@ pub(super) struct Claim {
     pub(super) held: Held,
 }
 
+impl Job {
+    /// The try that is here.
+    pub(super) fn attempt(&self) -> Option<&Attempt> {
+        self.state.attempts.get(&self.live.epoch)
+    }
+}
+
 impl Claim {
+    /// How long it may still wait for its first attempt; `None` for as long as it takes.
+    pub(super) fn time_to_live_left(&self, now: Time) -> Option<Duration> {
+        let ttl = self.spec.ttl_s.filter(|_| self.attempt == 1)?;
+        Some(Duration::from_secs(ttl).saturating_sub(now.since(self.enqueued_at)))
+    }
+
     pub(super) fn is_high(&self) -> bool {
         self.spec.priority == Priority::High
     }

@@ -83,7 +83,7 @@ impl Supervisor {
             self.room_made = true;
             return Ok(());
         };
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.jobs.contains_key(&claim.job) {
             return self.consider(Waiting::new(claim), turn);
         }
         self.wait(Waiting::new(claim));
@@ -105,8 +105,7 @@ impl Supervisor {
             return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, waiting.claim, turn);
         }
         let now = self.rig.clock.now();
-        let waited = now.since(claim.enqueued_at);
-        if claim.attempt == 1 && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
+        if claim.time_to_live_left(now).is_some_and(|left| left.is_zero()) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, waiting.claim, turn);
         }
@@ -130,7 +129,7 @@ impl Supervisor {
             return self.obstructed(None, waiting, &Obstacle::EarlierVm, false, turn);
         }
         let held = waiting.claim.held;
-        let owns_itself = job.state.attempts.get(&epoch).is_some_and(|a| a.message_settled.is_some());
+        let owns_itself = job.attempt().is_some_and(|a| a.message_settled.is_some());
         if waiting.claim.attempt == epoch.attempt && !job.live.is_up && !owns_itself {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.

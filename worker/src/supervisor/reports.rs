@@ -44,7 +44,7 @@ impl Supervisor {
     /// here again: another host may be at it. (The broker in this process has no other hosts.)
     fn is_lost(&self, job: &Job) -> bool {
         // Where we settled it, nobody else can have it.
-        let settled = job.state.attempts.get(&job.live.epoch).is_some_and(|a| a.message_settled.is_some());
+        let settled = job.attempt().is_some_and(|a| a.message_settled.is_some());
         job.ack.is_none() && !settled && !job.live.is_up && !self.settings.shares_log
     }
 

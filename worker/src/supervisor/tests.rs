@@ -22,6 +22,7 @@ type Settled = Arc<Mutex<Vec<(u32, &'static str)>>>;
 struct Message {
     number: u32,
     refuses: bool,
+    delays: Arc<Mutex<Vec<Duration>>>,
     settled: Settled,
 }
 
@@ -40,10 +41,11 @@ impl Ack for Message {
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
         self.note("requeue")
     }
-    async fn defer(self: Box<Self>, _: Duration) -> Result<(), NotDeferred> {
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
         if self.refuses {
             return Err(NotDeferred { ack: self, error: BrokerError::Refused("full".to_owned()) });
         }
+        self.delays.lock().unwrap().push(delay);
         self.note("defer").map_err(|error| NotDeferred { ack: self, error })
     }
 }
@@ -52,6 +54,7 @@ impl Ack for Message {
 struct Bench {
     supervisor: Supervisor,
     settled: Settled,
+    delays: Arc<Mutex<Vec<Duration>>>,
     clock: Clock,
     _dir: tempfile::TempDir,
 }
@@ -85,11 +88,11 @@ impl Bench {
         change(&mut settings);
         let broker = Arc::new(EmbeddedBroker::open(log.clone(), clock).unwrap());
         let supervisor = Supervisor::open(settings, rig, log, broker).unwrap();
-        Self { supervisor, settled: Settled::default(), clock, _dir: dir }
+        Self { supervisor, settled: Settled::default(), delays: Arc::default(), clock, _dir: dir }
     }
 
     fn message(&self, number: u32, refuses: bool, event: &Event) -> Delivery {
-        let ack = Box::new(Message { number, refuses, settled: self.settled.clone() });
+        let ack = Box::new(Message { number, refuses, delays: self.delays.clone(), settled: self.settled.clone() });
         let body = Bytes::from(event.encode().unwrap());
         Delivery { routing_key: String::new(), delivery_count: 0, deferrals: 0, body, ack }
     }
@@ -208,4 +211,32 @@ async fn a_message_of_an_attempt_that_owns_itself_is_not_kept_again() {
     assert_eq!(bench.settled(2).await, [(1, "ack"), (2, "ack")]);
     let settled = bench.state(id).attempts.values().filter(|a| a.message_settled.is_some()).count();
     assert_eq!((settled, bench.supervisor.boots_without_message), (1, 1));
+}
+
+#[tokio::test]
+async fn a_job_is_back_before_its_time_to_live_is_over() {
+    let mut bench = Bench::new(|_| {});
+    let mut never = enqueued(2_048);
+    if let EventData::JobEnqueued(e) = &mut never {
+        e.spec.ttl_s = Some(3);
+    }
+    let mut job = bench.message(1, false, &bench.event(new_job(), never));
+    job.deferrals = 9;
+    bench.turn(vec![Input::Job(job)]).await;
+    bench.settled(1).await;
+    let delay = bench.delays.lock().unwrap()[0];
+    assert!(delay <= Duration::from_secs(3), "{delay:?}");
+}
+
+/// After a restart the messages of what boots are still to come: they must find room.
+#[tokio::test]
+async fn a_boot_whose_message_comes_again_leaves_room_for_it() {
+    let mut bench = Bench::new(|_| {});
+    let id = new_job();
+    let job = bench.message(1, false, &bench.event(id, enqueued(256)));
+    bench.turn(vec![Input::Job(job)]).await;
+    let live = bench.supervisor.jobs.get_mut(&id).unwrap();
+    (live.ack, live.live.is_up) = (None, false);
+    bench.turn(vec![Input::Tick]).await;
+    assert_eq!(bench.supervisor.boots_without_message, 0);
 }

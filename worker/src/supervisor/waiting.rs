@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::admission::Capacity;
-use super::books::{Claim, Held};
+use super::books::{Claim, Held, Job};
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
 use crate::ports::broker::{BrokerError, NotDeferred};
@@ -146,7 +146,12 @@ impl Supervisor {
     /// Has the broker keep the message for a while; says why, if that is news.
     fn put_back(&mut self, mut waiting: Waiting, obstacle: &Obstacle, turn: &mut Turn) -> Result<(), SupervisorError> {
         let claim = &waiting.claim;
-        let delay = obstacle.delay(self.rig.clock.now(), claim.deferrals);
+        let now = self.rig.clock.now();
+        let mut delay = obstacle.delay(now, claim.deferrals);
+        if let Some(left) = claim.time_to_live_left(now) {
+            // Here again by then, to be ended.
+            delay = delay.min(left);
+        }
         if let (Some(why), Some(state)) = (obstacle.why(), &mut waiting.state) {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             let reason = obstacle.text(&self.settings.host).to_string();
@@ -250,7 +255,9 @@ impl Supervisor {
                 tracing::debug!(job = %id, %rejection, "message settled");
             }
         }
-        let without = self.jobs.values().filter(|job| job.ack.is_none() && !job.live.is_up).count();
+        // Those whose message is still to come again after a restart are not among them: it must find room.
+        let owns_itself = |job: &Job| job.attempt().is_some_and(|a| a.message_settled.is_some());
+        let without = self.jobs.values().filter(|job| !job.live.is_up && owns_itself(job)).count();
         self.boots_without_message = u32::try_from(without).unwrap_or(u32::MAX);
         Ok(())
     }
