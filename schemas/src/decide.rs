@@ -14,7 +14,7 @@ use crate::spec::JobSpec;
 use crate::state::{Attempt, JobState, Phase};
 use crate::time::Time;
 
-/// Another reason for a deferral is told after this part of the time that the job had waited: some
+/// Another reason for a deferral is recorded after this part of the time that the job had waited: some
 /// seventy events in a month at most, however often the reason changes.
 const DEFERRED_NEWS_PART: u32 = 4;
 
@@ -96,17 +96,17 @@ fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<()
     if state.pending_cancel().is_some() { Err(Rejection::CancelPending) } else { Ok(()) }
 }
 
-/// Whether readers learn something from a deferral. A job may wait for weeks: the same reason is not told
-/// twice, and one that alternates is told the less often the longer the job waits.
+/// Whether readers learn something from a deferral. A job may wait for weeks: the same reason is not recorded
+/// twice, and one that alternates the less often the longer the job waits.
 fn is_news(state: &JobState, deferred: &JobDeferred, now: Time) -> bool {
-    let Some(told) = state.deferred.as_ref().filter(|told| told.value.attempt == deferred.attempt) else { return true };
-    let same_kind = told.value.why == deferred.why;
+    let Some(last) = state.deferred.as_ref().filter(|last| last.value.attempt == deferred.attempt) else { return true };
+    let same_kind = last.value.why == deferred.why;
     if deferred.why == Some(DeferredWhy::Snoozed) {
-        // Its text says until when, which somebody asked for; all other texts only count.
-        return !same_kind || told.value.reason != deferred.reason;
+        // Its text says until when, which a user asked for; all other texts only count.
+        return !same_kind || last.value.reason != deferred.reason;
     }
-    let waited = told.at.since(deferred.enqueued_at);
-    !same_kind && now.since(told.at) >= waited / DEFERRED_NEWS_PART
+    let waited = last.at.since(deferred.enqueued_at);
+    !same_kind && now.since(last.at) >= waited / DEFERRED_NEWS_PART
 }
 
 fn settle_message(state: &JobState, epoch: Epoch, held_ms: u64) -> Result<Vec<Fact>, Rejection> {

@@ -1,4 +1,4 @@
-//! How many VMs boot at once on a host, whoever boots them: jobs, warm VMs, and drivers on their own account.
+//! How many VMs boot at once on a host: for jobs, as warm VMs, and by drivers on their own account.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Boots {
         self.most
     }
 
-    /// Takes a place, if one is free and nobody waits for it.
+    /// Takes a place, if one is free and no one waits for it.
     pub fn try_begin(&self) -> Option<Booting> {
         Arc::clone(&self.places).try_acquire_owned().ok().map(|place| Booting { _place: place })
     }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_waits_is_not_passed_by() {
+    async fn a_caller_that_waits_is_not_passed_by() {
         let boots = Boots::new(1);
         let first = boots.try_begin().unwrap();
         assert!(boots.try_begin().is_none());

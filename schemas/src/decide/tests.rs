@@ -200,30 +200,30 @@ fn a_snooze_puts_off_the_attempt_that_waits_and_no_other() {
 }
 
 #[test]
-fn a_deferral_is_told_when_its_reason_changes_and_not_each_time() {
+fn a_deferral_is_recorded_when_its_reason_changes_and_not_each_time() {
     let mut history = given([enqueue()]);
-    let mut told = |why, reason: &'static str| history.tell(defer(1, why, reason)).unwrap().len();
-    assert_eq!(told(DeferredWhy::Full, "2 slots free"), 1);
+    let mut events = |why, reason: &'static str| history.tell(defer(1, why, reason)).unwrap().len();
+    assert_eq!(events(DeferredWhy::Full, "2 slots free"), 1);
     for reason in ["1 slot free", "no slot free", "2 slots free"] {
-        assert_eq!(told(DeferredWhy::Full, reason), 0, "the numbers are not the reason");
+        assert_eq!(events(DeferredWhy::Full, reason), 0, "the numbers are not the reason");
     }
-    assert_eq!(told(DeferredWhy::Address, "no address"), 1);
-    assert_eq!(told(DeferredWhy::Snoozed, "until 7"), 1);
-    assert_eq!(told(DeferredWhy::Snoozed, "until 7"), 0);
-    assert_eq!(told(DeferredWhy::Snoozed, "until 9"), 1, "until when is what a reader wants to know");
+    assert_eq!(events(DeferredWhy::Address, "no address"), 1);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 7"), 1);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 7"), 0);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 9"), 1, "until when is what a reader wants to know");
 }
 
 /// A month of a reason that alternates each minute.
 #[test]
-fn reasons_that_alternate_are_told_ever_more_rarely() {
+fn reasons_that_alternate_are_recorded_ever_more_rarely() {
     let mut history = given([enqueue()]);
-    let mut told = 0;
+    let mut events = 0;
     for minute in 0..30 * 24 * 60 {
         let why = if minute % 2 == 0 { DeferredWhy::Full } else { DeferredWhy::Booting };
         history.seconds = 60 * minute;
-        told += history.tell(defer(1, why, "")).unwrap().len();
+        events += history.tell(defer(1, why, "")).unwrap().len();
     }
-    assert!((20..100).contains(&told), "{told} events");
+    assert!((20..100).contains(&events), "{events} events");
 }
 
 #[test]

@@ -116,8 +116,8 @@ async fn a_long_attempt_that_fails_after_a_restart_is_retried() {
 
 /// However long a job finds no room, its message comes and goes, and the log does not grow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_without_room_is_kept_by_the_broker_and_told_of_once() {
-    on_rabbit("a_job_without_room_is_kept_by_the_broker_and_told_of_once", async |place| {
+async fn a_job_without_room_is_kept_by_the_broker_and_recorded_once() {
+    on_rabbit("a_job_without_room_is_kept_by_the_broker_and_recorded_once", async |place| {
         let dir = tempfile::tempdir().unwrap();
         let (mut config, names) = settings(dir.path(), place);
         config.hold = Duration::from_millis(20);
@@ -126,7 +126,7 @@ async fn a_job_without_room_is_kept_by_the_broker_and_told_of_once() {
         let first = enqueue(&*host.broker, json!({"memory_mib": 480})).await;
         host.until("ready", DEADLINE, |host| host.state(first).phase() == Phase::Ready).await;
         let second = enqueue(&*host.broker, json!({"memory_mib": 256})).await;
-        host.until("told of", DEADLINE, |host| host.state(second).deferred.is_some()).await;
+        host.until("put back", DEADLINE, |host| host.state(second).deferred.is_some()).await;
         // A retry after four seconds is the clock: by then the message was here three times.
         let clock = json!({
             "kernel_args": "sim.agent=refused", "memory_mib": 16, "readiness": {"deadline_ms": 100},

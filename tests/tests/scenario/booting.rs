@@ -1,4 +1,4 @@
-//! How many VMs boot at once, whoever boots them.
+//! How many VMs boot at once, for whatever they boot.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;

@@ -155,7 +155,7 @@ async fn pass(life: &Life, wait_ms: u64) {
 }
 
 #[tokio::test]
-async fn a_job_that_never_fits_is_told_of_once_and_not_read_again() {
+async fn a_job_that_never_fits_is_recorded_once_and_not_each_time() {
     let (_dir, life, first, second) = full_but_for(Duration::from_millis(20)).await;
     life.until(second, "put back", |state| state.deferred.is_some()).await;
     pass(&life, 4_000).await;

@@ -117,8 +117,8 @@ pub trait Ack: Send + Sync {
     /// Not now: back to the queue.
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
     /// Not for a while: the broker delivers it again to its pool and lane, as a message that is the same but for
-    /// [`Delivery::deferrals`]. Readers of the history are not told. `Ok`: the broker has it. A crash in between may
-    /// leave it twice; whoever works on it recognises that.
+    /// [`Delivery::deferrals`]. Readers of the history get nothing. `Ok`: the broker has it. A crash in between may
+    /// leave it twice; its worker recognises that.
     ///
     /// # Errors
     /// [`NotDeferred`] with the handle, for another try: the delivery is still the caller's.

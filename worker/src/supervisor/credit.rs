@@ -44,7 +44,7 @@ pub(super) fn deal(budget: u32, demands: &[Demand]) -> Vec<u32> {
     let wanted = |d: &Demand| if d.wants_more { d.used.saturating_mul(2).max(2) } else { d.used }.min(d.most);
     let left = fill(budget, demands, &mut shares, wanted);
     let left = fill(left, demands, &mut shares, |d| if d.wants_more { d.most } else { 0 });
-    // Nobody needs it now; where the next jobs come, they find it.
+    // Not needed now: wherever the next jobs come, they find it.
     let idle: Vec<_> = demands.iter().map(|d| Demand { high: false, ..*d }).collect();
     fill(left, &idle, &mut shares, |d| d.most);
     for (share, demand) in shares.iter_mut().zip(demands) {

@@ -279,7 +279,7 @@ impl Supervisor {
     }
 
     /// What counts for the decision about a message: what is known here, and what the message says, which is
-    /// somebody else's to write down.
+    /// another's to write down.
     fn load_for(&self, claim: &Claim, turn: &Turn) -> Result<JobState, SupervisorError> {
         let known = self.load_beyond(claim.job, &claim.body, turn)?;
         let mut state = known.unwrap_or_else(|| JobState::new(claim.job));

@@ -43,7 +43,7 @@ impl Supervisor {
     /// The message of this try went back to the queue when an earlier worker ended, and has not come
     /// here again: another host may be at it. (The broker in this process has no other hosts.)
     fn is_lost(&self, job: &Job) -> bool {
-        // Where we settled it, nobody else can have it.
+        // Where we settled it, no other host can have it.
         let settled = job.attempt().is_some_and(|a| a.message_settled.is_some());
         job.ack.is_none() && !settled && !job.live.is_up && !self.settings.shares_log
     }

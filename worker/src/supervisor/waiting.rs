@@ -55,7 +55,7 @@ impl Waiting {
 /// Why a job cannot start here now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Obstacle {
-    /// Somebody wants it to wait.
+    /// A user wants it to wait.
     Snoozed { until: Time, by: String },
     /// The host lacks its labels.
     Labels,
@@ -76,7 +76,7 @@ pub(super) enum Obstacle {
 }
 
 impl Obstacle {
-    /// What readers are told; `None` for nothing.
+    /// What is recorded; `None` for nothing.
     fn why(&self) -> Option<DeferredWhy> {
         Some(match self {
             Self::Snoozed { .. } => DeferredWhy::Snoozed,

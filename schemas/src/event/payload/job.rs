@@ -42,7 +42,7 @@ payload! {
     }
 }
 payload! {
-    /// Payload of `job.deferred`. Told once for each reason, not each time: the broker keeps the message.
+    /// Payload of `job.deferred`. Written once for each reason, not each time: the broker keeps the message.
     struct JobDeferred {
         /// Number of the attempt that still waits.
         attempt: u32,
@@ -67,7 +67,7 @@ payload! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeferredWhy {
-    /// Somebody asked for the attempt to wait.
+    /// A user asked for the attempt to wait.
     Snoozed,
     /// The host lacks labels that the job requires.
     Labels,

@@ -70,9 +70,9 @@ pub fn deferred(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outg
         enqueued_at: now(),
         asked_at: None,
     };
-    let told = message(JOB_LEVEL, EventData::JobDeferred(data));
+    let event = message(JOB_LEVEL, EventData::JobDeferred(data));
     let routing_key = topology::deferred_key(&pool.parse().unwrap(), lane, delay);
-    Outgoing { routing_key, delay: Some(delay), ..told }
+    Outgoing { routing_key, delay: Some(delay), ..event }
 }
 
 /// A job whose next attempt waits.

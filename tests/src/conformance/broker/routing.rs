@@ -53,7 +53,7 @@ pub async fn a_delayed_message_keeps_its_lane_and_pool(setup: &dyn Setup) {
 }
 
 /// A delivery that is put back for a while comes again as it was, counted, to the same lane. Meanwhile it takes no
-/// credit, and readers of the history are told nothing.
+/// credit, and readers of the history get nothing.
 pub async fn a_deferred_message_comes_again_after_its_delay(setup: &dyn Setup) {
     let broker = setup.open(HOST).await;
     let mut high = subscribe(&*broker, jobs(POOL, Priority::High), 1).await;

@@ -60,7 +60,7 @@ impl Ack for AmqpAck {
         };
         match copied {
             Ok(()) => {
-                // Stale by now, it comes twice, which whoever works on it recognises.
+                // Stale by now, it comes twice; its worker recognises that.
                 let _ = self.settle(Verdict::Done).await;
                 Ok(())
             }
