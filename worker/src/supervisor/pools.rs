@@ -70,10 +70,10 @@ impl Supervisor {
         self.keep(event, turn)?;
         // Jobs that wait here would keep other pools' from being sent.
         let (stay, go): (Vec<_>, Vec<_>) =
-            self.waiting.drain(..).partition(|claim| !self.pools.is_paused(&claim.spec.pool));
+            self.waiting.drain(..).partition(|waiting| !self.pools.is_paused(&waiting.claim.spec.pool));
         self.waiting.extend(stay);
-        for claim in go {
-            tokio::spawn(claim.ack.requeue());
+        for waiting in go {
+            tokio::spawn(waiting.claim.held.ack.requeue());
         }
         self.room_made = true;
         Ok(())

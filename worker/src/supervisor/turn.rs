@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::settling::Owed;
+use super::waiting::Waiting;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
@@ -68,6 +69,8 @@ pub(super) struct Turn {
     warm: Vec<VmId>,
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
+    /// Messages that the broker is to keep for so long.
+    pub(super) put_back: Vec<(Waiting, Duration)>,
     /// To acknowledge now (they were confirmed earlier).
     pub(super) settle: Vec<Handle>,
     /// To acknowledge once what their jobs wrote in this turn is published.
@@ -96,6 +99,11 @@ impl Turn {
         if self.touched.last() != Some(&job) {
             self.touched.push(job);
         }
+    }
+
+    /// What is to be written about a stream.
+    pub(super) fn written(&self, stream: Uuid) -> &[Bytes] {
+        self.at.get(&stream).map_or(&[], |at| &self.appends[*at].events)
     }
 
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
@@ -156,6 +164,7 @@ impl Supervisor {
                 turn.settle_after(job, handle);
             }
         }
+        self.put_all_back(std::mem::take(&mut turn.put_back));
         self.settle(turn);
         self.update_credit();
         Ok(())
@@ -196,7 +205,7 @@ impl Supervisor {
             if let Some(address) = live.address {
                 self.addresses.release(address);
             }
-            return self.jobs.remove(&id).and_then(|job| job.ack);
+            return self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
         }
         if live.running.is_none() {
             let started = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref())?;
