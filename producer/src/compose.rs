@@ -13,7 +13,7 @@ use stoker_worker::broker::amqp::{AmqpBroker, AmqpConfig};
 use stoker_worker::config::{Config, ConfigErrors};
 use stoker_worker::log::{EventLog, LogOptions};
 use stoker_worker::logging;
-use stoker_worker::ports::broker::Broker;
+use stoker_worker::ports::broker::{Broker, BrokerError, BrokerStatus};
 use stoker_worker::signals;
 
 use crate::cli::{FrontArgs, ServeArgs, UpArgs};
@@ -123,9 +123,22 @@ pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
     let config = amqp(&args.broker, args.broker_ca)?;
     let broker_name = config.address();
     // Not awaited: what is known is shown while the broker is away.
-    let broker = AmqpBroker::open(config).map_err(|e| failed(e.to_string()))?;
-    let serve = Serve { broker: Arc::new(broker), broker_name, data: args.data, front };
-    serve::run(serve, asked, &mut std::io::stdout()).await.map_err(|e| failed(e.to_string()))
+    let broker = Arc::new(AmqpBroker::open(config).map_err(|e| failed(e.to_string()))?);
+    let serve = Serve { broker: broker.clone(), broker_name, data: args.data, front };
+    let mut out = std::io::stdout();
+    tokio::select! {
+        served = serve::run(serve, asked, &mut out) => served.map_err(|e| failed(e.to_string())),
+        refused = refused_at_first(&broker) => Err(failed(refused.to_string())),
+    }
+}
+
+/// Resolves when a broker that was never of use cannot be used. One that was is waited for: its operator may be at it.
+async fn refused_at_first(broker: &AmqpBroker) -> BrokerError {
+    let mut status = broker.status();
+    tokio::select! {
+        refused = broker.refused() => refused,
+        _ = status.wait_for(|status| *status == BrokerStatus::Connected) => std::future::pending().await,
+    }
 }
 
 /// Where API and pages are and for whom; every mistake of a file at once.

@@ -46,7 +46,8 @@ cmd_broker() {
 broker_url() { printf 'amqp://guest:guest@127.0.0.1:%s/%%2f\n' "$AMQP_PORT"; }
 
 broker_start() {
-  [[ -x $RABBITMQ_BIN ]] || die "broker: rabbitmq-server is not installed; run: scripts/dev deps broker"
+  [[ -x ${STOKER_RABBITMQ_ROOT:-}$RABBITMQ_BIN ]] ||
+    die "broker: there is no ${STOKER_RABBITMQ_ROOT:-}$RABBITMQ_BIN; run: scripts/dev deps broker"
   mkdir -p "$BROKER_DIR"/{home,mnesia,log}
   local try
   for ((try = 1; try <= BROKER_START_TRIES; try++)); do
@@ -115,9 +116,11 @@ broker_dir() { printf '%s\n' "$BROKER_DIR"; }
 # As with the server: the wrapper in /usr/sbin meets the wrong cookie.
 broker_ctl() {
   load_ports || die "broker: $BROKER_NAME was never started"
+  local inside=()
+  mapfile -t inside < <(rabbitmq_release_prefix "$BROKER_DIR")
   env HOME="$BROKER_DIR/home" RABBITMQ_NODENAME="stoker-$BROKER_NAME@localhost" \
     ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
-    "${RABBITMQ_BIN%-server}ctl" ${CTL_ARGUMENTS[@]+"${CTL_ARGUMENTS[@]}"}
+    ${inside[@]+"${inside[@]}"} "${RABBITMQ_BIN%-server}ctl" ${CTL_ARGUMENTS[@]+"${CTL_ARGUMENTS[@]}"}
 }
 
 broker_wipe() {
@@ -216,6 +219,8 @@ make_certificates() {
 spawn_node() {
   write_node_config
   rm -f "$BROKER_DIR/pid"
+  local inside=()
+  mapfile -t inside < <(rabbitmq_release_prefix "$BROKER_DIR")
   # No busy waiting of idle schedulers: tests share few cores with the node. Nodes talk over loopback only.
   local erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
   env -u RABBITMQ_CONFIG_FILES \
@@ -228,7 +233,7 @@ spawn_node() {
     RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_DIR/enabled_plugins" \
     RABBITMQ_CONFIG_FILE="$BROKER_DIR/rabbitmq" RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
     RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$erl_args" \
-    setsid "$RABBITMQ_BIN" </dev/null >"$BROKER_DIR/log/console.log" 2>&1 &
+    setsid ${inside[@]+"${inside[@]}"} "$RABBITMQ_BIN" </dev/null >"$BROKER_DIR/log/console.log" 2>&1 &
   SPAWNED_PID=$!
 }
 

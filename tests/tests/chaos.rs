@@ -14,6 +14,8 @@ mod lost_history;
 mod node;
 #[path = "chaos/outages.rs"]
 mod outages;
+#[path = "chaos/unusable.rs"]
+mod unusable;
 
 use std::{
     collections::BTreeSet,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use stoker_schemas::seeded::{self, Bug};
 use tokio::sync::watch;
 
 use self::gap::{Gap, Span};
@@ -119,6 +120,9 @@ impl Outbox {
     async fn publish_page(&mut self) -> Result<(), LogError> {
         let records = self.log.scan(self.next, PAGE)?;
         let Some(last) = records.last().map(|r| r.position) else { return Ok(()) };
+        if seeded::is_on(Bug::CursorTooEarly) {
+            self.log.set_cursor(CURSOR, last)?;
+        }
         let told = self.publish(plan(&records, &self.source, self.clock, For::All)).await;
         let first = self.next;
         self.next = last + 1;
@@ -126,6 +130,7 @@ impl Outbox {
         match told {
             Told::Yes if !cut => self.certain = first,
             Told::Unknown if !cut && self.gap.span().is_none() => {}
+            _ if seeded::is_on(Bug::GapForgotten) => {}
             _ => self.gap.extend(Span { first: self.certain, last })?,
         }
         self.log.set_cursor(CURSOR, last)
@@ -179,6 +184,9 @@ async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -
             Ok(()) => return Told::Unknown,
             // Nobody takes it, or the stream cannot: a batch is never too large for good.
             Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
+            Err(BrokerError::Refused(_) | BrokerError::Timeout(_)) if seeded::is_on(Bug::RefusedIsDropped) => {
+                return Told::Unknown;
+            }
             // A full queue refuses, too: a retry is never given up for that. Events are
             // far below every limit of size, so a refusal is not for good.
             Err(error) => {

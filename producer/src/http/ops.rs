@@ -93,7 +93,7 @@ pub async fn health(State(api): State<Api>) -> Response {
     let ok = broker == BrokerHealth::Connected;
     let next_offset = match api.model.next_offset() {
         Offset::First => None,
-        Offset::At(n) => Some(n),
+        from => Some(from.next()),
     };
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let health = Health { ok, version, broker, history, next_offset, heard_at: api.model.heard_at() };

@@ -8,7 +8,7 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{LockResult, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use sled::{Db, Tree};
@@ -42,7 +42,11 @@ impl Database {
 
     /// For reading and writing rows.
     pub fn rows(&self) -> Result<Rows<'_>, ReadModelError> {
-        let rows = Rows(self.open.read().unwrap_or_else(PoisonError::into_inner));
+        let rows = Rows(match self.open.try_read() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(open)) => open.into_inner(),
+            Err(TryLockError::WouldBlock) => without_blocking_others(|| self.open.read()),
+        });
         if rows.0.is_some() { Ok(rows) } else { Err(ReadModelError::Closed) }
     }
 
@@ -73,6 +77,16 @@ impl Database {
         *place = Some(open(&self.dir)?);
         Ok(true)
     }
+}
+
+/// Waits on a thread whose other tasks go on elsewhere, where the runtime has such threads.
+fn without_blocking_others<'a, T>(wait: impl FnOnce() -> LockResult<RwLockReadGuard<'a, T>>) -> RwLockReadGuard<'a, T> {
+    let flavor = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    let guard = match flavor {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    };
+    guard.unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(dir: &Path) -> Result<Db, ReadModelError> {
@@ -137,6 +151,24 @@ mod tests {
             let rows = database.rows().unwrap();
             assert_eq!(rows.iter().count(), usize::from(round) + 1);
         }
+    }
+
+    /// One thread for all: a reader that blocked it would keep the other task from its word.
+    #[test]
+    fn who_waits_for_the_rows_keeps_nobody_else_from_working() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = std::sync::Arc::new(Database::open(dir.path()).unwrap());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let reopening = database.open.write().unwrap();
+        let (word, heard) = std::sync::mpsc::channel();
+        runtime.spawn({
+            let database = database.clone();
+            async move { database.rows().map(|rows| rows.len()) }
+        });
+        runtime.spawn(async move { word.send(()) });
+        let heard = heard.recv_timeout(Duration::from_secs(10));
+        drop(reopening);
+        heard.expect("a reader blocked the runtime's only thread");
     }
 
     #[test]

@@ -101,9 +101,18 @@ impl<'a> Ingest<'a> {
         }
     }
 
+    /// Takes entries, which follow each other in the history.
+    pub fn entries(&mut self, entries: &[HistoryEntry], received: Time) -> Result<(), ReadModelError> {
+        entries.iter().try_for_each(|entry| self.entry(entry, received))?;
+        if let Some(last) = entries.last() {
+            self.meta.next_offset = Some(last.offset + 1);
+            self.meta.last_read = Some(last.mark());
+        }
+        Ok(())
+    }
+
     /// Takes one entry; `received` stands in for the time of events without one.
-    pub fn entry(&mut self, entry: &HistoryEntry, received: Time) -> Result<(), ReadModelError> {
-        self.meta.next_offset = Some(entry.offset + 1);
+    fn entry(&mut self, entry: &HistoryEntry, received: Time) -> Result<(), ReadModelError> {
         if entry.content_type != CONTENT_BATCH {
             return self.bytes(entry, 0, &entry.body, received);
         }

@@ -12,6 +12,7 @@ mod keys;
 mod packed;
 mod pools;
 mod query;
+mod seeded;
 mod series;
 mod store;
 mod summary;
@@ -136,7 +137,7 @@ impl ReadModel {
             let now = (self.clock)();
             let meta = self.live().meta.clone();
             let mut ingest = Ingest::new(&self.store, &mut cache, meta);
-            let done = entries.iter().try_for_each(|entry| ingest.entry(entry, now)).and_then(|()| ingest.commit());
+            let done = ingest.entries(entries, now).and_then(|()| ingest.commit());
             match done {
                 Ok(Written { meta, changes, crowded, latest }) => {
                     let mut live = self.live();
@@ -166,13 +167,18 @@ impl ReadModel {
 
     /// Where the history is read on.
     pub fn next_offset(&self) -> Offset {
-        self.live().meta.next_offset.map_or(Offset::First, Offset::At)
+        let live = self.live();
+        match (live.meta.last_read, live.meta.next_offset) {
+            (Some(mark), _) => Offset::After(mark),
+            (None, next) => next.map_or(Offset::First, Offset::At),
+        }
     }
 
     /// Reads the history from its beginning when it is followed next: for a history whose offsets
     /// begin anew. What is known stays; what is told again changes nothing.
     pub fn rewind(&self) {
-        self.live().meta.next_offset = None;
+        let mut live = self.live();
+        (live.meta.next_offset, live.meta.last_read) = (None, None);
     }
 
     /// Whether the history was read to its end once, since this process began.

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::Batch;
 use stoker_schemas::{Event, JobId, Time};
+use stoker_worker::ports::broker::Mark;
 
 use super::ReadModelError;
 use super::database::{Database, Reading};
@@ -28,6 +29,9 @@ pub struct Meta {
     form: u32,
     /// Where to read on in the history; none before the first entry.
     pub next_offset: Option<u64>,
+    /// The entry before it; none in rows that an earlier version wrote.
+    #[serde(default)]
+    pub last_read: Option<Mark>,
     /// Number of the next new event.
     pub next_seq: u64,
     /// Entries that could not be decoded, ever.

@@ -80,10 +80,7 @@ impl Broker for FakeBroker {
     async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError> {
         let (sender, reader) = mpsc::channel(64);
         let mut history = self.history.subscribe();
-        let mut next = match from {
-            Offset::First => 0,
-            Offset::At(n) => n as usize,
-        };
+        let mut next = from.next() as usize;
         tokio::spawn(async move {
             loop {
                 let fresh: Vec<_> = history.borrow_and_update().iter().skip(next).cloned().collect();

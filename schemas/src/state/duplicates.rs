@@ -5,6 +5,7 @@
 
 use super::{Attempt, JobState};
 use crate::id::{Epoch, HostName, VmId};
+use crate::seeded::{self, Bug};
 
 /// A VM that is to go.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +35,7 @@ pub fn duplicates(state: &JobState) -> Vec<Duplicate> {
     };
     let untold = state.tries().filter(|(_, a)| a.has_vm() && a.superseded.is_none());
     let superfluous = untold.filter(|(epoch, a)| goes(*epoch, a)).filter_map(|(epoch, a)| named(epoch, a, kept));
-    superfluous.filter(|d| d.kept != Some(d.vm)).collect()
+    superfluous.filter(|d| (d.kept != Some(d.vm)) != seeded::is_on(Bug::SupersedeWrongVm)).collect()
 }
 
 fn named(epoch: Epoch, attempt: &Attempt, kept: Option<VmId>) -> Option<Duplicate> {

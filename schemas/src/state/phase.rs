@@ -104,9 +104,16 @@ impl JobState {
         self.enqueued.iter().map(|e| e.at).chain(started).chain(retries).chain(deferred).min()
     }
 
-    /// The latest attempt that somebody asked for by hand; attempts before it are overtaken.
+    /// The latest attempt that somebody asked for by hand; attempts before it are overtaken. A host that had it
+    /// delivered does not keep that message: it knows of it by what followed, which says when somebody asked.
     pub fn asked_attempt(&self) -> u32 {
-        self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max().unwrap_or(0)
+        let by_hand = self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max();
+        let asked = |at: Option<Time>| at.is_some() && at == self.asked_at;
+        let started = self.tries().filter(|(_, a)| a.started.as_ref().is_some_and(|s| asked(s.value.asked_at)));
+        let retries = self.retries.values().filter(|r| asked(r.value.asked_at)).map(|r| r.value.attempt);
+        let deferred = self.deferred.iter().filter(|d| asked(d.value.asked_at)).map(|d| d.value.attempt);
+        let followed = started.map(|(epoch, _)| epoch.attempt).chain(retries).chain(deferred).min();
+        by_hand.max(followed).unwrap_or(0)
     }
 
     /// The epoch in which a delivered attempt is tried here: never one that was used before. (A

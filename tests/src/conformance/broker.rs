@@ -132,6 +132,7 @@ cases! { $
     history_has_everything_in_order
     history_survives_reopening
     history_says_what_is_a_batch
+    another_history_is_read_from_its_beginning
     a_parked_message_is_readable
     a_dead_job_fills_no_queue
     commands_reach_their_host

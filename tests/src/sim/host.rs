@@ -204,6 +204,13 @@ impl SimHost {
         }
     }
 
+    /// Says so when it runs more than it may.
+    pub fn overfull(&self) -> Option<String> {
+        let running = self.living().len();
+        (running > self.plan.slots as usize)
+            .then(|| format!("{} has {} slots and runs {running} VMs", self.name, self.plan.slots))
+    }
+
     /// VMs that run on it now.
     pub fn living(&self) -> Vec<stoker_schemas::VmId> {
         self.life.as_ref().map_or_else(Vec::new, |life| life.process.within(|| self.world.living()))

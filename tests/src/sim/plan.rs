@@ -75,6 +75,13 @@ pub enum Ask {
     Retry(u64),
     /// Let one wait longer.
     Snooze(u64),
+    /// Messages that no worker can read, of so many bytes.
+    Garbage {
+        /// How many.
+        count: u32,
+        /// How large.
+        bytes: usize,
+    },
     /// Pause a pool; it goes on so much later, ms.
     Pause(u64),
 }
@@ -162,6 +169,8 @@ pub enum Trouble {
         /// It is written all the same.
         written: bool,
     },
+    /// The history is deleted and made again.
+    Recreate,
     /// The VMs of a host die.
     Vms {
         /// Which host's.
@@ -219,7 +228,8 @@ impl Draw {
         BrokerPlan {
             latency_ms: self.pick(&[(1, 1), (1, 5), (1, 40), (5, 300)]),
             jobs_max: if self.chance(15) { 8 } else { 1_000_000 },
-            dead_max: 100_000,
+            delay_max: 1_000_000,
+            dead_max: if self.chance(30) { 2 } else { 100_000 },
             host_max: 10_000,
             delivery_limit: 50,
             detect_ms: self.pick(&[0, 500, 10_000]),
@@ -260,6 +270,11 @@ impl Draw {
             };
             loads.push(Load { at_ms: self.0.u64(..active_ms), what });
         }
+        if self.chance(10) {
+            let bytes = if self.chance(50) { 10 } else { super::broker::MAX_BODY_BYTES + 1 };
+            let what = Ask::Garbage { count: self.0.u32(1..4), bytes };
+            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+        }
         loads.sort_by_key(|load| load.at_ms);
         loads
     }
@@ -297,7 +312,7 @@ impl Draw {
     fn faults(&mut self, hosts: usize, active_ms: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
         // Each kind is on or off for the whole run: rare mixes are reached by leaving others out.
-        for kind in 0..9 {
+        for kind in 0..10 {
             if !self.chance(30) {
                 continue;
             }
@@ -324,7 +339,8 @@ impl Draw {
             5 => Trouble::Alarm { for_ms },
             6 => Trouble::History { for_ms },
             7 => Trouble::Disk { host, written: self.chance(50) },
-            _ => Trouble::Vms { host },
+            8 => Trouble::Vms { host },
+            _ => Trouble::Recreate,
         }
     }
 }

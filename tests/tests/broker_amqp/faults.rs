@@ -232,6 +232,33 @@ async fn a_history_made_anew_is_read_from_its_beginning() {
     .await;
 }
 
+/// A reader that starts later meets a history with as many entries as it has read, and more, but other ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_history_is_noticed_after_a_restart() {
+    on_rabbit("another_history_is_noticed_after_a_restart", async |place| {
+        let mut mark = None;
+        for history in ["old", "new"] {
+            let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
+            for n in 0..5 {
+                broker.publish(told(&format!("{history} {n}"))).await.unwrap();
+            }
+            let mut reader = broker.history(mark.map_or(Offset::First, Offset::After)).await.unwrap();
+            for n in 0..3 {
+                let entry = timeout(DEADLINE, reader.recv()).await.expect("it waits in silence").unwrap();
+                assert_eq!(text_of(&entry.body), format!("{history} {n}"));
+                mark = Some(entry.mark());
+            }
+            // The same history goes on where it was read to.
+            let mut reader = broker.history(mark.map_or(Offset::First, Offset::After)).await.unwrap();
+            let entry = timeout(DEADLINE, reader.recv()).await.expect("it waits in silence").unwrap();
+            assert_eq!(text_of(&entry.body), format!("{history} 3"));
+            broker.close().await;
+            place.delete(&place.names.history_stream()).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn no_broker_is_an_answer_without_a_password() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

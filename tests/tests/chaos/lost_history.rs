@@ -25,7 +25,11 @@ use stoker_worker::{
 };
 use tokio::time::timeout;
 
-use crate::{PATIENCE, host::SimHost, node::Node};
+use crate::{
+    PATIENCE,
+    host::SimHost,
+    node::{Node, kill_9_at_once},
+};
 
 const TEST: &str = "a_lost_history_stops_no_work";
 /// Nodes that are made until one is killed early enough.
@@ -55,8 +59,9 @@ async fn node_without_history() -> Option<Node> {
     for _ in 0..NODES {
         let node = Node::start(TEST).await?;
         declare_work(&node).await;
+        let pid = node.pid().await;
         let broker = AmqpBroker::connect(AmqpConfig::new(node.url.as_str())).await.unwrap();
-        node.kill_9().await;
+        kill_9_at_once(&pid).await;
         broker.close().await;
         if !node.knew_its_streams().await {
             node.start_again().await;

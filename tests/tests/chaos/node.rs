@@ -7,6 +7,7 @@ use std::{
 };
 
 use stoker_tests::{setting, within};
+use stoker_worker::broker::amqp::remove_record;
 use tokio::{
     process::Command,
     sync::{Mutex, MutexGuard},
@@ -33,16 +34,27 @@ pub struct Node {
 impl Node {
     /// `None`, and said so, where no node can be made.
     pub async fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, &[]).await
+    }
+
+    /// With more in RabbitMQ's environment.
+    pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
         // The pid in the name: a run that was killed could not wipe its node, the next one does.
         let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
         let mut node = Self { control, name, url: String::new(), _turn: TURN.lock().await };
-        node.url = node.tell("start").await;
+        node.url = node.tell_in(environment, "start", &[]).await;
         Some(node)
     }
 
     pub async fn kill_9(&self) {
         self.tell("kill9").await;
+    }
+
+    /// Its process, for [`kill_9_at_once`].
+    pub async fn pid(&self) -> String {
+        let file = PathBuf::from(self.tell("dir").await).join("pid");
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
 
     /// Ends it in order.
@@ -93,8 +105,7 @@ impl Node {
 
     /// Removes the record of a queue that cannot be deleted because its node is "down".
     pub async fn forget_queue(&self, queue: &str) {
-        let resource = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
-        let eval = format!("rabbit_amqqueue:internal_delete({resource}, <<\"operator\">>).");
+        let eval = remove_record("/", queue);
         self.tell_with("ctl", &["--", "eval", &eval]).await;
     }
 
@@ -107,12 +118,22 @@ impl Node {
         PathBuf::from(self.tell("dir").await).join("mnesia")
     }
 
+    /// What `rabbitmqctl` says.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        self.tell_with("ctl", &[&["--"], arguments].concat()).await
+    }
+
     async fn tell(&self, verb: &str) -> String {
         self.tell_with(verb, &[]).await
     }
 
     async fn tell_with(&self, verb: &str, arguments: &[&str]) -> String {
+        self.tell_in(&[], verb, arguments).await
+    }
+
+    async fn tell_in(&self, environment: &[(&str, &str)], verb: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
+        command.envs(environment.iter().copied());
         command.args(["broker", verb, "--name", &self.name]).args(arguments).stdin(Stdio::null());
         // The node outlives its starter and must not look like a left-over of this run.
         command.env_remove("STOKER_TEST_RUN");
@@ -120,6 +141,12 @@ impl Node {
         assert!(output.status.success(), "broker {verb}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
+}
+
+/// Kills a node's process without the script, whose own start takes too long where a node must die in time.
+pub async fn kill_9_at_once(pid: &str) {
+    let killed = Command::new("kill").args(["-KILL", pid]).status().await.unwrap();
+    assert!(killed.success(), "no process {pid}");
 }
 
 /// `<data>/<node>/<kind>/<node>/names.dets` lists what the node starts again.

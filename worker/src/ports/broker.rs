@@ -139,6 +139,29 @@ pub enum Offset {
     /// From this one on, inclusive. The one before must have been read: a history without it is
     /// another one.
     At(u64),
+    /// From the one after this one on. A history with another entry in its place is another one.
+    After(Mark),
+}
+
+impl Offset {
+    /// The position to read next; 0 from the beginning.
+    pub const fn next(self) -> u64 {
+        match self {
+            Self::First => 0,
+            Self::At(offset) => offset,
+            Self::After(mark) => mark.offset + 1,
+        }
+    }
+}
+
+/// Which entry of the history was read last, and of which history: one that was lost and made again counts from its
+/// beginning, so the position alone does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Mark {
+    /// Its position.
+    pub offset: u64,
+    /// Of its payload.
+    pub hash: u64,
 }
 
 /// One entry of the history.
@@ -152,6 +175,16 @@ pub struct HistoryEntry {
     pub routing_key: String,
     /// The payload.
     pub body: Bytes,
+}
+
+impl HistoryEntry {
+    /// To read on after it later.
+    pub fn mark(&self) -> Mark {
+        let hash = *blake3::hash(&self.body).as_bytes();
+        // The first eight of 32 bytes: there always are as many.
+        let hash = hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        Mark { offset: self.offset, hash }
+    }
 }
 
 /// History as it comes. Ends (`None`) only when the broker is closed.
@@ -183,6 +216,9 @@ pub enum BrokerError {
     /// No connection, and none came back in time.
     #[error("broker is not reachable: {0}; check the URL and that the broker runs, then try again")]
     Down(String),
+    /// It answers, and trying again does not change the answer: its operator has to do something first.
+    #[error("broker cannot be used: {0}")]
+    Unusable(String),
     /// The broker refuses messages for now.
     #[error("broker is blocked: {0}; free memory or disk on the broker, then try again")]
     Blocked(String),

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, PoolName, Time};
 use tokio::time::Instant;
@@ -76,6 +77,11 @@ impl Supervisor {
         for (pool, sender) in &self.credits {
             let credit =
                 if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
+            let credit = if seeded::is_on(Bug::CreditOnlyFalls) && *sender.borrow() > 0 {
+                credit.min(*sender.borrow())
+            } else {
+                credit
+            };
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
         }
     }

@@ -4,6 +4,7 @@
 
 use stoker_schemas::JobState;
 use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::seeded::{self, Bug};
 
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
@@ -39,6 +40,9 @@ impl Supervisor {
                 }
                 if !matches!(event.data, EventData::CancelRequested(_) | EventData::SnoozeRequested(_)) {
                     return Ok(()); // It runs elsewhere, or nowhere.
+                }
+                if seeded::is_on(Bug::CancelNotKept) {
+                    return Ok(());
                 }
                 let known = self.load(id)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));

@@ -6,6 +6,7 @@ use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
 use stoker_schemas::next::{Next, next};
 use stoker_schemas::retry::Jitter;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Network;
 use stoker_schemas::{JobId, JobState, VmId};
 use tokio::time::Instant;
@@ -72,7 +73,7 @@ impl Supervisor {
                 Ok(()) => ack.ack().await,
                 // Too large to be published again with its reason, or no room for it: the broker moves it by itself,
                 // and keeps it until there is room.
-                Err(BrokerError::Refused(_)) => ack.dead_letter().await,
+                Err(BrokerError::Refused(_)) if !seeded::is_on(Bug::TooLargeRequeued) => ack.dead_letter().await,
                 Err(_) => ack.requeue().await,
             };
             if let Err(error) = settled {
@@ -83,7 +84,7 @@ impl Supervisor {
 
     /// Decides about one claim: re-attach, settle, wait or begin.
     pub(super) fn claim(&mut self, claim: Claim, turn: &mut Turn) -> Result<(), SupervisorError> {
-        if self.jobs.contains_key(&claim.job) {
+        if self.jobs.contains_key(&claim.job) && !seeded::is_on(Bug::SecondVm) {
             self.reattach(claim, turn);
             return Ok(());
         }
@@ -95,7 +96,8 @@ impl Supervisor {
         }
         let now = self.rig.clock.now();
         let waited = now.since(claim.enqueued_at);
-        if claim.attempt == 1 && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
+        let may_expire = claim.attempt == 1 && !seeded::is_on(Bug::TtlIgnored);
+        if may_expire && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, claim, turn);
         }
@@ -118,7 +120,7 @@ impl Supervisor {
     fn reattach(&mut self, claim: Claim, turn: &mut Turn) {
         let Some(job) = self.jobs.get_mut(&claim.job) else { return };
         let epoch = job.live.epoch;
-        if next(&job.state, epoch) == Next::Settled {
+        if next(&job.state, epoch) == Next::Settled && !seeded::is_on(Bug::AttachedToEnded) {
             // It ended in this very turn and is forgotten with it: who is delivered now is looked at after that.
             self.wait(claim);
             return;
@@ -130,7 +132,8 @@ impl Supervisor {
         } else if claim.attempt == epoch.attempt && !job.live.is_up {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.
-            turn.settle_after.extend(job.ack.replace(claim.ack));
+            let before = job.ack.replace(claim.ack);
+            turn.settle_after.extend(before.filter(|_| !seeded::is_on(Bug::DuplicateReplaces)));
         } else {
             turn.settle_after.push(claim.ack);
         }
@@ -294,6 +297,9 @@ impl Supervisor {
 
     /// Looks again at what did not fit. Bounded by the credit: no more can be waiting.
     pub(super) fn retry_waiting(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if seeded::is_on(Bug::WaitersForgotten) {
+            return Ok(());
+        }
         for claim in std::mem::take(&mut self.waiting) {
             self.claim(claim, turn)?;
         }

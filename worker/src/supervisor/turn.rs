@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
+use stoker_schemas::event::{Event, EventData, GoneWhy, JOB_LEVEL};
 use stoker_schemas::next::{Next, next};
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use uuid::Uuid;
 
@@ -147,6 +148,10 @@ impl Supervisor {
             };
             self.write(&mut turn, &event, index)?;
         }
+        if seeded::is_on(Bug::AckBeforeFlush) {
+            let settle = std::mem::take(&mut turn.settle_after);
+            self.settle(Turn { settle, ..Turn::default() });
+        }
         for call in calls(std::mem::take(&mut turn.appends)) {
             self.log.append(call).await?;
         }
@@ -167,9 +172,14 @@ impl Supervisor {
         let live = &mut job.live;
         let wanted = next(&job.state, live.epoch);
         if wanted == Next::Settled {
-            self.books.release(live.need);
+            if !seeded::is_on(Bug::RoomKept) {
+                self.books.release(live.need);
+            }
+            if seeded::is_on(Bug::RoomFreedTwice) {
+                self.books.release(live.need);
+            }
             self.up -= u32::from(live.is_up);
-            if let Some(address) = live.address {
+            if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
             self.jobs.remove(&id);
@@ -192,7 +202,8 @@ impl Supervisor {
                 None => Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()),
             });
         }
-        if let (Next::Remove(why), Some(running)) = (wanted, &live.running) {
+        let deaf = seeded::is_on(Bug::CancelNotObeyed) && wanted == Next::Remove(GoneWhy::Cancelled);
+        if let (Next::Remove(why), Some(running), false) = (wanted, &live.running, deaf) {
             running.order(Order::Remove(why));
         }
     }
@@ -200,7 +211,7 @@ impl Supervisor {
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
         let head = self.log.durable();
-        if self.settings.shares_log || self.published >= head {
+        if self.settings.shares_log || self.published >= head || seeded::is_on(Bug::AckBeforePublish) {
             settle.extend(settle_after);
         } else if !settle_after.is_empty() {
             self.unconfirmed.entry(head).or_default().extend(settle_after);

@@ -1,6 +1,6 @@
 //! Reading what was ever published.
 
-use stoker_worker::ports::broker::{CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Offset, Outgoing};
+use stoker_worker::ports::broker::{CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Mark, Offset, Outgoing};
 use tokio::time::timeout;
 
 use super::{Ability, DEADLINE, HOST, Setup, applies, numbers, publish_numbers, raw, text_of, told};
@@ -71,4 +71,18 @@ pub async fn history_says_what_is_a_batch(setup: &dyn Setup) {
         let entry = next_entry(&mut reader).await;
         assert_eq!((entry.content_type.as_str(), entry.routing_key.as_str()), (content_type, key));
     }
+}
+
+/// A reader that was away cannot know whether the history is the same: what it read last says so.
+pub async fn another_history_is_read_from_its_beginning(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    publish_numbers(&*broker, 0..6).await;
+    let mut reader = broker.history(Offset::First).await.unwrap();
+    next_entry(&mut reader).await;
+    let second = next_entry(&mut reader).await.mark();
+    let mut same = broker.history(Offset::After(second)).await.unwrap();
+    assert_eq!(bodies(&mut same, 4).await, numbers(2..6));
+    let another = Mark { hash: !second.hash, ..second };
+    let mut other = broker.history(Offset::After(another)).await.unwrap();
+    assert_eq!(bodies(&mut other, 6).await, numbers(0..6));
 }

@@ -4,9 +4,12 @@ use async_trait::async_trait;
 use stoker_worker::ports::broker::{Ack, BrokerError, Delivery};
 
 use super::Model;
-use super::queue::Held;
+use super::queue::{Held, Message};
 use super::state::{Action, State, Verdict};
 use crate::say;
+
+/// A message that is put back so often is worked on by nobody and keeps everybody busy.
+const MAX_PUT_BACK: u32 = 25;
 
 impl State {
     /// Hands out what waits, in turns among the consumers of a queue.
@@ -58,9 +61,20 @@ impl State {
         let Some(held) = queue.held.remove(&tag) else { return };
         say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
         match verdict {
-            Verdict::Done => {}
+            Verdict::Done => {
+                // While a twin of it is there, nothing need follow from this one.
+                let twin = |message: &Message| message.id == held.message.id;
+                if !queue.ready.iter().chain(queue.held.values().map(|held| &held.message)).any(twin) {
+                    self.acknowledged.push((self.history.archive.len(), held.message));
+                }
+            }
             Verdict::Requeue => {
-                if let Some(dead) = queue.give_back(held.message) {
+                let put_back = held.message.put_back + 1;
+                let message = Message { put_back, ..held.message };
+                if put_back == MAX_PUT_BACK {
+                    self.loops.push(message.id.clone());
+                }
+                if let Some(dead) = queue.give_back(message) {
                     self.bury(name, dead);
                 }
             }
@@ -69,12 +83,26 @@ impl State {
     }
 
     /// To the dead letters; while those are full it stays where it is.
-    fn bury(&mut self, name: &str, message: super::queue::Message) {
+    fn bury(&mut self, name: &str, message: Message) {
         say!(self.trace, "broker {} dead-lettered from {name}", message.id);
         if let Err(message) = self.dead_letter(message)
             && let Some(queue) = self.queues.get_mut(name)
         {
-            queue.ready.push_front(message);
+            queue.dying.push_back(message);
+        }
+    }
+
+    /// What waited for room among the dead letters goes there when there is some.
+    pub(super) fn bury_the_dying(&mut self) {
+        let names: Vec<String> =
+            self.queues.iter().filter(|(_, q)| !q.dying.is_empty()).map(|(n, _)| n.clone()).collect();
+        for name in names {
+            while let Some(message) = self.queues.get_mut(&name).and_then(|queue| queue.dying.pop_front()) {
+                if let Err(message) = self.dead_letter(message) {
+                    self.queues.entry(name.clone()).and_modify(|queue| queue.dying.push_front(message));
+                    break;
+                }
+            }
         }
     }
 

@@ -19,8 +19,8 @@ use super::stream::Reader;
 
 /// A publish that is not confirmed by then answers an error, as with the RabbitMQ adapter.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
-/// Bodies beyond this are refused, as by the RabbitMQ adapter.
-const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// Bodies beyond this are refused, as by the RabbitMQ adapter, which takes 8 MiB.
+pub const MAX_BODY_BYTES: usize = 512 * 1024;
 /// Deliveries on their way to a subscriber.
 const DELIVERIES: usize = 16;
 /// History entries on their way to a reader.

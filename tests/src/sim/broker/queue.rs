@@ -17,6 +17,8 @@ pub struct Message {
     pub body: Bytes,
     /// Earlier deliveries.
     pub deliveries: u32,
+    /// How often a consumer has put it back.
+    pub put_back: u32,
     /// When it leaves a delay queue, ms of virtual time.
     pub due_ms: u64,
 }
@@ -48,6 +50,8 @@ pub enum Overflow {
 pub struct Queue {
     /// Waiting, the next one first.
     pub ready: VecDeque<Message>,
+    /// On their way to the dead letters, which are full: no consumer gets them any more.
+    pub dying: VecDeque<Message>,
     /// Held, by delivery tag.
     pub held: BTreeMap<u64, Held>,
     /// Most messages waiting.
@@ -61,7 +65,14 @@ pub struct Queue {
 impl Queue {
     /// An empty queue.
     pub fn new(max_length: usize, overflow: Overflow, delivery_limit: u32) -> Self {
-        Self { ready: VecDeque::new(), held: BTreeMap::new(), max_length, overflow, delivery_limit }
+        Self {
+            ready: VecDeque::new(),
+            dying: VecDeque::new(),
+            held: BTreeMap::new(),
+            max_length,
+            overflow,
+            delivery_limit,
+        }
     }
 
     /// Whether it takes another message.

@@ -28,6 +28,8 @@ pub struct BrokerPlan {
     pub latency_ms: (u64, u64),
     /// Jobs a lane holds.
     pub jobs_max: usize,
+    /// Messages a delay queue holds.
+    pub delay_max: usize,
     /// Messages the dead queue holds.
     pub dead_max: usize,
     /// Commands a host's queue holds.
@@ -129,6 +131,10 @@ pub struct State {
     pub(super) alarm: bool,
     /// One in so many publishes is confirmed and forgotten; 0 for none.
     pub(super) lies: u32,
+    /// What was acknowledged, and after how many entries of the history.
+    pub acknowledged: Vec<(usize, Message)>,
+    /// Messages that a consumer puts back again and again.
+    pub loops: Vec<String>,
     /// Ids of messages lost to a lie.
     pub(super) lied: Vec<String>,
 }
@@ -156,6 +162,8 @@ impl State {
             stalled: VecDeque::new(),
             alarm: false,
             lies: 0,
+            acknowledged: Vec::new(),
+            loops: Vec::new(),
             lied: Vec::new(),
         }
     }
@@ -206,6 +214,7 @@ impl State {
             self.act(action);
         }
         self.expire_delays();
+        self.bury_the_dying();
         self.feed_consumers();
         self.feed_readers();
     }
@@ -286,7 +295,7 @@ impl State {
 
     pub(super) fn declare_work(&mut self, name: &str) {
         let (max, limit) = match name.starts_with("stoker.delay.") {
-            true => (self.plan.jobs_max, NO_LIMIT),
+            true => (self.plan.delay_max, NO_LIMIT),
             false => (self.plan.jobs_max, self.plan.delivery_limit),
         };
         self.queues.entry(name.to_owned()).or_insert_with(|| Queue::new(max, Overflow::Reject, limit));
@@ -345,6 +354,7 @@ pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
         content_type: outgoing.content_type,
         body: outgoing.body,
         deliveries: 0,
+        put_back: 0,
         due_ms: delay.map_or(0, |delay| now_ms + delay.max(1)),
     }
 }
@@ -352,5 +362,13 @@ pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
 /// A message that is put among the dead letters.
 pub fn parked_message(key: String, body: Bytes, id: u64) -> Message {
     use stoker_worker::ports::broker::CONTENT_EVENT;
-    Message { id: format!("parked-{id}"), key, content_type: CONTENT_EVENT, body, deliveries: 0, due_ms: 0 }
+    Message {
+        id: format!("parked-{id}"),
+        key,
+        content_type: CONTENT_EVENT,
+        body,
+        deliveries: 0,
+        put_back: 0,
+        due_ms: 0,
+    }
 }

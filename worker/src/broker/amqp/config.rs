@@ -18,13 +18,15 @@ pub(super) const STABLE_AFTER: Duration = Duration::from_secs(5);
 /// Events are a few KiB; a body beyond this is a mistake, and RabbitMQ would answer it by closing
 /// the channel with everything in flight on it.
 pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// Nodes that a URL may name.
+const MAX_NODES: usize = 16;
 /// Reason of a parked message: for people, and it has to fit into a header frame.
 pub const MAX_REASON_BYTES: usize = 4 * 1024;
 
 /// Settings of an [`AmqpBroker`](super::AmqpBroker). `Debug` shows the URL without its password.
 #[derive(Clone)]
 pub struct AmqpConfig {
-    /// `amqp://user:password@host:port/vhost`.
+    /// `amqp://user:password@host:port/vhost`; of a cluster with all its nodes, `amqp://user:password@one:5672,two:5672/vhost`.
     pub url: String,
     /// Names of exchanges and queues.
     pub names: Names,
@@ -87,27 +89,46 @@ impl AmqpConfig {
         }
     }
 
-    /// The URL with our heartbeat. What is wrong with a bad one is not repeated: it may hold a
+    /// The URL of each node, with our heartbeat. What is wrong with a bad one is not repeated: it may hold a
     /// password in the wrong place.
-    pub(super) fn uri(&self) -> Result<AMQPUri, BrokerError> {
-        let mut uri: AMQPUri = self.url.parse().map_err(|_| {
-            BrokerError::Down("the broker URL is not of the form amqp://user:password@host:port/vhost".into())
-        })?;
-        uri.query.heartbeat = Some(self.heartbeat_seconds);
-        Ok(uri)
+    pub(super) fn nodes(&self) -> Result<Vec<AMQPUri>, BrokerError> {
+        let unreadable =
+            || BrokerError::Down("the broker URL is not of the form amqp://user:password@host:port/vhost".into());
+        let (scheme, rest) = self.url.split_once("://").ok_or_else(unreadable)?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (login, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let nodes: Vec<&str> = hosts.split(',').collect();
+        if nodes.len() > MAX_NODES {
+            return Err(BrokerError::Down(format!("the broker URL names more than {MAX_NODES} nodes")));
+        }
+        let node = |host: &&str| -> Result<AMQPUri, BrokerError> {
+            let mut uri: AMQPUri = format!("{scheme}://{login}{host}{path}").parse().map_err(|_| unreadable())?;
+            uri.query.heartbeat = Some(self.heartbeat_seconds);
+            Ok(uri)
+        };
+        nodes.iter().map(node).collect()
+    }
+
+    /// The user, as RabbitMQ's own tools name it.
+    pub(super) fn user(&self) -> String {
+        self.first_node().map_or_else(String::new, |uri| uri.authority.userinfo.username)
     }
 
     /// The virtual host, as RabbitMQ's own tools name it.
     pub(super) fn vhost(&self) -> String {
-        self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
+        self.first_node().map_or_else(|| "/".to_owned(), |uri| uri.vhost)
+    }
+
+    fn first_node(&self) -> Option<AMQPUri> {
+        self.nodes().ok()?.into_iter().next()
     }
 
     /// Where the broker is, fit for logs.
     pub fn address(&self) -> String {
-        self.uri().map_or_else(
-            |_| "(unreadable URL)".to_owned(),
-            |u| format!("{}://{}:{}/{}", u.scheme, u.authority.host, u.authority.port, u.vhost),
-        )
+        let nodes = self.nodes().unwrap_or_default();
+        let Some(first) = nodes.first() else { return "(unreadable URL)".to_owned() };
+        let hosts: Vec<_> = nodes.iter().map(|n| format!("{}:{}", n.authority.host, n.authority.port)).collect();
+        format!("{}://{}/{}", first.scheme, hosts.join(","), first.vhost)
     }
 }
 
@@ -134,8 +155,20 @@ mod tests {
     fn the_password_is_never_shown() {
         for url in ["amqp://me:s3cret@rabbit:5672/%2f", "me:s3cret@rabbit", "s3cret@nowhere"] {
             let config = AmqpConfig::new(url);
-            let shown = format!("{config:?} {} {:?}", config.address(), config.uri().err());
+            let shown = format!("{config:?} {} {:?}", config.address(), config.nodes().err());
             assert!(!shown.contains("s3cret"), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_url_may_name_every_node_of_a_cluster() {
+        let config = AmqpConfig::new("amqp://me:s,3@one:5671,two,three:5673/stoker");
+        let nodes = config.nodes().unwrap();
+        let ports: Vec<_> = nodes.iter().map(|n| (n.authority.host.as_str(), n.authority.port)).collect();
+        assert_eq!(ports, [("one", 5671), ("two", 5672), ("three", 5673)]);
+        assert!(nodes.iter().all(|n| n.vhost == "stoker" && n.authority.userinfo.password == "s,3"));
+        assert_eq!(config.address(), "amqp://one:5671,two:5672,three:5673/stoker");
+        let too_many = AmqpConfig::new(format!("amqp://{}", ["n"; MAX_NODES + 1].join(",")));
+        assert!(too_many.nodes().unwrap_err().to_string().contains("more than 16"));
     }
 }

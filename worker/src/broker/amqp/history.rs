@@ -44,7 +44,7 @@ pub(super) struct Reader {
     pub closing: CancellationToken,
     /// What comes next.
     pub from: Offset,
-    /// Id of the entry before it, if it was read by this reader.
+    /// Id of the entry before it, if this reader has read it.
     pub last: Option<ShortString>,
     pub out: mpsc::Sender<HistoryEntry>,
 }
@@ -86,7 +86,9 @@ impl Reader {
         answer("basic.qos", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let start = match self.from {
             Offset::First => AMQPValue::LongString("first".into()),
-            Offset::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset.saturating_sub(1)).unwrap_or(i64::MAX)),
+            Offset::At(_) | Offset::After(_) => {
+                AMQPValue::LongLongInt(i64::try_from(self.from.next().saturating_sub(1)).unwrap_or(i64::MAX))
+            }
         };
         let mut arguments = FieldTable::default();
         arguments.insert(STREAM_OFFSET.into(), start);
@@ -97,7 +99,8 @@ impl Reader {
 
     async fn forward(&mut self, live: &Live, channel: &Channel, mut entries: Consumer) -> Result<(), Fault> {
         let mut unacked = 0;
-        let mut checked = self.from <= Offset::At(0);
+        let next = self.from.next();
+        let mut checked = next == 0;
         loop {
             let received = tokio::select! {
                 biased;
@@ -111,13 +114,13 @@ impl Reader {
             let tag = received.delivery_tag;
             let id = received.properties.message_id().clone();
             let entry = entry(received)?;
-            if !checked && Offset::At(entry.offset + 1) == self.from && self.last.is_some() && self.last != id {
+            if !checked && entry.offset + 1 == next && self.is_another(&entry, &id) {
                 return Err(Fault::AnotherHistory);
             }
             // Retention may have taken the entry before; the broker may also start a little earlier
             // than asked, at the border of a chunk.
-            checked |= Offset::At(entry.offset + 1) >= self.from;
-            if self.from <= Offset::At(entry.offset) {
+            checked |= entry.offset + 1 >= next;
+            if self.from.next() <= entry.offset {
                 let next = Offset::At(entry.offset + 1);
                 let sent = tokio::select! {
                     biased;
@@ -136,6 +139,14 @@ impl Reader {
                 answer("basic.ack", channel.basic_ack(tag, all)).await?;
                 unacked = 0;
             }
+        }
+    }
+
+    /// Is this, in the place of the entry that was read last, not that one?
+    fn is_another(&self, entry: &HistoryEntry, id: &Option<ShortString>) -> bool {
+        match self.from {
+            Offset::After(mark) => entry.mark() != mark,
+            Offset::First | Offset::At(_) => self.last.is_some() && self.last != *id,
         }
     }
 }

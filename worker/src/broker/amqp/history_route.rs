@@ -124,17 +124,22 @@ impl HistoryRoute {
         })
     }
 
-    /// What a person can do. RabbitMQ refuses to delete such a queue, so its record is removed by
+    /// What an operator can do. RabbitMQ refuses to delete such a queue, so its record is removed by
     /// hand; the next declaration makes a new one, and the workers fill it from their logs.
     fn hint(&self) -> String {
-        let vhost = self.config.vhost();
-        let stream = self.config.names.history_stream();
-        format!(
-            "if the node is up and this stays so, the stream is lost: rabbitmqctl eval \
-             'rabbit_amqqueue:internal_delete(rabbit_misc:r(<<\"{vhost}\">>, queue, <<\"{stream}\">>), <<\"operator\">>).' \
-             (RabbitMQ 3.10)"
-        )
+        let command = remove_record(&self.config.vhost(), &self.config.names.history_stream());
+        format!("if the node is up and this stays so, the stream is lost: rabbitmqctl eval '{command}'")
     }
+}
+
+/// For `rabbitmqctl eval`: forgets a queue whose node or coordinator does not answer, which cannot be deleted.
+/// RabbitMQ 3 takes the queue's name (and has no record that it would show), 4 takes the record.
+pub fn remove_record(vhost: &str, queue: &str) -> String {
+    format!(
+        "N = rabbit_misc:r(<<\"{vhost}\">>, queue, <<\"{queue}\">>), \
+         try rabbit_amqqueue:internal_delete(N, <<\"operator\">>) catch error:function_clause -> \
+         {{ok, Q}} = rabbit_amqqueue:lookup_durable_queue(N), rabbit_amqqueue:internal_delete(Q, <<\"operator\">>) end."
+    )
 }
 
 /// The stream is there and not there: its record exists, its node or coordinator does not answer.

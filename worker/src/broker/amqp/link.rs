@@ -29,14 +29,45 @@ use super::{
     tasks::Tasks,
     tls,
     topology::Declarer,
+    unusable,
 };
 use crate::{
-    backoff_policy::{Backoff, RECONNECT},
+    backoff_policy::{Backoff, Policy, RECONNECT},
     ports::broker::{BrokerError, BrokerStatus},
 };
 
 /// lapin reports most losses as an event; its state is looked at this often for the others.
 const STATE_CHECK: Duration = Duration::from_millis(500);
+
+/// Between two tries at a broker whose operator has to change something first.
+const REFUSED: Policy =
+    Policy { initial: Duration::from_secs(5), max: Duration::from_secs(60), multiplier: 2.0, jitter: 0.5 };
+
+/// A multiple of every small number of nodes, so that each is as likely as any other.
+const MANY_NODES: usize = 720_720;
+
+/// Why there is no connection.
+enum NoConnection {
+    /// It is away or said no for now.
+    Down(String),
+    /// Trying again does not help.
+    Unusable(String),
+}
+
+impl NoConnection {
+    fn of(fault: Fault, config: &AmqpConfig) -> Self {
+        match unusable::explain(&fault, config) {
+            Some(why) => Self::Unusable(why),
+            None => Self::Down(fault.to_string()),
+        }
+    }
+}
+
+impl From<String> for NoConnection {
+    fn from(reason: String) -> Self {
+        Self::Down(reason)
+    }
+}
 
 /// A connection that worked when it was handed out.
 pub(super) struct Live {
@@ -124,32 +155,51 @@ struct Keeper {
 
 impl Keeper {
     async fn run(self) {
-        let mut backoff = Backoff::new(RECONNECT);
+        let (mut backoff, mut refusals) = (Backoff::new(RECONNECT), Backoff::new(REFUSED));
+        // Any node first, so that the hosts spread over them.
+        let mut node = fastrand::usize(..MANY_NODES);
         while !self.closing.is_cancelled() {
+            let mut refused = false;
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => break,
-                connected = self.connect() => match connected {
-                    Ok(connection) => if self.keep(connection).await {
-                        backoff.reset();
-                    },
-                    Err(reason) => self.down(&reason),
+                connected = self.connect(node) => match connected {
+                    Ok(connection) => {
+                        self.board.refused(None);
+                        refusals.reset();
+                        if self.keep(connection).await {
+                            backoff.reset();
+                        }
+                    }
+                    Err(NoConnection::Down(reason)) => self.down(&reason),
+                    Err(NoConnection::Unusable(reason)) => {
+                        refused = true;
+                        self.down(&reason);
+                        self.board.refused(Some(&reason));
+                    }
                 },
             }
+            node = node.wrapping_add(1);
+            let wait = if refused { refusals.next_delay() } else { backoff.next_delay() };
             tokio::select! {
                 () = self.closing.cancelled() => break,
-                () = sleep(backoff.next_delay()) => {}
+                () = sleep(wait) => {}
             }
         }
         self.board.set(self.role, BrokerStatus::Down("closed".into()));
     }
 
-    async fn connect(&self) -> Result<Connection, String> {
+    /// Connects to a node of the URL; to which, a number says that goes round.
+    async fn connect(&self, node: usize) -> Result<Connection, NoConnection> {
         let name = match &self.config.host {
             Some(host) => format!("stoker {} {host}", self.role.as_str()),
             None => format!("stoker {}", self.role.as_str()),
         };
-        let uri = self.config.uri().map_err(|e: BrokerError| e.to_string())?;
+        let nodes = self.config.nodes().map_err(|e: BrokerError| e.to_string())?;
+        // There is at least one: a URL without a comma is one.
+        let Some(uri) = nodes.get(node % nodes.len().max(1)).cloned() else {
+            return Err(NoConnection::Down("the broker URL names no node".to_owned()));
+        };
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let ca = self.config.ca.as_deref();
         let tls = tls::settings(ca).await?;
@@ -158,12 +208,23 @@ impl Keeper {
         let connection = timeout(ANSWER_DEADLINE, connecting)
             .await
             .map_err(|_| format!("no answer within {ANSWER_DEADLINE:?}"))?
-            .map_err(|e| tls::explain(&e.to_string(), ca))?;
-        Declarer::new(&connection, &self.config).work().await.map_err(|e| e.to_string())?;
-        if let Some(route) = &self.route {
-            route.open(&connection).await.map_err(|e| e.to_string())?;
+            .map_err(|e| match NoConnection::of(e.into(), &self.config) {
+                NoConnection::Down(reason) => NoConnection::Down(tls::explain(&reason, ca)),
+                unusable => unusable,
+            })?;
+        let declared = self.declare(&connection).await.map_err(|fault| NoConnection::of(fault, &self.config));
+        if declared.is_err() {
+            let _ = timeout(CLOSE_DEADLINE, connection.close(200, "bye".into())).await;
         }
-        Ok(connection)
+        declared.map(|()| connection)
+    }
+
+    async fn declare(&self, connection: &Connection) -> Result<(), Fault> {
+        Declarer::new(connection, &self.config).work().await?;
+        match &self.route {
+            Some(route) => route.open(connection).await,
+            None => Ok(()),
+        }
     }
 
     /// Hands the connection out until it is lost or the broker is closed. `true` when it was good
@@ -245,8 +306,15 @@ impl Keeper {
         self.board.set(self.role, status);
     }
 
+    /// Says why there is no connection; once, for as long as the reason is the same.
     fn down(&self, reason: &str) {
-        tracing::warn!(role = self.role.as_str(), broker = self.config.address(), reason, "broker connection down");
-        self.board.set(self.role, BrokerStatus::Down(reason.to_owned()));
+        let status = BrokerStatus::Down(reason.to_owned());
+        let (role, broker) = (self.role.as_str(), self.config.address());
+        if self.board.of(self.role) == status {
+            tracing::debug!(role, broker, reason, "broker connection still down");
+        } else {
+            tracing::warn!(role, broker, reason, "broker connection down, trying again");
+        }
+        self.board.set(self.role, status);
     }
 }

@@ -26,6 +26,7 @@ mod subscription;
 mod tasks;
 mod tls;
 mod topology;
+mod unusable;
 
 use std::sync::Arc;
 
@@ -33,10 +34,11 @@ use async_trait::async_trait;
 use stoker_schemas::{PoolName, spec::Priority};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
+pub use history_route::remove_record;
 pub use message::{HEADER_REASON, HEADER_ROUTING_KEY};
 
 use self::{
@@ -73,7 +75,7 @@ impl AmqpBroker {
     /// Begins to connect, and goes on trying until it is closed; fails only when the settings
     /// cannot work. Must be called within tokio's runtime.
     pub fn open(config: AmqpConfig) -> Result<Self, BrokerError> {
-        config.uri()?;
+        config.nodes()?;
         let config = Arc::new(config);
         let board = Arc::new(StatusBoard::new());
         let tasks = Tasks::new();
@@ -88,20 +90,35 @@ impl AmqpBroker {
         Ok(Self { config, publishes, consume, board, route, tasks })
     }
 
-    /// Connects and declares the topology; fails when that takes longer than the deadline.
+    /// Connects and declares the topology; fails when that takes longer than the deadline, and at once when trying
+    /// again would not help.
     pub async fn connect(config: AmqpConfig) -> Result<Self, BrokerError> {
         let broker = Self::open(config)?;
         let mut status = broker.board.subscribe();
-        let connected = status.wait_for(|s| !matches!(s, BrokerStatus::Down(_)));
-        if timeout(broker.config.connect_deadline, connected).await.is_err() {
-            let reason = match &*broker.board.subscribe().borrow() {
-                BrokerStatus::Down(reason) | BrokerStatus::Blocked(reason) => reason.clone(),
-                BrokerStatus::Connected => "connected too late".into(),
-            };
+        let connected = tokio::select! {
+            _ = status.wait_for(|s| !matches!(s, BrokerStatus::Down(_))) => Ok(()),
+            refused = broker.refused() => Err(refused),
+            () = sleep(broker.config.connect_deadline) => Err(match &*broker.board.subscribe().borrow() {
+                BrokerStatus::Down(reason) | BrokerStatus::Blocked(reason) => BrokerError::Down(reason.clone()),
+                BrokerStatus::Connected => BrokerError::Down("connected too late".into()),
+            }),
+        };
+        if let Err(error) = connected {
             broker.close().await;
-            return Err(BrokerError::Down(reason));
+            return Err(error);
         }
         Ok(broker)
+    }
+
+    /// Resolves when the broker gives an answer that trying again does not change.
+    pub async fn refused(&self) -> BrokerError {
+        let mut refusals = self.board.refusals();
+        let refused = refusals.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match refused {
+            Some(why) => BrokerError::Unusable(why),
+            // The broker was closed and says nothing more.
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits for the confirm, for as long as a publish may take.

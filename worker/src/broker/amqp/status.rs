@@ -27,12 +27,15 @@ impl Role {
 pub(super) struct StatusBoard {
     parts: Mutex<[BrokerStatus; 2]>,
     combined: watch::Sender<BrokerStatus>,
+    /// The answer that trying again does not change, while it is the last one.
+    refused: watch::Sender<Option<String>>,
 }
 
 impl StatusBoard {
     pub(super) fn new() -> Self {
         let start = || BrokerStatus::Down("not connected yet".into());
-        Self { parts: Mutex::new([start(), start()]), combined: watch::Sender::new(start()) }
+        let (combined, refused) = (watch::Sender::new(start()), watch::Sender::new(None));
+        Self { parts: Mutex::new([start(), start()]), combined, refused }
     }
 
     pub(super) fn set(&self, role: Role, status: BrokerStatus) {
@@ -45,6 +48,19 @@ impl StatusBoard {
             *old = combined;
             changed
         });
+    }
+
+    /// Told of each connection: why the broker cannot be used, or that it can.
+    pub(super) fn refused(&self, why: Option<&str>) {
+        self.refused.send_if_modified(|old| {
+            let changed = old.as_deref() != why;
+            *old = why.map(str::to_owned);
+            changed
+        });
+    }
+
+    pub(super) fn refusals(&self) -> watch::Receiver<Option<String>> {
+        self.refused.subscribe()
     }
 
     pub(super) fn of(&self, role: Role) -> BrokerStatus {

@@ -23,10 +23,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::log::{Append, EventLog, Expected, IndexChange, LogError};
+use crate::log::{Append, EventLog, Expected, IndexChange, LogError, Recorded};
 use crate::ports::broker::{
-    Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Offset, Outgoing,
-    Parked, Source, Subscription,
+    Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Mark, Offset,
+    Outgoing, Parked, Source, Subscription,
 };
 use crate::supervisor::{HOST_STREAM, tags};
 use queues::{Item, Queues};
@@ -169,8 +169,8 @@ impl Broker for EmbeddedBroker {
         self.inner.check_open()?;
         let (send, receive) = mpsc::channel(PAGE);
         let from = match from {
-            Offset::First => 1,
-            Offset::At(position) => position.max(1),
+            Offset::After(mark) if self.is_another(mark)? => 1,
+            from => from.next().max(1),
         };
         let inner = self.inner.clone();
         tokio::spawn(async move {
@@ -203,6 +203,13 @@ impl Broker for EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
+    /// Does the log not hold the entry that was read last? Then it was removed meanwhile, and begun again.
+    fn is_another(&self, mark: Mark) -> Result<bool, BrokerError> {
+        let records = self.inner.log.scan(mark.offset, 1).map_err(store)?;
+        let record = records.into_iter().find(|record| record.position == mark.offset);
+        Ok(record.is_none_or(|record| entry(record).mark() != mark))
+    }
+
     /// The same job again is fine, another one under the same key is not.
     fn same_as_known(&self, stream: uuid::Uuid, event: &Event) -> Result<(), BrokerError> {
         let records = self.inner.log.read_stream(stream).map_err(store)?;
@@ -221,13 +228,7 @@ async fn read_history(inner: &Inner, mut next: u64, send: &mpsc::Sender<HistoryE
         let read_all = records.is_empty();
         for record in records {
             next = record.position + 1;
-            let entry = HistoryEntry {
-                offset: record.position,
-                content_type: CONTENT_EVENT.to_owned(),
-                routing_key: follower::kind_of(&record.payload).unwrap_or_default(),
-                body: record.payload,
-            };
-            if send.send(entry).await.is_err() {
+            if send.send(entry(record)).await.is_err() {
                 return Ok(());
             }
         }
@@ -239,5 +240,14 @@ async fn read_history(inner: &Inner, mut next: u64, send: &mpsc::Sender<HistoryE
                 changed = head.wait_for(|head| *head >= next) => if changed.is_err() { return Ok(()) },
             }
         }
+    }
+}
+
+fn entry(record: Recorded) -> HistoryEntry {
+    HistoryEntry {
+        offset: record.position,
+        content_type: CONTENT_EVENT.to_owned(),
+        routing_key: follower::kind_of(&record.payload).unwrap_or_default(),
+        body: record.payload,
     }
 }

@@ -126,6 +126,9 @@ impl Vm for SimVm {
         if self.guest.end().is_none() && !wait.is_zero() {
             let _ = tokio::time::timeout(wait, self.guest.wait()).await;
         }
+        if self.guest.end().is_none() {
+            self.world.note_stop(self.guest.vm);
+        }
         let obeyed = !grace.is_zero() && needed.is_some_and(|needed| needed <= grace);
         let exit = self.guest.finish(if obeyed { stopped() } else { killed() });
         self.world.bury(&self.guest);

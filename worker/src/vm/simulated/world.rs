@@ -2,7 +2,7 @@
 //! and restarts everything else, as hosts keep running VMs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -69,6 +69,8 @@ struct State {
     cards: BTreeMap<VmId, Card>,
     by_agent: BTreeMap<SocketAddr, VmId>,
     stats: SimStats,
+    /// VMs that were ended from outside, not by themselves.
+    stopped: BTreeSet<VmId>,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,15 @@ impl SimWorld {
         let mut vms: Vec<VmId> = self.lock().cards.keys().copied().collect();
         vms.sort_unstable();
         vms
+    }
+
+    /// Whether a VM still ran when it was stopped.
+    pub fn was_stopped(&self, vm: VmId) -> bool {
+        self.lock().stopped.contains(&vm)
+    }
+
+    pub(super) fn note_stop(&self, vm: VmId) {
+        self.lock().stopped.insert(vm);
     }
 
     pub(super) fn has_card(&self, vm: VmId) -> bool {
