@@ -56,15 +56,6 @@ impl Truth {
     /// # Errors
     /// When something cannot be read.
     pub fn update(&mut self, hosts: &mut [SimHost], broker: &Model) -> Result<(), String> {
-        for host in hosts {
-            let news = host.news()?;
-            let logged = self.logged.entry(host.name.clone()).or_default();
-            logged.extend(news.iter().map(Event::id));
-            for event in &news {
-                self.rules.see(event, host, &self.jobs);
-                self.hear(event, &host.name);
-            }
-        }
         let mut said = Vec::new();
         let state = broker.lock();
         for (number, entry) in (self.read..).zip(&state.history.archive[self.read..]) {
@@ -90,7 +81,20 @@ impl Truth {
         self.rules.broken.extend(state.loops.iter().map(|id| format!("message {id} is put back again and again")));
         self.read = state.history.archive.len();
         drop(state);
-        said.iter().for_each(|event| self.hear(event, "history"));
+        for event in &said {
+            self.rules.hear(event);
+            self.hear(event, "history");
+        }
+        for host in hosts {
+            let news = host.news()?;
+            let logged = self.logged.entry(host.name.clone()).or_default();
+            logged.extend(news.iter().map(Event::id));
+            for event in &news {
+                self.rules.hear(event);
+                self.rules.see(event, host, &self.jobs);
+                self.hear(event, &host.name);
+            }
+        }
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub struct Rules {
     whole_history: bool,
     paused: BTreeSet<(String, PoolName)>,
     ended: BTreeMap<(String, JobId), u32>,
+    /// The earliest time that was said of an attempt.
+    due: BTreeMap<(JobId, u32), Time>,
 }
 
 impl Rules {
@@ -42,11 +44,19 @@ impl Rules {
         }
     }
 
+    /// This was said, by anybody.
+    pub fn hear(&mut self, event: &Event) {
+        if let (EventData::JobRetryScheduled(retry), Some(id)) = (&event.data, event.job()) {
+            let due = self.due.entry((id, retry.attempt)).or_insert(retry.not_before);
+            *due = retry.not_before.min(*due);
+        }
+    }
+
     /// A host has written this. `jobs` is what was known before.
     pub fn see(&mut self, event: &Event, host: &SimHost, jobs: &BTreeMap<JobId, JobState>) {
         let name = &host.name;
         match (&event.data, event.job()) {
-            (EventData::AttemptStarted(started), Some(id)) => self.started(event, started, id, name, jobs.get(&id)),
+            (EventData::AttemptStarted(started), Some(id)) => self.started(event, started, id, name),
             (EventData::JobDead(dead), Some(id)) => self.has_ended(name, id, dead.attempt),
             (EventData::JobCancelled(cancelled), Some(id)) => self.has_ended(name, id, cancelled.attempt),
             (EventData::VmGone(gone), Some(id)) if gone.why == GoneWhy::Exited => {
@@ -73,7 +83,7 @@ impl Rules {
         *last = attempt.max(*last);
     }
 
-    fn started(&mut self, event: &Event, started: &AttemptStarted, id: JobId, host: &str, job: Option<&JobState>) {
+    fn started(&mut self, event: &Event, started: &AttemptStarted, id: JobId, host: &str) {
         let attempt = event.epoch.attempt;
         if self.paused.contains(&(host.to_owned(), started.spec.pool.clone())) {
             self.break_one(format!("{host} starts job {id} of a pool that is paused"));
@@ -88,8 +98,8 @@ impl Rules {
         if attempt == 1 && started.spec.ttl_s.is_some_and(|ttl| waited > Duration::from_secs(ttl) + SLACK) {
             self.break_one(format!("job {id} starts after {waited:?}, when its time to live had passed"));
         }
-        let due: Option<Time> = job.and_then(|job| job.retries.get(&attempt)).map(|retry| retry.value.not_before);
-        if due.is_some_and(|due| event.time.plus(EARLY) < due) {
+        let due = self.due.get(&(id, attempt)).filter(|_| self.whole_history);
+        if due.is_some_and(|due| event.time.plus(EARLY) < *due) {
             self.break_one(format!("attempt {attempt} of job {id} starts before it is due"));
         }
     }
@@ -103,11 +113,12 @@ impl Rules {
         let attempt = match &event.data {
             EventData::JobEnqueued(_) => 1,
             EventData::JobRetryScheduled(retry) => retry.attempt,
-            EventData::JobDeferred(deferred) => deferred.attempt,
+            // Which of two deferrals is the later one, only one clock can tell.
+            EventData::JobDeferred(deferred) if self.one_clock => deferred.attempt,
             _ => return,
         };
         let Some(id) = event.job() else { return };
-        if !told.get(&id).is_some_and(|job| is_settled(job, attempt, event.time)) {
+        if !told.get(&id).is_some_and(|job| is_settled(job, attempt, &event)) {
             self.break_one(format!("{} was acknowledged, and the broker knows of nothing that follows", message.id));
         }
     }
@@ -117,8 +128,12 @@ impl Rules {
 const EARLY: Duration = Duration::from_millis(20);
 
 /// Whether something follows from a message about this attempt.
-fn is_settled(job: &JobState, attempt: u32, at: Time) -> bool {
+fn is_settled(job: &JobState, attempt: u32, message: &Event) -> bool {
     let tried = || job.tries().any(|(epoch, a)| epoch.attempt >= attempt && (a.ready.is_some() || a.gone.is_some()));
-    let deferred = || job.deferred.as_ref().is_some_and(|d| d.value.attempt >= attempt && d.at > at);
+    let deferred = || {
+        job.deferred.as_ref().is_some_and(|d| {
+            d.value.attempt >= attempt && (d.at > message.time || message.data.kind() != "job.deferred")
+        })
+    };
     job.last_attempt() > attempt || job.phase().is_closed() || job.settled_attempt() >= attempt || tried() || deferred()
 }
