@@ -46,8 +46,8 @@ bugs! {
     RoomKept,
     /// The room of a VM that is gone is given back twice.
     RoomFreedTwice,
-    /// The credit never rises again.
-    CreditOnlyFalls,
+    /// A credit of nothing stays so while anything is up.
+    CreditStaysZero,
     /// What waits for room is never looked at again.
     WaitersForgotten,
     /// What waits while its pool is paused is dropped.
@@ -66,8 +66,8 @@ bugs! {
     LostStaysLost,
     /// A job that has died is started by a late message.
     DeadRunsAgain,
-    /// An event that the broker does not take is given up.
-    RefusedIsDropped,
+    /// An event that the broker does not take at once is given up.
+    FailedIsDropped,
     /// The outbox notes that it has published before it has.
     CursorTooEarly,
     /// What the history missed is not told later.

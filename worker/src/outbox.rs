@@ -184,9 +184,7 @@ async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -
             Ok(()) => return Told::Unknown,
             // Nobody takes it, or the stream cannot: a batch is never too large for good.
             Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
-            Err(BrokerError::Refused(_) | BrokerError::Timeout(_)) if seeded::is_on(Bug::RefusedIsDropped) => {
-                return Told::Unknown;
-            }
+            Err(_) if seeded::is_on(Bug::FailedIsDropped) => return Told::Unknown,
             // A full queue refuses, too: a retry is never given up for that. Events are
             // far below every limit of size, so a refusal is not for good.
             Err(error) => {

@@ -178,6 +178,9 @@ pub enum Trouble {
     },
 }
 
+/// Picks the job that was enqueued last.
+pub const LATEST: u64 = u64::MAX;
+
 /// Draws from a seed.
 pub struct Draw(fastrand::Rng);
 
@@ -257,7 +260,12 @@ impl Draw {
                 true => Ask::Same { times: count.min(20), kind },
                 false => Ask::Enqueue { count, kind },
             };
-            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+            let at_ms = self.0.u64(..active_ms);
+            loads.push(Load { at_ms, what });
+            // Whoever regrets it does so soon.
+            if self.chance(15) {
+                loads.push(Load { at_ms: at_ms + self.0.u64(..1_000), what: Ask::Cancel(LATEST) });
+            }
         }
         for _ in 0..self.pick(&[0, 0, 2, 10]) {
             let pick = self.0.u64(..);
@@ -298,6 +306,9 @@ impl Draw {
         if self.chance(20) {
             guest += &format!(" sim.stop-ms={}", self.0.u64(..200));
         }
+        if self.chance(25) {
+            guest += &format!(" sim.remove-ms={}", self.0.u64(..1_500));
+        }
         JobKind {
             guest,
             memory_mib: self.pick(&[64, 256]),
@@ -331,7 +342,11 @@ impl Draw {
         let for_ms = self.pick(&[50, 500, 3_000, 15_000]);
         let for_ms = self.0.u64(1..=for_ms);
         match kind {
-            0 => Trouble::Kill { host, looks, down_ms: for_ms, vms_too: self.chance(20) },
+            0 => {
+                // Often it is back before the broker has noticed.
+                let down_ms = if self.chance(50) { self.0.u64(1..60) } else { for_ms };
+                Trouble::Kill { host, looks, down_ms, vms_too: self.chance(30) }
+            }
             1 => Trouble::Restart { host },
             2 => Trouble::KillControl { looks, down_ms: for_ms },
             3 => Trouble::Cut { who: self.0.usize(..=hosts), for_ms },

@@ -77,11 +77,8 @@ impl Supervisor {
         for (pool, sender) in &self.credits {
             let credit =
                 if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
-            let credit = if seeded::is_on(Bug::CreditOnlyFalls) && *sender.borrow() > 0 {
-                credit.min(*sender.borrow())
-            } else {
-                credit
-            };
+            let stays = seeded::is_on(Bug::CreditStaysZero) && *sender.borrow() == 0 && self.up > 0;
+            let credit = if stays { 0 } else { credit };
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
         }
     }

@@ -62,9 +62,8 @@ impl State {
         say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
         match verdict {
             Verdict::Done => {
-                // While a twin of it is there, nothing need follow from this one.
-                let twin = |message: &Message| message.id == held.message.id;
-                if !queue.ready.iter().chain(queue.held.values().map(|held| &held.message)).any(twin) {
+                // While another message stands for the job, nothing need follow from this one.
+                if !self.queues.values().any(|queue| queue.has_other_of(&held.message)) {
                     self.acknowledged.push((self.history.archive.len(), held.message));
                 }
             }

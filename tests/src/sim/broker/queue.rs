@@ -102,6 +102,14 @@ impl Queue {
         None
     }
 
+    /// Whether it has another message about the same job.
+    pub fn has_other_of(&self, message: &Message) -> bool {
+        let subject = |message: &Message| message.id.split('/').next().map(str::to_owned);
+        let all = self.ready.iter().chain(self.held.values().map(|held| &held.message));
+        let wanted = subject(message);
+        all.filter(|other| other.key.starts_with("job.")).any(|other| subject(other) == wanted)
+    }
+
     /// Takes out what these connections held, the latest first.
     pub fn take_held(&mut self, lost: impl Fn(&Held) -> bool) -> Vec<Message> {
         let tags: Vec<u64> = self.held.iter().filter(|(_, held)| lost(held)).map(|(tag, _)| *tag).collect();

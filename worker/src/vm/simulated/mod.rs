@@ -131,6 +131,9 @@ impl Vm for SimVm {
         }
         let obeyed = !grace.is_zero() && needed.is_some_and(|needed| needed <= grace);
         let exit = self.guest.finish(if obeyed { stopped() } else { killed() });
+        if !self.guest.script.remove.is_zero() {
+            tokio::time::sleep(self.guest.script.remove).await;
+        }
         self.world.bury(&self.guest);
         Ok(exit)
     }
