@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stoker_producer::http::{self, Access};
 use stoker_worker::ports::broker::BrokerStatus;
 use support::client::{Client, problem};
-use support::story::{Story, host_started, warm_vms};
+use support::story::{Story, host_started, publishing_refused, publishing_resumed, warm_vms};
 use support::{SOON, Server};
 
 #[tokio::test]
@@ -223,6 +223,31 @@ async fn hosts_drain_and_metrics_count() {
     assert!(metrics.contains("stoker_jobs{phase=\"ready\"} 1\n"), "{metrics}");
     assert!(metrics.contains("stoker_broker_up 1\n"), "{metrics}");
     assert!(metrics.contains("stoker_warm_vms{state=\"ready\"} 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_queue_that_refuses_a_hosts_messages_is_seen_everywhere() {
+    let server = Server::start().await;
+    let client = Client::of(&server);
+    let none = "stoker_outbox_refused_messages{host=\"h-01\"} 0\n";
+    server.tell(&[host_started("h-01")]).await;
+    assert!(client.get("/metrics").await.text().await.unwrap().contains(none));
+
+    server.tell(&[publishing_refused("h-01", 1)]).await;
+    let refusal = &client.json("/v1/hosts").await[0]["refusals"][0];
+    assert_eq!((&refusal["queue"], &refusal["messages"]), (&json!("stoker.delay.2000"), &json!(12)));
+    let metrics = client.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("stoker_outbox_refused_messages{host=\"h-01\"} 12\n"), "{metrics}");
+    for page in ["/", "/hosts"] {
+        let text = client.get(page).await.text().await.unwrap();
+        assert!(text.contains("stoker.delay.2000") && text.contains("is full or unavailable"), "{page}: {text}");
+    }
+    let overview = client.get("/").await.text().await.unwrap();
+    assert!(overview.contains("Needs you") && overview.contains("host h-01 keeps 12 messages"), "{overview}");
+
+    server.tell(&[publishing_resumed("h-01", 2)]).await;
+    assert!(client.get("/metrics").await.text().await.unwrap().contains(none));
+    assert!(!client.get("/").await.text().await.unwrap().contains("stoker.delay.2000"));
 }
 
 /// Reads live events until one has this number.

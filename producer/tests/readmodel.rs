@@ -10,7 +10,7 @@ use stoker_producer::readmodel::{Counts, Filter, Found, HostStatus, HostView, Jo
 use stoker_schemas::event::{HostDraining, HostHypervisorChanged};
 use stoker_schemas::{Event, EventData, JobState, Phase};
 use stoker_worker::ports::broker::{CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, Offset};
-use support::story::{Story, host_started};
+use support::story::{Story, host_started, publishing_refused, publishing_resumed};
 use support::{SOON, Server};
 
 fn model(dir: &tempfile::TempDir) -> ReadModel {
@@ -59,6 +59,31 @@ fn rows(model: &ReadModel) -> (Vec<JobSummary>, Counts, Vec<HostView>, Vec<Optio
     let jobs = model.list(&Filter::default(), None, 500).unwrap().jobs;
     let states = jobs.iter().map(|j| model.job(j.id).unwrap()).collect();
     (jobs, model.counts(), model.hosts().unwrap(), states)
+}
+
+#[test]
+fn a_host_shows_the_queues_that_refuse_its_messages_until_they_do_not() {
+    let started = |seconds| {
+        let time = host_started("h-01").time.plus(std::time::Duration::from_secs(seconds));
+        Event { time, ..host_started("h-01") }
+    };
+    let refused = || publishing_refused("h-01", 60);
+    for (events, wanted) in [
+        (vec![started(0), refused()], 1),
+        (vec![refused(), started(0)], 1),
+        (vec![started(0), refused(), publishing_resumed("h-01", 61)], 0),
+        (vec![publishing_resumed("h-01", 61), refused(), started(0)], 0),
+        (vec![publishing_resumed("h-01", 59), refused(), started(0)], 1),
+        // The next worker says it again if it is so.
+        (vec![started(0), refused(), started(90)], 0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = model(&dir);
+        model.apply(&entries(&events)).unwrap();
+        let host = model.hosts().unwrap().remove(0);
+        assert_eq!(host.refusals.len(), wanted, "{events:#?}");
+        assert!(host.refusals.iter().all(|refusal| refusal.messages == 12));
+    }
 }
 
 #[test]

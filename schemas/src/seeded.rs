@@ -68,6 +68,8 @@ bugs! {
     DeadRunsAgain,
     /// An event that the broker does not take at once is given up.
     FailedIsDropped,
+    /// A message that is refused holds back all others.
+    RefusedBlocksAll,
     /// The outbox notes that it has published before it has.
     CursorTooEarly,
     /// What the history missed is not told later.

@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use crate::event::{Event, EventData, HOST_SOURCE};
+use crate::event::{Event, EventData, HOST_SOURCE, JobDeferred, JobRetryScheduled};
 use crate::id::{HostName, PoolName};
 use crate::seeded::{self, Bug};
 use crate::spec::Priority;
@@ -181,6 +181,21 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
         EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),
+    }
+}
+
+/// The queue that an event goes to besides the history (a command to all hosts has many), under the default prefix;
+/// for people. The stream, if there is none.
+pub fn queue_for(event: &Event) -> String {
+    let names = Names::default();
+    match &event.data {
+        EventData::JobEnqueued(e) => names.jobs_queue(&e.spec.pool, e.spec.priority),
+        EventData::JobRetryScheduled(JobRetryScheduled { delay_ms, .. })
+        | EventData::JobDeferred(JobDeferred { delay_ms, .. }) => {
+            names.delay_queue(delay_tier_ms(Duration::from_millis(*delay_ms)))
+        }
+        _ if is_history_only(event) => names.history_stream(),
+        _ => format!("{}.host.*", names.prefix),
     }
 }
 

@@ -10,6 +10,7 @@ readonly BROKER_STOP_SECONDS=20
 readonly BROKER_START_TRIES=3
 
 #: broker start|stop|restart|kill9 [--name N] | a private RabbitMQ node (start prints its URL)
+#: broker cluster [--name N] | three nodes that are one broker, N-1 to N-3 (prints its URL); each obeys the other verbs
 #: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
 #: broker status|env|dir [--name N] | is it running; export lines for a shell; where its data is
 #: broker ctl [--name N] -- ARGUMENTS | rabbitmqctl for that node
@@ -35,11 +36,10 @@ cmd_broker() {
   done
   # The name becomes part of an Erlang node name and of a path.
   [[ $name =~ ^[a-z0-9][a-z0-9-]{0,40}$ ]] || die_usage "broker: a name is 1-41 of a-z 0-9 -"
-  BROKER_NAME="$name"
-  BROKER_DIR="$RUN_DIR/broker/$name"
+  use_node "$name"
   case "$verb" in
-    start | stop | restart | kill9 | pause | resume | status | env | dir | ctl | wipe) "broker_$verb" ;;
-    *) die_usage "broker: start, stop, restart, kill9, pause, resume, status, env, dir, ctl or wipe" ;;
+    start | cluster | stop | restart | kill9 | pause | resume | status | env | dir | ctl | wipe) "broker_$verb" ;;
+    *) die_usage "broker: start, cluster, stop, restart, kill9, pause, resume, status, env, dir, ctl or wipe" ;;
   esac
 }
 
@@ -68,6 +68,32 @@ broker_start() {
   done
   tail -n 20 "$BROKER_DIR/log/console.log" >&2 || true
   die "broker: $BROKER_NAME gave up after $BROKER_START_TRIES tries"
+}
+
+# Its nodes find each other by this list when they first start; later they know.
+broker_cluster() {
+  local base="$BROKER_NAME" nodes=() hosts=() starting=() node epmd_port
+  for node in 1 2 3; do nodes+=("$base-$node"); done
+  # They meet at one epmd, and trust who has their cookie.
+  epmd_port="$(free_port)"
+  for node in "${nodes[@]}"; do
+    use_node "$node"
+    mkdir -p "$BROKER_DIR"/{home,mnesia,log}
+    load_ports || choose_ports "$epmd_port"
+    [[ -f $BROKER_DIR/home/.erlang.cookie ]] || (umask 377 && printf '%s' "$base" >"$BROKER_DIR/home/.erlang.cookie")
+    printf '%s\n' "${nodes[@]}" >"$BROKER_DIR/cluster"
+    hosts+=("127.0.0.1:$AMQP_PORT")
+    # Side by side: RabbitMQ 4 waits for the others when it first starts.
+    broker_start >/dev/null &
+    starting+=($!)
+  done
+  for node in "${starting[@]}"; do wait "$node" || die "broker: a node of $base did not start"; done
+  printf 'amqp://guest:guest@%s/%%2f\n' "$(IFS=, && printf '%s' "${hosts[*]}")"
+}
+
+use_node() {
+  BROKER_NAME="$1"
+  BROKER_DIR="$RUN_DIR/broker/$1"
 }
 
 broker_stop() {
@@ -168,7 +194,7 @@ load_ports() {
 choose_ports() {
   AMQP_PORT="$(free_port)"
   DIST_PORT="$(free_port)"
-  EPMD_PORT="$(free_port)"
+  EPMD_PORT="${1:-$(free_port)}"
   TLS_PORT="$(free_port)"
   printf '%s %s %s %s\n' "$AMQP_PORT" "$DIST_PORT" "$EPMD_PORT" "$TLS_PORT" >"$BROKER_DIR/ports"
 }
@@ -193,6 +219,12 @@ disk_free_limit.absolute = 64MiB
 log.file.rotation.size = 10485760
 log.file.rotation.count = 2
 CONF
+  if [[ -f $BROKER_DIR/cluster ]]; then
+    # Without this, nodes that lost sight of each other stay apart until each is restarted.
+    printf 'cluster_partition_handling = pause_minority\n'
+    printf 'cluster_formation.peer_discovery_backend = classic_config\n'
+    awk '{ printf "cluster_formation.classic_config.nodes.%d = stoker-%s@localhost\n", NR, $1 }' "$BROKER_DIR/cluster"
+  fi >>"$BROKER_DIR/rabbitmq.conf"
   if [[ -n ${TLS_PORT:-} ]] && make_certificates; then
     cat >>"$BROKER_DIR/rabbitmq.conf" <<CONF
 listeners.ssl.1 = 127.0.0.1:$TLS_PORT

@@ -19,7 +19,7 @@ use crate::equipment::equip;
 use crate::images::ImageStore;
 use crate::log::{EventLog, LogError, LogOptions};
 use crate::metrics_file;
-use crate::outbox;
+use crate::outbox::{self, Progress};
 use crate::ports::broker::{Broker, BrokerError};
 use crate::ports::net::NetError;
 use crate::ports::vm::VmError;
@@ -131,19 +131,24 @@ impl Host {
         let supervisor = Supervisor::open(self.settings, self.rig.clone(), self.log.clone(), broker.clone())?;
         let known: HashSet<_> = supervisor.known_vms().collect();
         report(&reaper::reap(&self.rig, &known).await);
-        let (published, publishing) = watch::channel(0);
+        let (published, publishing) = watch::channel(Progress::default());
         let outbox = if embedded {
             // The log is the broker's own: what is durable is published.
             None
         } else {
             Some(tokio::spawn(outbox::run(self.log.clone(), broker, source, self.rig.clock, published)))
         };
-        let counts = self.rig.dirs.as_ref().map(|dirs| (dirs.metrics(), self.rig.hypervisor.clone()));
-        let counting = counts.clone().map(|(file, hypervisor)| tokio::spawn(metrics_file::keep(file, hypervisor)));
+        let counted = metrics_file::Counted {
+            hypervisor: self.rig.hypervisor.clone(),
+            outbox: (!embedded).then(|| (self.log.clone(), publishing.clone())),
+            clock: self.rig.clock,
+        };
+        let counts = self.rig.dirs.as_ref().map(|dirs| (dirs.metrics(), counted));
+        let counting = counts.clone().map(|(file, counted)| tokio::spawn(metrics_file::keep(file, counted)));
         let ended = supervisor.run(publishing, shutdown).await;
-        if let (Some(counting), Some((file, hypervisor))) = (counting, counts) {
+        if let (Some(counting), Some((file, counted))) = (counting, counts) {
             counting.abort();
-            metrics_file::write(&file, &*hypervisor);
+            metrics_file::write(&file, &counted);
         }
         if let Some(outbox) = outbox {
             flush(&self.log, &outbox).await;

@@ -11,6 +11,7 @@ pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod counts;
 pub mod dirs;
 pub mod disk;
 pub mod doctor;

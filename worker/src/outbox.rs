@@ -2,66 +2,56 @@
 //! but not yet noted is published again after a crash: readers recognise duplicates by id.
 //!
 //! Work (retries, deferrals) never waits for history: while that is away, what only it would
-//! take becomes a gap, which is filled when it is back.
+//! take becomes a gap, which is filled when it is back. And nothing waits for a queue that refuses:
+//! its messages are set aside and tried again, and only later ones of the same jobs wait behind them.
 
+mod aside;
 mod gap;
 mod messages;
+mod progress;
+mod sending;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
 use stoker_schemas::seeded::{self, Bug};
 use tokio::sync::watch;
 
+use self::aside::Aside;
+pub use self::aside::MAX_SET_ASIDE;
+pub use self::gap::CURSOR as GAP_CURSOR;
 use self::gap::{Gap, Span};
-use self::messages::{For, Planned, plan};
-use crate::backoff_policy::{Backoff, RECONNECT};
+use self::messages::{For, Plan, Ticket, plan};
+pub use self::progress::{Lag, Progress, Refusal};
+use self::sending::{Outcome, Told, send_all};
 use crate::clock::Clock;
-use crate::log::{EventLog, LogError};
-use crate::ports::broker::{Broker, BrokerError, HistoryStatus};
+use crate::log::{EventLog, LogError, Recorded};
+use crate::ports::broker::{Broker, HistoryStatus};
 
 /// Name of the cursor.
 pub const CURSOR: &str = "outbox";
-pub use self::gap::CURSOR as GAP_CURSOR;
 /// Events read from the log at a time; also the most that are under way.
 const PAGE: usize = 512;
 
-/// Publishes for ever. `published` tells the position up to which the broker has everything that
-/// anybody works from.
+/// Publishes for ever. `progress` tells how far the broker has everything that anybody works from.
 pub async fn run(
     log: EventLog,
     broker: Arc<dyn Broker>,
     source: String,
     clock: Clock,
-    published: watch::Sender<u64>,
+    progress: watch::Sender<Progress>,
 ) -> Result<(), LogError> {
-    let mut head = log.head();
-    let mut outbox = Outbox::open(log, broker, source, clock)?;
-    let _ = published.send(outbox.next - 1);
-    // Neither may starve the other: after a page it is the gap's turn.
-    let mut gap_first = false;
-    while let Some(work) = outbox.next_work(&mut head, gap_first).await {
-        match work {
-            Work::Page => {
-                outbox.publish_page().await?;
-                let _ = published.send(outbox.next - 1);
-            }
-            Work::Gap => outbox.fill_gap().await?,
-        }
-        gap_first = work == Work::Page;
-    }
-    Ok(())
+    Outbox::open(log, broker, source, clock, MAX_SET_ASIDE)?.run(progress).await
 }
 
-/// What there is to publish.
+/// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
     /// New events.
     Page,
+    /// What a queue refused.
+    Refused,
     /// What the history missed.
     Gap,
 }
@@ -79,51 +69,102 @@ struct Outbox {
     /// nothing is certain: work that is published while the history is away tells nobody so.
     certain: u64,
     gap: Gap,
-}
-
-/// What the history did with a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    /// Took its part.
-    Yes,
-    /// Did not.
-    No,
-    /// It had no part of its own, so nobody knows.
-    Unknown,
+    aside: Aside,
 }
 
 impl Outbox {
-    fn open(log: EventLog, broker: Arc<dyn Broker>, source: String, clock: Clock) -> Result<Self, LogError> {
+    fn open(
+        log: EventLog,
+        broker: Arc<dyn Broker>,
+        source: String,
+        clock: Clock,
+        set_aside: usize,
+    ) -> Result<Self, LogError> {
         let published = log.cursor(CURSOR)?;
         let history = broker.history_status();
         let gap = Gap::open(log.clone(), history.clone(), published)?;
+        let aside = Aside::open(log.clone(), clock, set_aside)?;
         // The last page of an earlier process may not have been seen to arrive.
         let certain = (published + 1).saturating_sub(PAGE as u64).max(1);
-        Ok(Self { log, broker, source, clock, history, next: published + 1, certain, gap })
+        Ok(Self { log, broker, source, clock, history, next: published + 1, certain, gap, aside })
     }
 
-    /// Waits for something to publish; `None` once the log is closed.
-    async fn next_work(&mut self, head: &mut watch::Receiver<u64>, gap_first: bool) -> Option<Work> {
-        let next = self.next;
-        let page = async { head.wait_for(|head| *head >= next).await.is_ok().then_some(Work::Page) };
+    async fn run(mut self, told: watch::Sender<Progress>) -> Result<(), LogError> {
+        let mut head = self.log.head();
+        let mut last = Work::Page;
+        told.send_replace(self.progress());
+        while let Some(work) = self.next_work(&mut head, last).await {
+            match work {
+                Work::Page => self.publish_page().await?,
+                Work::Refused => self.try_refused().await?,
+                Work::Gap => self.fill_gap().await?,
+            }
+            if work != Work::Gap {
+                self.tell(&told);
+            }
+            last = work;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do; `None` once the log is closed. None of the three may starve another: what was done
+    /// last comes last.
+    async fn next_work(&mut self, head: &mut watch::Receiver<u64>, last: Work) -> Option<Work> {
+        let Self { next, aside, gap, .. } = self;
+        let page = async {
+            if aside.room() == 0 {
+                return std::future::pending().await;
+            }
+            head.wait_for(|head| *head >= *next).await.is_ok().then_some(Work::Page)
+        };
+        let refused = async {
+            aside.due().await;
+            Some(Work::Refused)
+        };
         let gap = async {
-            self.gap.due().await;
+            gap.due().await;
             Some(Work::Gap)
         };
-        if gap_first {
-            tokio::select! { biased; work = gap => work, work = page => work }
-        } else {
-            tokio::select! { biased; work = page => work, work = gap => work }
+        match last {
+            Work::Page => tokio::select! { biased; w = refused => w, w = gap => w, w = page => w },
+            Work::Refused => tokio::select! { biased; w = gap => w, w = page => w, w = refused => w },
+            Work::Gap => tokio::select! { biased; w = page => w, w = refused => w, w = gap => w },
         }
     }
 
+    fn progress(&self) -> Progress {
+        let stopped = self.aside.room() == 0;
+        Progress { through: self.next - 1, held: self.aside.held(), refusals: self.aside.refusals(), stopped }
+    }
+
+    fn tell(&self, told: &watch::Sender<Progress>) {
+        let progress = self.progress();
+        if progress.stopped && !told.borrow().stopped {
+            let refused = progress.refused();
+            tracing::error!(refused, "queues refuse so many messages that nothing more is published");
+        }
+        told.send_replace(progress);
+    }
+
     async fn publish_page(&mut self) -> Result<(), LogError> {
-        let records = self.log.scan(self.next, PAGE)?;
+        let records = self.log.scan(self.next, PAGE.min(self.aside.room()))?;
         let Some(last) = records.last().map(|r| r.position) else { return Ok(()) };
         if seeded::is_on(Bug::CursorTooEarly) {
             self.log.set_cursor(CURSOR, last)?;
         }
-        let told = self.publish(plan(&records, &self.source, self.clock, For::All)).await;
+        let Plan { messages, behind } =
+            plan(&records, &self.source, self.clock, For::All, |ticket| self.aside.is_behind(ticket));
+        let Outcome { mut told, refused, .. } = send_all(self.broker.as_ref(), messages).await;
+        let set_aside = !behind.is_empty() || !refused.is_empty();
+        if !refused.is_empty() {
+            told = told.and(self.tell_history_of(&records, &refused).await);
+        }
+        for ticket in behind {
+            self.aside.add(ticket, None)?;
+        }
+        for (ticket, reason) in refused {
+            self.aside.add(ticket, reason.as_deref())?;
+        }
         let first = self.next;
         self.next = last + 1;
         let cut = self.history_changed();
@@ -133,7 +174,35 @@ impl Outbox {
             _ if seeded::is_on(Bug::GapForgotten) => {}
             _ => self.gap.extend(Span { first: self.certain, last })?,
         }
-        self.log.set_cursor(CURSOR, last)
+        self.log.set_cursor(CURSOR, last)?;
+        // Cursors that wait for a commit are bounded, and each message set aside is one.
+        if set_aside { self.log.flush_cursors().await } else { Ok(()) }
+    }
+
+    /// Readers learn of what is refused, too; a broker may or may not have told them.
+    async fn tell_history_of(&self, records: &[Recorded], refused: &[(Ticket, Option<String>)]) -> Told {
+        let is_refused = |at: u64| refused.binary_search_by_key(&at, |(ticket, _)| ticket.position).is_ok();
+        let records: Vec<_> = records.iter().filter(|record| is_refused(record.position)).cloned().collect();
+        let Plan { messages, .. } = plan(&records, &self.source, self.clock, For::History, |_| false);
+        send_all(self.broker.as_ref(), messages).await.told
+    }
+
+    /// Tries the messages of one line again. The history knows them.
+    async fn try_refused(&mut self) -> Result<(), LogError> {
+        let Some((key, positions)) = self.aside.round() else { return Ok(()) };
+        let mut records: Vec<Recorded> = Vec::with_capacity(positions.len());
+        for position in positions {
+            records.extend(self.log.scan(position, 1)?);
+        }
+        let Plan { messages, .. } = plan(&records, &self.source, self.clock, For::All, |_| false);
+        let Outcome { taken, refused, .. } = send_all(self.broker.as_ref(), messages).await;
+        for ticket in &taken {
+            self.aside.published(&key, ticket.position)?;
+        }
+        if let Some((_, Some(reason))) = refused.first() {
+            self.aside.refused(&key, reason);
+        }
+        if taken.is_empty() { Ok(()) } else { self.log.flush_cursors().await }
     }
 
     /// Was it cut off or brought back since the last page? Then parts of that page, too, may have
@@ -150,48 +219,13 @@ impl Outbox {
         let mut records = self.log.scan(span.first, PAGE)?;
         records.retain(|r| r.position <= span.last);
         let through = records.last().map_or(span.last, |r| r.position);
-        match self.publish(plan(&records, &self.source, self.clock, For::History)).await {
+        let Plan { messages, .. } = plan(&records, &self.source, self.clock, For::History, |_| false);
+        match send_all(self.broker.as_ref(), messages).await.told {
             Told::No => {
                 self.gap.put_off();
                 Ok(())
             }
             Told::Yes | Told::Unknown => self.gap.told(through),
-        }
-    }
-
-    /// Publishes messages in order, all under way at once.
-    async fn publish(&self, planned: Vec<Planned>) -> Told {
-        let mut sending: FuturesOrdered<_> = planned.into_iter().map(|p| send(self.broker.as_ref(), p)).collect();
-        let mut page = Told::Unknown;
-        while let Some(told) = sending.next().await {
-            page = match (page, told) {
-                (Told::No, _) | (_, Told::No) => Told::No,
-                (Told::Unknown, told) => told,
-                (Told::Yes, _) => Told::Yes,
-            };
-        }
-        page
-    }
-}
-
-/// Publishes one message, however long the broker is away; only history is not waited for. The log
-/// is bounded by its own means; the outbox only ever holds one page.
-async fn send(broker: &dyn Broker, Planned { message, history_only }: Planned) -> Told {
-    let mut waits = Backoff::new(RECONNECT);
-    loop {
-        match broker.publish(message.clone()).await {
-            Ok(()) if history_only => return Told::Yes,
-            Ok(()) => return Told::Unknown,
-            // Nobody takes it, or the stream cannot: a batch is never too large for good.
-            Err(BrokerError::Unroutable(_) | BrokerError::Refused(_)) if history_only => return Told::No,
-            Err(_) if seeded::is_on(Bug::FailedIsDropped) => return Told::Unknown,
-            // A full queue refuses, too: a retry is never given up for that. Events are
-            // far below every limit of size, so a refusal is not for good.
-            Err(error) => {
-                let wait = waits.next_delay();
-                tracing::warn!(%error, ?wait, "event not published, trying again");
-                tokio::time::sleep(wait.max(Duration::from_millis(1))).await;
-            }
         }
     }
 }

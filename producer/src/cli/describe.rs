@@ -60,6 +60,12 @@ pub fn lines(event: &Event) -> Vec<Line> {
         EventData::VmGone(e) => one(format!("VM gone: {}{}", e.why.as_str(), reason(&e.detail))),
         EventData::HostStarted(e) => one(format!("host started: {} slots, {}", e.slots, e.hypervisor)),
         EventData::HostHypervisorChanged(e) => one(format!("hypervisor is now {}: {}", e.hypervisor, e.reason)),
+        EventData::HostPublishingRefused(e) => {
+            let waiting =
+                if e.messages == 1 { "1 message waits".to_owned() } else { format!("{} messages wait", e.messages) };
+            one(format!("queue {} refuses what the host publishes, {waiting}: {}", e.queue, e.reason))
+        }
+        EventData::HostPublishingResumed(e) => one(format!("queue {} takes what the host publishes again", e.queue)),
         EventData::HostDrainRequested(e) => one(format!("drain requested by {}{}", e.by, reason(&e.reason))),
         EventData::HostDraining(e) => one(format!("draining: {} booting, {} running", e.booting, e.running)),
         EventData::PoolConfigured(e) => {

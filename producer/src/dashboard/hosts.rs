@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use super::layout::{Frame, Page, Tab};
 use super::{parts, pools, warm};
 use crate::http::{Api, Problem};
-use crate::readmodel::{HostStatus, HostView};
+use crate::readmodel::{HostStatus, HostView, RefusalView};
 
 /// `GET /hosts`
 pub async fn page(State(api): State<Api>) -> Page {
@@ -34,11 +34,31 @@ fn content(api: &Api) -> Result<Markup, Problem> {
     })
 }
 
+/// One item of "Needs you" for each queue that refuses what a host publishes.
+pub fn refusals(hosts: &[HostView]) -> Vec<Markup> {
+    let need = |(host, refusal): (&HostView, &RefusalView)| {
+        html! { li {
+            span {
+                "host " (host.name) " keeps " (parts::number(refusal.messages))
+                @if refusal.messages == 1 { " message" } @else { " messages" }
+                " that queue " (refusal.queue) " refuses, the oldest from " (parts::ago(refusal.oldest)) ": "
+                (refusal.reason)
+            }
+            a href="/hosts" { "Look" }
+        } }
+    };
+    hosts.iter().flat_map(|host| host.refusals.iter().map(move |refusal| (host, refusal))).map(need).collect()
+}
+
 fn row(host: &HostView) -> Markup {
     html! {
         tr data-key=(host.name) data-href={ "/jobs?host=" (host.name) } {
             td { a href={ "/jobs?host=" (host.name) } { (host.name) } }
-            td { (host.status.as_str()) @if let Some(since) = host.since { " " span.dim { (parts::ago(since)) } } }
+            td { (host.status.as_str()) @if let Some(since) = host.since { " " span.dim { (parts::ago(since)) } }
+                @for refusal in &host.refusals {
+                    div.dim { "queue " (refusal.queue) " refuses its messages: " (refusal.reason) }
+                }
+            }
             td.fit { (parts::meter(host.booting + host.ready, host.slots.into())) }
             td.num { (host.vcpus) }
             td.num.fit { (host.memory_mib) " MiB" }

@@ -6,7 +6,7 @@ use stoker_schemas::Phase;
 use stoker_schemas::diagnosis::Cause;
 
 use super::layout::{Frame, Page, Tab};
-use super::{parts, pools, warm};
+use super::{hosts, parts, pools, warm};
 use crate::http::{Api, Problem};
 use crate::readmodel::{Counts, Filter, HostStatus, HostView, Minute, begin_of};
 use crate::view::{duration, ms_between};
@@ -83,6 +83,7 @@ fn needs_you(api: &Api, counts: &Counts, hosts: &[HostView]) -> Result<Markup, P
         }
     }
     needs.extend(warm::needs(hosts));
+    needs.extend(hosts::refusals(hosts));
     needs.extend(api.model().pools()?.iter().filter(|pool| pool.paused).map(pools::need));
     if counts.undecodable > 0 {
         needs.push(html! { li {

@@ -62,6 +62,9 @@ pub enum HistoryHealth {
 pub struct Ready {
     /// Always.
     pub ready: bool,
+    /// What needs a person although jobs are taken, in words.
+    #[serde(default)]
+    pub needs: Vec<String>,
 }
 
 /// `GET /v1/hosts`
@@ -112,7 +115,21 @@ pub async fn ready(State(api): State<Api>) -> Result<Json<Ready>, Problem> {
         let detail = format!("the history is being read: {} events so far", api.model.next_seq());
         return Err(Problem::not_ready(detail, "wait; what is shown is old until then"));
     }
-    Ok(Json(Ready { ready: true }))
+    let needs = needs(&api.model.hosts()?);
+    Ok(Json(Ready { ready: true, needs }))
+}
+
+/// A label's value as Prometheus reads it.
+fn label(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+/// What needs a person. Who asks may be anybody, so no host or queue is named.
+fn needs(hosts: &[HostView]) -> Vec<String> {
+    let refused = hosts.iter().filter(|host| !host.refusals.is_empty()).count();
+    let of = if refused == 1 { "1 host".to_owned() } else { format!("{refused} hosts") };
+    let sentence = format!("queues refuse messages of {of}, whose jobs wait; the overview and /v1/hosts say which");
+    (refused > 0).then_some(sentence).into_iter().collect()
 }
 
 /// `GET /metrics`, as Prometheus reads it.
@@ -144,10 +161,43 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     ];
     let warm = warm.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n)).to_vec();
     gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm);
+    let refused = |h: &HostView| h.refusals.iter().map(|refusal| refusal.messages).sum();
+    let refused = hosts.iter().map(|h| (format!("{{host=\"{}\"}}", label(&h.name)), refused(h))).collect();
+    let help = "Messages that a host keeps because their queue refuses them, as the host last said.";
+    gauge("stoker_outbox_refused_messages", help, refused);
     let connected = matches!(*api.submitter.broker().status().borrow(), BrokerStatus::Connected);
     gauge("stoker_broker_up", "Whether the broker takes messages.", vec![(String::new(), u64::from(connected))]);
     let undecodable = vec![(String::new(), counts.undecodable)];
     gauge("stoker_history_undecodable_entries", "History entries that are not events we know.", undecodable);
     gauge("stoker_events_known", "Events in the read model.", vec![(String::new(), api.model.next_seq())]);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn host(name: &str, refusals: serde_json::Value) -> HostView {
+        let view = json!({
+            "name": name, "status": "up", "since": null, "slots": 1, "booting": 0, "ready": 0, "vcpus": 1,
+            "memory_mib": 512, "labels": {}, "pools": [], "hypervisor": "", "version": "", "warm": [],
+            "refusals": refusals,
+        });
+        serde_json::from_value(view).unwrap()
+    }
+
+    #[test]
+    fn what_needs_a_person_is_counted_and_named_to_nobody() {
+        let refusal = json!([{"queue": "q", "reason": "full", "messages": 3, "oldest": "2026-01-01T00:00:00Z"}]);
+        assert!(needs(&[host("h-01", json!([]))]).is_empty());
+        let needs = needs(&[host("h-01", refusal.clone()), host("h-02", json!([])), host("h-03", refusal)]);
+        assert!(needs.len() == 1 && needs[0].contains("2 hosts") && !needs[0].contains("h-0"), "{needs:?}");
+    }
+
+    #[test]
+    fn a_label_is_escaped() {
+        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
+    }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use stoker_schemas::event::{HostDraining, HostHypervisorChanged, HostStarted, HostStopped, Request};
 use stoker_schemas::{Event, EventData, Time};
 
+use super::refusals::{RefusalView, Refusals};
 use super::warm::{WarmView, WarmVms};
 
 /// The latest of one kind of event.
@@ -22,6 +23,8 @@ pub struct HostState {
     stopped: Latest<HostStopped>,
     #[serde(default)]
     warm: WarmVms,
+    #[serde(default)]
+    refusals: Refusals,
 }
 
 /// Whether a host takes jobs.
@@ -79,6 +82,9 @@ pub struct HostView {
     pub version: String,
     /// VMs that it keeps up for jobs to come, by kind.
     pub warm: Vec<WarmView>,
+    /// Queues that refuse what it publishes.
+    #[serde(default)]
+    pub refusals: Vec<RefusalView>,
 }
 
 pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
@@ -97,6 +103,7 @@ impl HostState {
             EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
             EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
             EventData::HostStopped(e) => latest(&mut self.stopped, event.time, e),
+            EventData::HostPublishingRefused(_) | EventData::HostPublishingResumed(_) => self.refusals.apply(event),
             _ => self.warm.apply(event),
         }
     }
@@ -152,6 +159,7 @@ impl HostState {
                 hypervisor: self.hypervisor(),
                 version: String::new(),
                 warm: self.warm.views(None),
+                refusals: self.refusals.views(None),
             };
         };
         HostView {
@@ -168,6 +176,7 @@ impl HostState {
             hypervisor: self.hypervisor(),
             version: e.version,
             warm: self.warm.views(self.started_at()),
+            refusals: self.refusals.views(self.started_at()),
         }
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use stoker_schemas::diagnosis::{Cause, Confidence, Diagnosis};
 use stoker_schemas::event::{
-    AttemptFailed, AttemptProgressed, AttemptReady, AttemptStarted, DeadReason, GoneWhy, HostStarted, Identity,
-    JOB_LEVEL, JobCancelled, JobDead, JobEnqueued, JobRetryScheduled, Request, Stage, StageMark, VmGone, WarmGone,
-    WarmGoneWhy, WarmReady, WarmStarted,
+    AttemptFailed, AttemptProgressed, AttemptReady, AttemptStarted, DeadReason, GoneWhy, HostPublishingRefused,
+    HostPublishingResumed, HostStarted, Identity, JOB_LEVEL, JobCancelled, JobDead, JobEnqueued, JobRetryScheduled,
+    Request, Stage, StageMark, VmGone, WarmGone, WarmGoneWhy, WarmReady, WarmStarted,
 };
 use stoker_schemas::image::Driver;
 use stoker_schemas::{Epoch, Event, EventData, HostName, JobId, JobSpec, JobState, Time, VmId};
@@ -265,6 +265,25 @@ pub fn warm_vms(name: &str) -> Vec<Event> {
         event(4, EventData::WarmGone(WarmGone { vm: vm(2), why, diagnosis, detail })),
         event(5, started(3)),
     ]
+}
+
+/// A queue refuses what the host publishes, some time after the host began.
+pub fn publishing_refused(host: &str, seconds: u64) -> Event {
+    let queue = "stoker.delay.2000".to_owned();
+    let reason = "broker refused the message: a queue it goes to is full or unavailable".to_owned();
+    let refused = HostPublishingRefused { queue, reason, messages: 12, oldest: host_started(host).time };
+    later(host, seconds, EventData::HostPublishingRefused(refused))
+}
+
+/// It takes it again.
+pub fn publishing_resumed(host: &str, seconds: u64) -> Event {
+    let resumed = HostPublishingResumed { queue: "stoker.delay.2000".to_owned() };
+    later(host, seconds, EventData::HostPublishingResumed(resumed))
+}
+
+fn later(host: &str, seconds: u64, data: EventData) -> Event {
+    let started = host_started(host);
+    Event { data, time: started.time.plus(Duration::from_secs(seconds)), ..started }
 }
 
 /// A host that takes jobs.

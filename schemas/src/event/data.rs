@@ -80,6 +80,10 @@ events! {
     HostStarted(HostStarted) = "host.started" v 1;
     /// A worker boots VMs in another way from now on: its accelerator does not run a kernel.
     HostHypervisorChanged(HostHypervisorChanged) = "host.hypervisor-changed" v 1;
+    /// A queue refuses what a host publishes for it. All else goes on.
+    HostPublishingRefused(HostPublishingRefused) = "host.publishing-refused" v 1;
+    /// That queue takes messages again.
+    HostPublishingResumed(HostPublishingResumed) = "host.publishing-resumed" v 1;
     /// Somebody wants a host to take no more jobs.
     HostDrainRequested(Request) = "host.drain-requested" v 1;
     /// A worker takes no more jobs.
@@ -116,6 +120,11 @@ impl EventData {
             | Self::HostDraining(_)
             | Self::HostStopped(_) => {
                 format!("{}@{}", self.kind(), time.unix_micros())
+            }
+            // A host publishes to many queues.
+            Self::HostPublishingRefused(HostPublishingRefused { queue, .. })
+            | Self::HostPublishingResumed(HostPublishingResumed { queue }) => {
+                format!("{}@{queue}@{}", self.kind(), time.unix_micros())
             }
             other => match other.warm_vm() {
                 // A host has many.
@@ -161,6 +170,8 @@ impl EventData {
             self,
             Self::HostStarted(_)
                 | Self::HostHypervisorChanged(_)
+                | Self::HostPublishingRefused(_)
+                | Self::HostPublishingResumed(_)
                 | Self::HostDrainRequested(_)
                 | Self::HostDraining(_)
                 | Self::HostStopped(_)

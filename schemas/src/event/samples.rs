@@ -41,6 +41,8 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
     Some(match kind {
         "host.started"
         | "host.hypervisor-changed"
+        | "host.publishing-refused"
+        | "host.publishing-resumed"
         | "host.drain-requested"
         | "host.draining"
         | "host.stopped"
@@ -134,6 +136,15 @@ fn of_host(kind: &str) -> Option<EventData> {
                 "kernel golden/vmlinux does not boot with KVM (no byte on its console after 5.0 s) and boots with TCG"
                     .to_owned(),
         }),
+        "host.publishing-refused" => EventData::HostPublishingRefused(HostPublishingRefused {
+            queue: "stoker.delay.2000".to_owned(),
+            reason: "broker refused the message: a queue it goes to is full or unavailable".to_owned(),
+            messages: 12,
+            oldest: moment(0),
+        }),
+        "host.publishing-resumed" => {
+            EventData::HostPublishingResumed(HostPublishingResumed { queue: "stoker.delay.2000".to_owned() })
+        }
         "host.drain-requested" => {
             EventData::HostDrainRequested(Request { by: "ada".to_owned(), reason: "kernel update".to_owned() })
         }

@@ -204,6 +204,8 @@ impl JobState {
             | EventData::VmGone(_) => self.add_to_try(epoch, at, data, told_by),
             EventData::HostStarted(_)
             | EventData::HostHypervisorChanged(_)
+            | EventData::HostPublishingRefused(_)
+            | EventData::HostPublishingResumed(_)
             | EventData::HostDrainRequested(_)
             | EventData::HostDraining(_)
             | EventData::HostStopped(_)

@@ -125,6 +125,7 @@ cases! { $
     unacknowledged_messages_come_again_after_reopening
     credit_limits_what_is_in_flight
     credit_zero_pauses
+    a_dropped_handle_gives_its_credit_back
     a_lowered_credit_waits_for_acknowledgements
     a_delay_is_kept
     a_delayed_message_keeps_its_lane_and_pool
@@ -158,6 +159,21 @@ pub async fn subscribe(broker: &dyn Broker, source: Source, credit: u32) -> Subs
 /// The next delivery, which must come.
 pub async fn next(subscription: &mut Subscription) -> Delivery {
     timeout(DEADLINE, subscription.deliveries.recv()).await.expect("no delivery came").expect("subscription ended")
+}
+
+/// What the next delivery says, which is acknowledged.
+pub async fn read(subscription: &mut Subscription) -> String {
+    let delivery = next(subscription).await;
+    let said = text(&delivery);
+    delivery.ack.ack().await.unwrap();
+    said
+}
+
+/// Acknowledges them all.
+pub async fn settle(held: Vec<Delivery>) {
+    for delivery in held {
+        delivery.ack.ack().await.unwrap();
+    }
 }
 
 /// The next `count` deliveries.

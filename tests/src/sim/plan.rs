@@ -231,7 +231,7 @@ impl Draw {
         BrokerPlan {
             latency_ms: self.pick(&[(1, 1), (1, 5), (1, 40), (5, 300)]),
             jobs_max: if self.chance(15) { 8 } else { 1_000_000 },
-            delay_max: 1_000_000,
+            delay_max: if self.chance(10) { 3 } else { 1_000_000 },
             dead_max: if self.chance(30) { 2 } else { 100_000 },
             host_max: 10_000,
             delivery_limit: 50,

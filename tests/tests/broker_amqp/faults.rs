@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::spec::Priority;
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, command_to, job, jobs, next, quiet, run_case, subscribe, take, text, text_of, told,
+    DEADLINE, HOST, POOL, QUIET, command_to, deferred, job, jobs, next, quiet, read, run_case, settle, subscribe, take,
+    text, text_of, told,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
+    counts::CHANNELS_STARVED,
     ports::broker::{Broker, BrokerError, BrokerStatus, Offset, Source},
 };
 use tokio::time::timeout;
@@ -108,6 +110,7 @@ async fn poison_ends_in_the_dead_queue() {
         let delivery = next(&mut dead).await;
         assert_eq!(text(&delivery), "poison");
         assert_eq!(delivery.routing_key, format!("job.enqueued.{POOL}.normal"));
+        delivery.ack.ack().await.unwrap();
     })
     .await;
 }
@@ -162,9 +165,11 @@ async fn a_dropped_subscription_gives_back_what_nobody_took() {
         drop(subscription);
         let mut second = subscribe(&broker, jobs(POOL, Priority::Normal), 3).await;
         held.ack.ack().await.unwrap();
-        let mut rest: Vec<_> = take(&mut second, 2).await.iter().map(text).collect();
+        let again = take(&mut second, 2).await;
+        let mut rest: Vec<_> = again.iter().map(text).collect();
         rest.sort();
         assert_eq!(rest, ["1", "2"]);
+        settle(again).await;
         quiet(&mut second).await;
     })
     .await;
@@ -179,7 +184,7 @@ async fn other_settings_do_not_stop_a_worker() {
         let new = AmqpBroker::connect(changed).await.unwrap();
         publish(&new, "works").await;
         let mut subscription = subscribe(&old, jobs(POOL, Priority::Normal), 1).await;
-        assert_eq!(text(&next(&mut subscription).await), "works");
+        assert_eq!(read(&mut subscription).await, "works");
     })
     .await;
 }
@@ -197,11 +202,54 @@ async fn a_deleted_queue_is_declared_again() {
             loop {
                 publish(&broker, "after").await;
                 if let Ok(Some(delivery)) = timeout(QUIET, subscription.deliveries.recv()).await {
-                    return text(&delivery);
+                    let said = text(&delivery);
+                    delivery.ack.ack().await.unwrap();
+                    return said;
                 }
             }
         };
         assert_eq!(timeout(DEADLINE, arrived).await.expect("never consumed again"), "after");
+    })
+    .await;
+}
+
+/// Nobody consumes it, so nobody is told; and what is published for it is confirmed, because readers get it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_delay_queue_is_declared_again() {
+    on_rabbit("a_deleted_delay_queue_is_declared_again", async |place| {
+        let broker = AmqpBroker::connect(AmqpConfig { patience: QUIET, ..place.config(HOST) }).await.unwrap();
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 1).await;
+        place.delete(&place.names.delay_queue(100)).await;
+        let arrived = async {
+            loop {
+                let delay = Duration::from_millis(100);
+                broker.publish(deferred(POOL, Priority::Normal, delay, "later")).await.unwrap();
+                if let Ok(Some(delivery)) = timeout(QUIET, subscription.deliveries.recv()).await {
+                    let said = text(&delivery);
+                    delivery.ack.ack().await.unwrap();
+                    return said;
+                }
+            }
+        };
+        assert_eq!(timeout(DEADLINE, arrived).await.expect("never declared again"), "later");
+    })
+    .await;
+}
+
+/// The broker never heard of the consumer, or forgot it: nobody says so, and no message comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_gets_nothing_while_messages_wait_is_renewed() {
+    on_rabbit("a_consumer_that_gets_nothing_while_messages_wait_is_renewed", async |place| {
+        let proxy = Proxy::start(&place.url).await;
+        let config = AmqpConfig { url: proxy.url.clone(), patience: QUIET, ..place.config(HOST) };
+        let broker = AmqpBroker::connect(config).await.unwrap();
+        let renewed = CHANNELS_STARVED.total();
+        proxy.feign_consumers(1);
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 5).await;
+        publish(&broker, "waits").await;
+        assert_eq!(read(&mut subscription).await, "waits");
+        assert_eq!((proxy.left_to_feign(), CHANNELS_STARVED.total() > renewed), (0, true));
+        quiet(&mut subscription).await;
     })
     .await;
 }

@@ -2,13 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Mutex, watch},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub struct Proxy {
     cuts: watch::Sender<u64>,
     mode: watch::Sender<Mode>,
     accepted: Arc<AtomicUsize>,
+    feigned: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -35,8 +36,10 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (cuts, mode) = (watch::Sender::new(0), watch::Sender::new(Mode::Pass));
         let accepted = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(accept(listener, target.to_owned(), cuts.clone(), mode.clone(), Arc::clone(&accepted)));
-        Self { url: format!("{front}@{address}/{path}"), cuts, mode, accepted }
+        let feigned = Arc::new(AtomicUsize::new(0));
+        let ways = Ways { cuts: cuts.clone(), mode: mode.clone(), feigned: Arc::clone(&feigned) };
+        tokio::spawn(accept(listener, target.to_owned(), ways, Arc::clone(&accepted)));
+        Self { url: format!("{front}@{address}/{path}"), cuts, mode, accepted, feigned }
     }
 
     /// Drops every connection that is open now.
@@ -53,45 +56,108 @@ impl Proxy {
         self.mode.send_replace(Mode::Pass);
     }
 
+    /// The broker never hears of the next consumers, so many; each is answered as if it had begun.
+    pub fn feign_consumers(&self, number: usize) {
+        self.feigned.store(number, Relaxed);
+    }
+
+    /// Consumers that are still to be feigned.
+    pub fn left_to_feign(&self) -> usize {
+        self.feigned.load(Relaxed)
+    }
+
     /// Connections so far.
     pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::Relaxed)
+        self.accepted.load(Relaxed)
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    target: String,
+/// What the proxy does with what passes.
+struct Ways {
     cuts: watch::Sender<u64>,
     mode: watch::Sender<Mode>,
-    accepted: Arc<AtomicUsize>,
-) {
+    feigned: Arc<AtomicUsize>,
+}
+
+async fn accept(listener: TcpListener, target: String, ways: Ways, accepted: Arc<AtomicUsize>) {
     while let Ok((client, _)) = listener.accept().await {
-        accepted.fetch_add(1, Ordering::Relaxed);
+        accepted.fetch_add(1, Relaxed);
         let Ok(server) = TcpStream::connect(&target).await else { continue };
-        let mut cut = cuts.subscribe();
-        let mode = mode.subscribe();
+        let mut cut = ways.cuts.subscribe();
+        let mode = ways.mode.subscribe();
+        let feigned = Arc::clone(&ways.feigned);
         tokio::spawn(async move {
             let (client_read, client_write) = client.into_split();
+            let client_write = Mutex::new(client_write);
             let (server_read, server_write) = server.into_split();
             // Both directions live in this task: leaving it closes all four halves at once.
             tokio::select! {
                 _ = cut.changed() => {}
-                () = forward(client_read, server_write, mode.clone()) => {}
-                () = forward(server_read, client_write, mode) => {}
+                () = ask(client_read, server_write, mode.clone(), &feigned, &client_write) => {}
+                () = forward(server_read, &client_write, mode) => {}
             }
         });
     }
 }
 
-async fn forward(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mode: watch::Receiver<Mode>) {
+/// Passes on what the client asks, frame by frame, except for consumers that are feigned.
+async fn ask(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mode: watch::Receiver<Mode>,
+    feigned: &AtomicUsize,
+    back: &Mutex<impl AsyncWrite + Unpin>,
+) {
+    let (mut pending, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        let Ok(n @ 1..) = from.read(&mut buffer).await else { return };
+        if *mode.borrow() == Mode::Swallow {
+            continue;
+        }
+        pending.extend_from_slice(&buffer[..n]);
+        while let Some(frame) = next_frame(&mut pending) {
+            let answered = match consume_ok(&frame) {
+                Some(answer) if feigned.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok() => {
+                    back.lock().await.write_all(&answer).await
+                }
+                _ => to.write_all(&frame).await,
+            };
+            if answered.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Takes a whole frame (or the protocol's header) off the front: type, channel, size, payload, end.
+fn next_frame(pending: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let size = if pending.starts_with(b"AMQP") {
+        8
+    } else {
+        7 + u32::from_be_bytes(pending.get(3..7)?.try_into().unwrap()) as usize + 1
+    };
+    (pending.len() >= size).then(|| pending.drain(..size).collect())
+}
+
+/// The answer to `basic.consume` (class 60, method 20; a reserved short, then queue and tag as short strings) as the
+/// broker would give it: `basic.consume-ok` (method 21) with the tag.
+fn consume_ok(frame: &[u8]) -> Option<Vec<u8>> {
+    let arguments = frame.strip_prefix(&[1])?.get(6..)?.strip_prefix(&[0, 60, 0, 20])?.get(2..)?;
+    let after_queue = arguments.get(1 + usize::from(*arguments.first()?)..)?;
+    let tag = after_queue.get(..1 + usize::from(*after_queue.first()?))?;
+    let payload = [&[0, 60, 0, 21], tag].concat();
+    let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    Some([&frame[..3], &size, &payload, &[0xce]].concat())
+}
+
+async fn forward(mut from: impl AsyncRead + Unpin, to: &Mutex<impl AsyncWrite + Unpin>, mode: watch::Receiver<Mode>) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match from.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(_) if *mode.borrow() == Mode::Swallow => {}
             Ok(n) => {
-                if to.write_all(&buffer[..n]).await.is_err() {
+                if to.lock().await.write_all(&buffer[..n]).await.is_err() {
                     return;
                 }
             }

@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 pub struct SimHost {
     pub world: SimWorld,
-    log: EventLog,
+    pub log: EventLog,
     pub broker: Arc<dyn Broker>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
@@ -50,8 +50,8 @@ impl SimHost {
         JobState::replay(id, &events).unwrap_or_else(|| JobState::new(id))
     }
 
-    /// Waits until something holds; looks again whenever the log has grown.
-    pub async fn until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
+    /// Whether something holds in time; looks again whenever the log has grown.
+    pub async fn holds(&self, patience: Duration, mut holds: impl FnMut(&Self) -> bool) -> bool {
         let mut head = self.log.head();
         let seen = async {
             loop {
@@ -59,9 +59,16 @@ impl SimHost {
                 if holds(self) || head.changed().await.is_err() {
                     return;
                 }
+                // A log that grows all the time must not keep the deadline from being looked at.
+                tokio::task::yield_now().await;
             }
         };
-        let in_time = timeout(patience, seen).await.is_ok();
+        timeout(patience, seen).await.is_ok()
+    }
+
+    /// Waits until something holds.
+    pub async fn until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
+        let in_time = self.holds(patience, &mut holds).await;
         // Asked once more only to have the caller know what is missing.
         let late = in_time || holds(self);
         assert!(

@@ -19,16 +19,19 @@ use uuid::Uuid;
 /// not listed when the node is killed stays down for ever.
 const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
+/// Name of the policy that limits a queue.
+const LIMIT: &str = "limit";
 
 /// One node at a time: three that start, die and recover beside each other take a small machine to
 /// where nothing is in time.
-static TURN: Mutex<()> = Mutex::const_new(());
+pub static TURN: Mutex<()> = Mutex::const_new(());
 
 pub struct Node {
     control: PathBuf,
     name: String,
     pub url: String,
-    _turn: MutexGuard<'static, ()>,
+    /// None: its cluster's.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Node {
@@ -40,9 +43,7 @@ impl Node {
     /// With more in RabbitMQ's environment.
     pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
-        // The pid in the name: a run that was killed could not wipe its node, the next one does.
-        let name = format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id());
-        let mut node = Self { control, name, url: String::new(), _turn: TURN.lock().await };
+        let mut node = Self { control, name: new_name(), url: String::new(), _turn: Some(TURN.lock().await) };
         node.url = node.tell_in(environment, "start", &[]).await;
         Some(node)
     }
@@ -74,6 +75,23 @@ impl Node {
     /// Beyond this it takes nothing from who publishes; `1MiB` is less than it has when it does nothing.
     pub async fn allow_memory(&self, limit: &str) {
         self.tell_with("ctl", &["--", "set_vm_memory_high_watermark", "absolute", limit]).await;
+    }
+
+    /// A queue takes this many messages at most, until `lift_limit`.
+    pub async fn limit_queue(&self, queue: &str, messages: u32) {
+        let (pattern, limit) = (format!("^{}$", queue.replace('.', r"\.")), format!("{{\"max-length\": {messages}}}"));
+        self.tell_with("ctl", &["--", "set_policy", LIMIT, &pattern, &limit, "--apply-to", "queues"]).await;
+    }
+
+    pub async fn lift_limit(&self) {
+        self.tell_with("ctl", &["--", "clear_policy", LIMIT]).await;
+    }
+
+    /// Deliveries of a queue that nobody has settled.
+    pub async fn unsettled(&self, queue: &str) -> u64 {
+        let all = self.tell_with("ctl", &["--", "list_queues", "-q", "name", "messages_unacknowledged"]).await;
+        let of_queue = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse().ok());
+        of_queue.unwrap_or_else(|| panic!("{queue} is not in {all}"))
     }
 
     /// Waits until the node would find its streams again after a kill (if not, see
@@ -118,9 +136,34 @@ impl Node {
         PathBuf::from(self.tell("dir").await).join("mnesia")
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What `rabbitmqctl` says.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.tell_with("ctl", &[&["--"], arguments].concat()).await
+    }
+
+    /// The same, of a node that may not be there.
+    pub async fn ctl_or_nothing(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(&self.control);
+        command.args(["broker", "ctl", "--name", &self.name, "--"]).args(arguments).env_remove("STOKER_TEST_RUN");
+        let output = command.output().await.unwrap();
+        if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
+    }
+
+    /// A node of a cluster that was started by this name.
+    pub async fn of_cluster(control: &Path, name: String) -> Self {
+        let mut node = Self { control: control.to_owned(), name, url: String::new(), _turn: None };
+        let status = node.tell("status").await;
+        node.url = status.split(' ').nth(1).expect("running URL pid N").to_owned();
+        node
+    }
+
+    /// As Erlang knows it.
+    pub fn erlang_name(&self) -> String {
+        format!("stoker-{}@localhost", self.name)
     }
 
     async fn tell(&self, verb: &str) -> String {
@@ -156,6 +199,11 @@ fn is_listed(data: &Path, kind: &str, name: &str) -> bool {
         let names = std::fs::read(folder.join("names.dets")).unwrap_or_default();
         names.windows(name.len()).any(|bytes| bytes == name.as_bytes())
     })
+}
+
+/// The pid in the name: a run that was killed could not wipe its node, the next one does.
+pub fn new_name() -> String {
+    format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id())
 }
 
 impl Drop for Node {

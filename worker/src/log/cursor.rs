@@ -24,6 +24,21 @@ impl DirtyCursors {
         Ok(bytes.and_then(|bytes| keys::u64_at(&bytes, 0)).unwrap_or(0))
     }
 
+    /// Cursors whose names begin so, in order of their names; those at 0 are left out.
+    pub(super) fn named(&self, tree: &sled::Tree, prefix: &str) -> Result<Vec<(String, u64)>, LogError> {
+        // Taken first: what is written and forgotten meanwhile is found in the tree.
+        let dirty = self.snapshot();
+        let mut found = BTreeMap::new();
+        for entry in tree.scan_prefix(keys::cursor(prefix)) {
+            let (key, bytes) = entry.map_err(LogError::storage("reading the cursors"))?;
+            let name = String::from_utf8_lossy(&key[1..]).into_owned();
+            found.insert(name, keys::u64_at(&bytes, 0).unwrap_or(0));
+        }
+        found.extend(dirty.into_iter().filter(|(name, _)| name.starts_with(prefix)));
+        found.retain(|_, position| *position > 0);
+        Ok(found.into_iter().collect())
+    }
+
     pub(super) fn set(&self, name: &str, position: u64) -> Result<(), LogError> {
         let mut dirty = self.lock();
         let fits = dirty.len() < MAX_DIRTY_CURSORS || dirty.contains_key(name);

@@ -91,8 +91,13 @@ impl Group {
         self.blocks.push(record, &mut self.batch);
     }
 
+    /// A cursor at 0 says nothing, so nothing is kept of it.
     pub(super) fn set_cursor(&mut self, name: &str, position: u64) {
-        self.batch.insert(keys::cursor(name), &position.to_be_bytes());
+        if position == 0 {
+            self.batch.remove(keys::cursor(name));
+        } else {
+            self.batch.insert(keys::cursor(name), &position.to_be_bytes());
+        }
     }
 
     pub(super) fn into_batch(mut self) -> sled::Batch {

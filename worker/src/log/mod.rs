@@ -224,7 +224,16 @@ impl EventLog {
         self.inner.cursors.get(&self.inner.tree, name)
     }
 
-    /// Moves a consumer's cursor, backwards too. On disk with the next commit, [`EventLog::flush_cursors`]
+    /// Cursors whose names begin with `prefix`, in order of their names, without those at 0.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`].
+    pub fn cursors(&self, prefix: &str) -> Result<Vec<(String, u64)>, LogError> {
+        self.inner.cursors.named(&self.inner.tree, prefix)
+    }
+
+    /// Moves a consumer's cursor, backwards too; 0 removes it. Those moved between two commits are kept together
+    /// or not at all. On disk with the next commit, [`EventLog::flush_cursors`]
     /// or when the log is closed; after a crash it may be where it was before.
     ///
     /// # Errors

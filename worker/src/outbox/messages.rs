@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use stoker_schemas::event::Event;
 use stoker_schemas::seeded::{self, Bug};
-use stoker_schemas::topology;
+use stoker_schemas::{JobId, Time, topology};
 
 use crate::clock::Clock;
 use crate::log::Recorded;
@@ -28,16 +28,51 @@ pub(super) enum For {
     History,
 }
 
-/// A message, and whether anybody but readers of the history gets it.
+/// What is known of a message that a queue takes, without the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub position: u64,
+    pub job: Option<JobId>,
+    pub routing_key: String,
+    /// The queue, under the default prefix.
+    pub queue: String,
+    /// When its event happened.
+    pub time: Time,
+}
+
+impl Ticket {
+    pub(super) fn new(position: u64, event: &Event) -> Self {
+        let (routing_key, _) = topology::route(event);
+        Self { position, job: event.job(), routing_key, queue: topology::queue_for(event), time: event.time }
+    }
+}
+
+/// A message, and its ticket if anybody but readers of the history gets it.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub message: Outgoing,
-    pub history_only: bool,
+    pub ticket: Option<Ticket>,
 }
 
-/// Our own events as messages; foreign ones (commands we keep) were published by others.
-pub(super) fn plan(records: &[Recorded], source: &str, clock: Clock, whom: For) -> Vec<Planned> {
-    let mut planned = Vec::new();
+/// What becomes of a page of the log.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// To publish.
+    pub messages: Vec<Planned>,
+    /// To be set aside untried; the history is told among the messages.
+    pub behind: Vec<Ticket>,
+}
+
+/// Our own events as messages; foreign ones (commands we keep) were published by others. `waits` says of a message
+/// that it cannot be published yet.
+pub(super) fn plan(
+    records: &[Recorded],
+    source: &str,
+    clock: Clock,
+    whom: For,
+    waits: impl Fn(&Ticket) -> bool,
+) -> Plan {
+    let mut plan = Plan::default();
     let mut batch = Batch::default();
     for record in records {
         let event = match Event::decode(&record.payload, clock.now()) {
@@ -49,18 +84,22 @@ pub(super) fn plan(records: &[Recorded], source: &str, clock: Clock, whom: For) 
                 continue;
             }
         };
-        if whom == For::History || topology::is_history_only(&event) {
-            if batch.is_full(record.payload.len()) {
-                planned.extend(batch.take());
+        if whom == For::All && !topology::is_history_only(&event) {
+            let ticket = Ticket::new(record.position, &event);
+            if !waits(&ticket) {
+                plan.messages.extend(batch.take());
+                plan.messages.push(Planned { message: single(&event, record.payload.clone()), ticket: Some(ticket) });
+                continue;
             }
-            batch.add(&event, &record.payload);
-        } else {
-            planned.extend(batch.take());
-            planned.push(Planned { message: single(&event, record.payload.clone()), history_only: false });
+            plan.behind.push(ticket);
         }
+        if batch.is_full(record.payload.len()) {
+            plan.messages.extend(batch.take());
+        }
+        batch.add(&event, &record.payload);
     }
-    planned.extend(batch.take());
-    planned
+    plan.messages.extend(batch.take());
+    plan
 }
 
 fn single(event: &Event, body: Bytes) -> Outgoing {
@@ -107,6 +146,6 @@ impl Batch {
             delay: None,
             body: Bytes::from(body),
         };
-        Some(Planned { message, history_only: true })
+        Some(Planned { message, ticket: None })
     }
 }

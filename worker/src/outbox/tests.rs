@@ -1,7 +1,10 @@
-//! Work does not wait for history, and history gets everything in the end.
+//! Work does not wait for history, and history gets everything in the end. (`refused` is about queues.)
+
+mod refused;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use uuid::Uuid;
 use super::*;
 use crate::log::{Append, Expected, IndexChange, LogOptions, MAX_CALL_EVENTS};
 use crate::ports::broker::{
-    BrokerStatus, CONTENT_BATCH, HistoryReader, Offset, Outgoing, Parked, Source, Subscription,
+    BrokerError, BrokerStatus, CONTENT_BATCH, HistoryReader, Offset, Outgoing, Parked, Source, Subscription,
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -30,9 +33,13 @@ struct Arrived {
     history: BTreeSet<u64>,
 }
 
-/// Routes as the topology says; its history can be cut off.
+/// Routes as the topology says; its history can be cut off, its queues can be full.
 struct FakeBroker {
     cut: Mutex<bool>,
+    /// Ends of routing keys whose queues are full.
+    full: Mutex<BTreeSet<&'static str>>,
+    /// Messages that were refused.
+    refused: watch::Sender<u64>,
     arrived: watch::Sender<Arrived>,
     status: watch::Sender<HistoryStatus>,
 }
@@ -40,7 +47,8 @@ struct FakeBroker {
 impl FakeBroker {
     fn new() -> Arc<Self> {
         let status = watch::Sender::new(HistoryStatus::Available);
-        Arc::new(Self { cut: Mutex::new(false), arrived: watch::Sender::default(), status })
+        let (cut, full, refused) = (Mutex::new(false), Mutex::default(), watch::Sender::default());
+        Arc::new(Self { cut, full, refused, arrived: watch::Sender::default(), status })
     }
 
     /// Somebody else cuts or binds: this process is not told.
@@ -68,6 +76,10 @@ impl Broker for FakeBroker {
         let (cut, work) = (*self.cut.lock().unwrap(), message.routing_key.starts_with(WORK));
         if cut && !work {
             return Err(BrokerError::Unroutable(message.routing_key));
+        }
+        if self.full.lock().unwrap().iter().any(|end| message.routing_key.ends_with(end)) {
+            self.refused.send_modify(|refused| *refused += 1);
+            return Err(BrokerError::Refused("full".into()));
         }
         let numbers = numbers(&message);
         self.arrived.send_modify(|arrived| {
@@ -112,7 +124,7 @@ impl Broker for FakeBroker {
 struct Bench {
     log: EventLog,
     broker: Arc<FakeBroker>,
-    published: watch::Receiver<u64>,
+    published: watch::Receiver<Progress>,
     running: JoinHandle<Result<(), LogError>>,
     _dir: TempDir,
 }
@@ -150,7 +162,8 @@ impl Bench {
     /// Waits until what is in the log is published, as far as anybody works from it.
     async fn settled(&mut self) {
         let head = *self.log.head().borrow();
-        let done = timeout(DEADLINE, self.published.wait_for(|at| *at >= head)).await.map(|at| *at.unwrap());
+        let done =
+            timeout(DEADLINE, self.published.wait_for(|at| at.through >= head)).await.map(|at| at.unwrap().through);
         done.unwrap_or_else(|_| panic!("work waits: {:?}", *self.broker.arrived.borrow()));
     }
 
@@ -159,10 +172,18 @@ impl Bench {
     }
 }
 
-fn begin(log: &EventLog, broker: &Arc<FakeBroker>) -> (watch::Receiver<u64>, JoinHandle<Result<(), LogError>>) {
-    let (told, published) = watch::channel(0);
-    let outbox = run(log.clone(), broker.clone(), SOURCE.to_owned(), Clock::system(), told);
-    (published, tokio::spawn(outbox))
+fn begin(log: &EventLog, broker: &Arc<FakeBroker>) -> (watch::Receiver<Progress>, JoinHandle<Result<(), LogError>>) {
+    begin_with(log, broker, MAX_SET_ASIDE)
+}
+
+fn begin_with(
+    log: &EventLog,
+    broker: &Arc<FakeBroker>,
+    set_aside: usize,
+) -> (watch::Receiver<Progress>, JoinHandle<Result<(), LogError>>) {
+    let (told, published) = watch::channel(Progress::default());
+    let outbox = Outbox::open(log.clone(), broker.clone(), SOURCE.to_owned(), Clock::system(), set_aside).unwrap();
+    (published, tokio::spawn(outbox.run(told)))
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use stoker_schemas::{PoolName, spec::Priority};
 use tokio::sync::{mpsc, watch};
 
+use super::handle::Handle;
+
 /// Media type of one event.
 pub const CONTENT_EVENT: &str = "application/cloudevents+json";
 /// Media type of a JSON array of events (history only: nobody works from a batch).
@@ -92,7 +94,7 @@ pub struct Delivery {
     /// The payload.
     pub body: Bytes,
     /// How to settle it.
-    pub ack: Box<dyn Ack>,
+    pub ack: Handle,
 }
 
 impl std::fmt::Debug for Delivery {
@@ -105,8 +107,7 @@ impl std::fmt::Debug for Delivery {
     }
 }
 
-/// Settles one delivery, at most once. Dropping it without a word gives the message back when the
-/// channel or process ends.
+/// An adapter's way to settle one delivery, at most once. Others hold it in a [`Handle`].
 #[async_trait]
 pub trait Ack: Send + Sync {
     /// Done: the broker forgets it.

@@ -2,6 +2,7 @@
 //! one, and a conformance suite (in the tests package) that both pass.
 
 pub mod broker;
+pub mod handle;
 pub mod net;
 pub mod probe;
 pub mod vm;

@@ -12,14 +12,14 @@ use tokio::time::Instant;
 use super::Supervisor;
 use super::admission::Capacity;
 use crate::attempt::Running;
-use crate::ports::broker::Ack;
+use crate::ports::handle::Handle;
 
 /// A job with something on this host.
 pub(super) struct Job {
     pub(super) state: JobState,
     pub(super) live: Live,
     /// Its message, while the attempt is not settled.
-    pub(super) ack: Option<Box<dyn Ack>>,
+    pub(super) ack: Option<Handle>,
 }
 
 /// The try that is on this host.
@@ -47,7 +47,7 @@ pub(super) struct Claim {
     pub(super) event: Event,
     /// The message as it came: the log's own copy of it need not be read again.
     pub(super) body: Bytes,
-    pub(super) ack: Box<dyn Ack>,
+    pub(super) ack: Handle,
     /// Since when it has been waiting for room.
     pub(super) since: Instant,
 }
@@ -77,6 +77,8 @@ impl Supervisor {
         for (pool, sender) in &self.credits {
             let credit =
                 if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
+            // Open, but only because their next message finds no room in its queue.
+            let credit = if credit > 0 { credit.saturating_add(self.settling.held_of(pool)) } else { credit };
             let stays = seeded::is_on(Bug::CreditStaysZero) && *sender.borrow() == 0 && self.up > 0;
             let credit = if stays { 0 } else { credit };
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);

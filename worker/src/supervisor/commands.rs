@@ -18,7 +18,7 @@ impl Supervisor {
             // Nobody waits for a command: say so and go on.
             Err(error) => tracing::warn!(%error, "command cannot be read, dropped"),
         }
-        turn.settle_after.push(delivery.ack);
+        turn.settle_after(None, delivery.ack);
         Ok(())
     }
 

@@ -132,10 +132,13 @@ impl Supervisor {
         } else if claim.attempt == epoch.attempt && !job.live.is_up {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.
-            let before = job.ack.replace(claim.ack);
-            turn.settle_after.extend(before.filter(|_| !seeded::is_on(Bug::DuplicateReplaces)));
+            match job.ack.replace(claim.ack) {
+                Some(earlier) if seeded::is_on(Bug::DuplicateReplaces) => drop(earlier),
+                Some(earlier) => turn.settle_after(claim.job, earlier),
+                None => {}
+            }
         } else {
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
         }
     }
 
@@ -227,7 +230,7 @@ impl Supervisor {
                     self.addresses.release(address);
                 }
             }
-            turn.settle_after.push(claim.ack);
+            turn.settle_after(claim.job, claim.ack);
             return Ok(());
         }
         let warm = warm.and_then(|vm| self.take_warm(vm, claim.job, turn));
@@ -269,7 +272,7 @@ impl Supervisor {
         if let Err(rejection) = self.record(&mut state, command, turn)? {
             tracing::info!(job = %claim.job, %rejection, "nothing to conclude");
         }
-        turn.settle_after.push(claim.ack);
+        turn.settle_after(claim.job, claim.ack);
         Ok(())
     }
 

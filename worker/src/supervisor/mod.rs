@@ -19,8 +19,10 @@ mod books;
 mod commands;
 mod deliveries;
 mod pools;
+mod refusals;
 mod reports;
 mod restore;
+mod settling;
 mod turn;
 mod warm;
 
@@ -39,6 +41,8 @@ use admission::Admission;
 pub use admission::Capacity;
 use books::{Claim, Job};
 use pools::Pools;
+use refusals::Refusals;
+use settling::Settling;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
 use warm::Stock;
@@ -46,7 +50,8 @@ pub use warm::Warm;
 
 use crate::attempt::{Rig, Tagged};
 use crate::log::{EventLog, LogError};
-use crate::ports::broker::{Ack, Broker, BrokerError, Delivery};
+use crate::outbox::Progress;
+use crate::ports::broker::{Broker, BrokerError, Delivery};
 
 /// Inputs taken in one turn: enough to fill a disk flush, few enough to keep effects prompt.
 const MAX_TURN: usize = 256;
@@ -100,8 +105,8 @@ pub(crate) enum Input {
     Command(Delivery),
     /// An attempt has something to say.
     Report(Tagged),
-    /// The outbox has published up to here.
-    Published(u64),
+    /// The outbox has come so far.
+    Published(Progress),
     /// The hypervisor boots VMs in another way from now on; why.
     HypervisorChanged(String),
     /// Time passed.
@@ -146,9 +151,10 @@ pub struct Supervisor {
     begun_at: Time,
     /// Deliveries that do not fit now, the high lane first.
     waiting: VecDeque<Claim>,
-    /// Deliveries to acknowledge once the outbox has passed a position.
-    unconfirmed: BTreeMap<u64, Vec<Box<dyn Ack>>>,
-    published: u64,
+    /// Deliveries to acknowledge once what their jobs wrote is published.
+    settling: Settling,
+    /// Queues that refuse what we publish, as far as it was told.
+    refusals: Refusals,
     /// By pool; each has two, one for a lane.
     credits: Vec<(PoolName, watch::Sender<u32>)>,
     pools: Pools,
@@ -162,6 +168,8 @@ pub struct Supervisor {
     up: u32,
     /// A VM went: what waits may fit now.
     room_made: bool,
+    /// The turn that the log did not take. The worker ends by it, and its deliveries with the subscriptions.
+    failed: Option<Turn>,
 }
 
 impl Supervisor {
@@ -182,8 +190,8 @@ impl Supervisor {
             broker,
             jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
-            unconfirmed: BTreeMap::new(),
-            published: 0,
+            settling: Settling::default(),
+            refusals: Refusals::default(),
             credits: Vec::new(),
             pools: Pools::default(),
             command_credit: None,
@@ -192,22 +200,24 @@ impl Supervisor {
             draining: false,
             up: 0,
             room_made: false,
+            failed: None,
         };
         supervisor.restore()?;
         Ok(supervisor)
     }
 
-    /// Works until asked to end. `published` is the outbox's position.
+    /// Works until asked to end. `published` tells how far the outbox has come.
     pub async fn run(
         mut self,
-        mut published: watch::Receiver<u64>,
+        mut published: watch::Receiver<Progress>,
         mut shutdown: watch::Receiver<Shutdown>,
     ) -> Result<(), SupervisorError> {
+        // Before the subscriptions, so that they end first when the log fails: then what is in hand goes back by itself.
+        let mut batch = VecDeque::with_capacity(MAX_TURN);
         let mut sources = self.subscribe().await?;
         self.begin().await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::with_capacity(MAX_TURN);
         let mut tagged = Vec::with_capacity(MAX_TURN);
         let mut drained_by: Option<Instant> = None;
         let mut hypervisor = self.rig.hypervisor.changes();
@@ -230,25 +240,28 @@ impl Supervisor {
                 _ = self.reports_in.recv_many(&mut tagged, MAX_TURN) => {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
-                Some(input) = sources.next() => batch.push(input),
-                Ok(()) = published.changed() => batch.push(Input::Published(*published.borrow_and_update())),
-                why = changed(&mut hypervisor) => batch.push(Input::HypervisorChanged(why)),
-                _ = tick.tick() => batch.push(Input::Tick),
+                Some(input) = sources.next() => batch.push_back(input),
+                Ok(()) = published.changed() => batch.push_back(Input::Published(published.borrow_and_update().clone())),
+                why = changed(&mut hypervisor) => batch.push_back(Input::HypervisorChanged(why)),
+                _ = tick.tick() => batch.push_back(Input::Tick),
             }
             // Whatever else has come in shares the turn's disk flush.
             while batch.len() < MAX_TURN
                 && let Some(Some(input)) = sources.next().now_or_never()
             {
-                batch.push(input);
+                batch.push_back(input);
             }
             while batch.len() < MAX_TURN
                 && let Ok(report) = self.reports_in.try_recv()
             {
-                batch.push(Input::Report(report));
+                batch.push_back(Input::Report(report));
             }
             let mut turn = Turn::default();
-            for input in batch.drain(..) {
-                self.handle(input, &mut turn)?;
+            while let Some(input) = batch.pop_front() {
+                if let Err(error) = self.handle(input, &mut turn) {
+                    self.failed = Some(turn);
+                    return Err(error);
+                }
             }
             self.commit(turn).await?;
             if std::mem::take(&mut self.room_made) && !self.waiting.is_empty() {
@@ -275,11 +288,8 @@ impl Supervisor {
             Input::Job(delivery) => self.on_delivery(delivery, turn),
             Input::Command(delivery) => self.on_command(delivery, turn),
             Input::Report(tagged) => self.on_report(tagged, turn),
-            Input::Published(position) => {
-                self.published = position;
-                let later = self.unconfirmed.split_off(&(position + 1));
-                let settled = std::mem::replace(&mut self.unconfirmed, later);
-                turn.settle.extend(settled.into_values().flatten());
+            Input::Published(progress) => {
+                turn.settle.extend(self.settling.advance(progress));
                 Ok(())
             }
             Input::HypervisorChanged(reason) => {
@@ -289,6 +299,8 @@ impl Supervisor {
             }
             Input::Tick => {
                 self.dismiss_outdated();
+                turn.settle.extend(self.settling.expire(Instant::now()));
+                self.tell_refusals(turn);
                 self.retry_waiting(turn)
             }
         }

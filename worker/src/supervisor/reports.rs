@@ -53,7 +53,9 @@ impl Supervisor {
             job.live.is_up = true;
             self.up += 1;
             // For the queue, the attempt has ended.
-            turn.settle_after.extend(job.ack.take());
+            if let Some(handle) = job.ack.take() {
+                turn.settle_after(job.state.id, handle);
+            }
         }
         Ok(())
     }
@@ -78,7 +80,9 @@ impl Supervisor {
                 self.fact(job, Command::Gone { epoch, why, detail }, turn)?;
             }
         }
-        turn.settle_after.extend(job.ack.take());
+        if let Some(handle) = job.ack.take() {
+            turn.settle_after(job.state.id, handle);
+        }
         self.room_made = true;
         Ok(())
     }

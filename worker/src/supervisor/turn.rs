@@ -9,10 +9,11 @@ use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use uuid::Uuid;
 
+use super::settling::Owed;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
-use crate::ports::broker::Ack;
+use crate::ports::handle::Handle;
 
 /// Streams in the log's index of what is open, by tag.
 pub mod tags {
@@ -62,9 +63,9 @@ pub(super) struct Turn {
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
     /// To acknowledge now (they were confirmed earlier).
-    pub(super) settle: Vec<Box<dyn Ack>>,
-    /// To acknowledge once what this turn wrote is published.
-    pub(super) settle_after: Vec<Box<dyn Ack>>,
+    pub(super) settle: Vec<Handle>,
+    /// To acknowledge once what their jobs wrote in this turn is published.
+    settle_after: Vec<Owed>,
 }
 
 impl Turn {
@@ -78,6 +79,11 @@ impl Turn {
 
     pub(super) fn is_empty(&self) -> bool {
         self.appends.is_empty() && self.host_facts.is_empty()
+    }
+
+    /// To acknowledge once what was written of this job (`None`: of none in particular) is published.
+    pub(super) fn settle_after(&mut self, job: impl Into<Option<JobId>>, handle: Handle) {
+        self.settle_after.push(Owed { job: job.into(), handle });
     }
 
     pub(super) fn touch(&mut self, job: JobId) {
@@ -132,6 +138,22 @@ impl Supervisor {
 
     /// Puts the turn's facts on disk, then does what follows from them.
     pub(super) async fn commit(&mut self, mut turn: Turn) -> Result<(), SupervisorError> {
+        if let Err(error) = self.put_on_disk(&mut turn).await {
+            self.failed = Some(turn);
+            return Err(error);
+        }
+        for vm in std::mem::take(&mut turn.warm) {
+            self.start_warm(vm);
+        }
+        for job in std::mem::take(&mut turn.touched) {
+            self.follow_up(job);
+        }
+        self.settle(turn);
+        self.update_credit();
+        Ok(())
+    }
+
+    async fn put_on_disk(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
         for data in std::mem::take(&mut turn.host_facts) {
             let event = Event {
                 source: self.source.clone(),
@@ -146,23 +168,15 @@ impl Supervisor {
                 EventData::WarmTaken(_) | EventData::WarmGone(_) => IndexChange::Remove,
                 _ => IndexChange::Keep,
             };
-            self.write(&mut turn, &event, index)?;
+            self.write(turn, &event, index)?;
         }
         if seeded::is_on(Bug::AckBeforeFlush) {
-            let settle = std::mem::take(&mut turn.settle_after);
+            let settle = std::mem::take(&mut turn.settle_after).into_iter().map(|owed| owed.handle).collect();
             self.settle(Turn { settle, ..Turn::default() });
         }
         for call in calls(std::mem::take(&mut turn.appends)) {
             self.log.append(call).await?;
         }
-        for vm in std::mem::take(&mut turn.warm) {
-            self.start_warm(vm);
-        }
-        for job in std::mem::take(&mut turn.touched) {
-            self.follow_up(job);
-        }
-        self.settle(turn);
-        self.update_credit();
         Ok(())
     }
 
@@ -211,10 +225,10 @@ impl Supervisor {
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
         let head = self.log.durable();
-        if self.settings.shares_log || self.published >= head || seeded::is_on(Bug::AckBeforePublish) {
-            settle.extend(settle_after);
-        } else if !settle_after.is_empty() {
-            self.unconfirmed.entry(head).or_default().extend(settle_after);
+        if self.settings.shares_log || seeded::is_on(Bug::AckBeforePublish) {
+            settle.extend(settle_after.into_iter().map(|owed| owed.handle));
+        } else {
+            settle.extend(self.settling.add(head, settle_after));
         }
         if !settle.is_empty() {
             tokio::spawn(async move {

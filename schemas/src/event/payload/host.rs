@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::time::Time;
+
 payload! {
     /// Payload of `host.started`.
     struct HostStarted {
@@ -33,6 +35,26 @@ payload! {
         hypervisor: String,
         /// What the worker found out.
         reason: String,
+    }
+}
+payload! {
+    /// Payload of `host.publishing-refused`.
+    struct HostPublishingRefused {
+        /// The queue that refuses, without a prefix of the installation's own.
+        queue: String,
+        /// Why, in the broker's words.
+        reason: String,
+        /// Messages that the host keeps for it; it tries them again by itself.
+        messages: u64,
+        /// Time of the oldest of them.
+        oldest: Time,
+    }
+}
+payload! {
+    /// Payload of `host.publishing-resumed`.
+    struct HostPublishingResumed {
+        /// The queue that takes messages again; none is left behind.
+        queue: String,
     }
 }
 payload! {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     Ability, DEADLINE, FRESH, HOST, OTHER_HOST, OTHER_POOL, POOL, Setup, applies, command_to, command_to_all, dead,
-    deferred, job, jobs, next, pool, publish_numbers, quiet, raw, retrying, subscribe, take, text,
+    deferred, job, jobs, next, pool, publish_numbers, quiet, raw, read, retrying, subscribe, take, text,
 };
 
 /// Not before its delay, and not long after.
@@ -48,6 +48,7 @@ pub async fn a_delayed_message_keeps_its_lane_and_pool(setup: &dyn Setup) {
     let delivery = next(&mut high).await;
     assert_eq!(text(&delivery), "mine");
     assert_eq!(delivery.routing_key, format!("job.deferred.{POOL}.high.100"));
+    delivery.ack.ack().await.unwrap();
     quiet(&mut normal).await;
     quiet(&mut other).await;
 }
@@ -61,7 +62,7 @@ pub async fn lanes_and_pools_are_separate(setup: &dyn Setup) {
     }
     for (pool, lane) in wanted {
         let mut subscription = subscribe(&*broker, jobs(pool, lane), 10).await;
-        assert_eq!(text(&next(&mut subscription).await), format!("{pool} {}", lane.as_str()));
+        assert_eq!(read(&mut subscription).await, format!("{pool} {}", lane.as_str()));
         quiet(&mut subscription).await;
     }
 }
@@ -73,7 +74,7 @@ pub async fn commands_reach_their_host(setup: &dyn Setup) {
     first.publish(command_to(HOST, "you")).await.unwrap();
     first.publish(command_to_all("everybody")).await.unwrap();
     for expected in ["you", "everybody"] {
-        assert_eq!(text(&next(&mut mine).await), expected);
+        assert_eq!(read(&mut mine).await, expected);
     }
     if !setup.can(Ability::SeveralHosts) {
         return;
@@ -83,9 +84,9 @@ pub async fn commands_reach_their_host(setup: &dyn Setup) {
     first.publish(command_to(OTHER_HOST, "other")).await.unwrap();
     first.publish(command_to_all("both")).await.unwrap();
     for expected in ["other", "both"] {
-        assert_eq!(text(&next(&mut theirs).await), expected);
+        assert_eq!(read(&mut theirs).await, expected);
     }
-    assert_eq!(text(&next(&mut mine).await), "both");
+    assert_eq!(read(&mut mine).await, "both");
     quiet(&mut mine).await;
 }
 
@@ -103,6 +104,7 @@ pub async fn a_parked_message_is_readable(setup: &dyn Setup) {
     let mut dead = subscribe(&*broker, Source::Dead, 10).await;
     let delivery = next(&mut dead).await;
     assert_eq!((delivery.routing_key.as_str(), &delivery.body), (key.as_str(), &body));
+    delivery.ack.ack().await.unwrap();
 }
 
 /// That a job is dead is a fact for readers of the history: no queue fills with dead jobs.
@@ -122,8 +124,8 @@ pub async fn a_fresh_pool_keeps_its_jobs(setup: &dyn Setup) {
     let broker = setup.open(HOST).await;
     let mut normal = subscribe(&*broker, jobs(FRESH, Priority::Normal), 10).await;
     let mut high = subscribe(&*broker, jobs(FRESH, Priority::High), 10).await;
-    assert_eq!(text(&next(&mut normal).await), "early");
-    assert_eq!(text(&next(&mut high).await), "delayed");
+    assert_eq!(read(&mut normal).await, "early");
+    assert_eq!(read(&mut high).await, "delayed");
 }
 
 /// Work that no queue could ever take is refused, not only written to the history.

@@ -33,6 +33,7 @@ impl State {
         let Some(consumer) = self.consumers.get(&id) else { return false };
         let Some(link) = self.links.get(&consumer.link).filter(|link| link.up) else { return false };
         let (number, generation, to) = (consumer.link, link.generation, consumer.to.clone());
+        let handles = consumer.handles.clone();
         let Some(queue) = self.queues.get(&consumer.queue) else { return false };
         let mine = |held: &&Held| held.consumer == id && held.generation == generation;
         let holds = queue.held.values().filter(mine).count();
@@ -50,7 +51,7 @@ impl State {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
             body: message.body.clone(),
-            ack: Box::new(ack),
+            ack: handles.issue(Box::new(ack)),
         });
         queue.held.insert(tag, Held { message, consumer: id, link: number, generation });
         true

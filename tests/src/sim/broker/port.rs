@@ -8,8 +8,10 @@ use stoker_schemas::spec::Priority;
 use stoker_worker::ports::broker::{
     Broker, BrokerError, BrokerStatus, HistoryReader, HistoryStatus, Offset, Outgoing, Parked, Source, Subscription,
 };
+use stoker_worker::ports::handle::Handles;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::Model;
 use super::queue::Message;
@@ -47,6 +49,7 @@ impl SimBroker {
             generation: 1,
             window: std::collections::BTreeMap::new(),
             last_due_ms: 0,
+            closing: CancellationToken::new(),
             status: watch::Sender::new(status),
             history: watch::Sender::new(history),
         };
@@ -116,14 +119,13 @@ impl Broker for SimBroker {
         let (to, deliveries) = mpsc::channel(DELIVERIES);
         let (credit, wanted) = watch::channel(0);
         let mut state = self.model.lock();
-        if !state.links.contains_key(&self.link) {
-            return Err(BrokerError::Closed);
-        }
+        let closing = state.links.get(&self.link).ok_or(BrokerError::Closed)?.closing.clone();
+        let handles = Handles::new(source.clone(), &to, closing);
         if matches!(source, Source::Jobs(..)) {
             state.declare_work(&queue);
         }
         let id = state.fresh_id();
-        state.consumers.insert(id, Consumer { link: self.link, queue, to, credit: wanted });
+        state.consumers.insert(id, Consumer { link: self.link, queue, to, credit: wanted, handles });
         Ok(Subscription { deliveries, credit })
     }
 

@@ -5,7 +5,9 @@ use std::sync::{Mutex, Weak};
 
 use bytes::Bytes;
 use stoker_worker::ports::broker::{BrokerError, BrokerStatus, Delivery, HistoryStatus, Outgoing};
+use stoker_worker::ports::handle::Handles;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Model;
 use super::queue::{Message, Overflow, Queue};
@@ -67,6 +69,8 @@ pub struct Link {
     pub window: BTreeMap<u64, Pending>,
     /// When the last thing that was sent arrives: nothing overtakes.
     pub last_due_ms: u64,
+    /// Ends with the process: what it held then goes back by itself.
+    pub closing: CancellationToken,
     /// Tells the process.
     pub status: watch::Sender<BrokerStatus>,
     /// Tells it about the history.
@@ -83,6 +87,8 @@ pub struct Consumer {
     pub to: mpsc::Sender<Delivery>,
     /// How many may be held at once.
     pub credit: watch::Receiver<u32>,
+    /// Counts what is handed out.
+    pub handles: Handles,
 }
 
 /// How a delivery was settled.

@@ -56,6 +56,7 @@ impl State {
     /// The process is gone or says goodbye.
     pub fn forget(&mut self, link: u64) {
         let Some(gone) = self.links.remove(&link) else { return };
+        gone.closing.cancel();
         say!(self.trace, "link of {} is closed", gone.name);
         self.give_back_of(link, gone.generation);
         self.readers.retain(|_, reader| reader.link != link);
@@ -66,6 +67,7 @@ impl State {
         self.last_words(link);
         let detect = self.rng.u64(..=self.plan.detect_ms);
         let Some(gone) = self.links.remove(&link) else { return };
+        gone.closing.cancel();
         self.readers.retain(|_, reader| reader.link != link);
         self.at(self.now_ms + detect, Action::Notice { link, generation: gone.generation });
     }

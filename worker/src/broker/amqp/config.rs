@@ -49,6 +49,9 @@ pub struct AmqpConfig {
     /// for each message it held, and Stoker counts its own attempts, so this is well above the
     /// retry limit: it only stops a message that kills every worker it reaches.
     pub delivery_limit: u32,
+    /// A channel whose deliveries do not add up, or that gets nothing while messages wait, for this long is renewed; so
+    /// often, queues that were deleted are declared again.
+    pub patience: Duration,
     /// Interval of heartbeats, s. RabbitMQ's default of 60 finds a frozen peer after minutes.
     pub heartbeat_seconds: u16,
     /// Jobs one lane holds; beyond, a publish is refused.
@@ -79,6 +82,7 @@ impl AmqpConfig {
             connect_deadline: Duration::from_secs(15),
             history_grace: Duration::from_secs(10),
             delivery_limit: 50,
+            patience: Duration::from_secs(30),
             heartbeat_seconds: 10,
             jobs_max_length: 1_000_000,
             dead_max_length: 100_000,

@@ -17,7 +17,7 @@ use lapin::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +28,10 @@ use super::{
     link::Live,
     message::HEADER_ROUTING_KEY,
     settle::{AmqpAck, Settle, Verdict, frames},
+    topology::Declarer,
+    watchdog::Watchdog,
 };
-use crate::ports::broker::Delivery;
+use crate::ports::{broker::Delivery, handle::Handles};
 
 /// Acknowledgements waiting for their frame; callers wait beyond.
 const SETTLE_BUFFER: usize = 1024;
@@ -69,10 +71,11 @@ pub(super) struct Consuming {
     settled: mpsc::Receiver<Settle>,
     /// Given to each delivery; `None` once the subscription was dropped.
     settle: Option<mpsc::Sender<Settle>>,
+    handles: Handles,
 }
 
 impl Consuming {
-    pub(super) fn new(channel: Channel, queue: &str, out: mpsc::Sender<Delivery>) -> Self {
+    pub(super) fn new(channel: Channel, queue: &str, out: mpsc::Sender<Delivery>, handles: Handles) -> Self {
         let (settle, settled) = mpsc::channel(SETTLE_BUFFER);
         Self {
             channel,
@@ -85,16 +88,21 @@ impl Consuming {
             unacked: BTreeMap::new(),
             settled,
             settle: Some(settle),
+            handles,
         }
     }
 
     pub(super) async fn run(
         &mut self,
         live: &Live,
+        mut declarer: Declarer<'_>,
+        mut watchdog: Watchdog,
         closing: &CancellationToken,
         credit: &mut watch::Receiver<u32>,
     ) -> Result<End, Fault> {
         let out = self.out.clone();
+        let mut look = interval(watchdog.interval());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wanted = if self.settle.is_some() { *credit.borrow_and_update() } else { 0 };
             if self.adjust(wanted).await? {
@@ -108,6 +116,7 @@ impl Consuming {
                 () = live.lost.cancelled() => return Err(Fault::Lost),
                 // Fails when the sender is gone: then the last credit stays.
                 Ok(()) = credit.changed(), if subscribed => {}
+                _ = look.tick() => self.look(&mut watchdog, &mut declarer).await?,
                 word = self.settled.recv() => match word {
                     Some(word) => self.settle(word).await?,
                     // Dropped by the subscriber, and the last delivery with it.
@@ -115,6 +124,7 @@ impl Consuming {
                 },
                 Some(arrival) = self.arrivals.next() => {
                     live.mark_useful();
+                    watchdog.fed();
                     self.arrived(arrival, wanted).await?;
                 }
                 Ok(_) = out.reserve(), if !self.waiting.is_empty() => {}
@@ -145,6 +155,20 @@ impl Consuming {
             self.reject(surplus.delivery_tag, true).await?;
         }
         Ok(false)
+    }
+
+    /// Does everything add up, and does what waits come?
+    async fn look(&mut self, watchdog: &mut Watchdog, declarer: &mut Declarer<'_>) -> Result<(), Fault> {
+        let accounted = self.waiting.len() + self.handles.alive();
+        watchdog.compare(self.unacked.len(), accounted, Instant::now())?;
+        let may_get = |share: &Share| share.active && share.unacked < share.prefetch;
+        if self.settle.is_none() || !self.consumers.iter().any(|c| may_get(&c.share)) {
+            watchdog.fed();
+            return Ok(());
+        }
+        // A queue that is gone ends its consumers by itself.
+        let waiting = declarer.depth(self.queue.as_str()).await?.unwrap_or(0);
+        watchdog.waits(waiting, Instant::now())
     }
 
     async fn consume(&mut self, prefetch: u16) -> Result<(), Fault> {
@@ -207,7 +231,7 @@ impl Consuming {
         while !self.waiting.is_empty() {
             let Ok(permit) = self.out.try_reserve() else { return };
             if let Some(received) = self.waiting.pop_front() {
-                permit.send(delivery(received, settle.clone()));
+                permit.send(delivery(received, settle.clone(), &self.handles));
             }
         }
     }
@@ -229,6 +253,8 @@ impl Consuming {
         {
             batch.push(more);
         }
+        // What is open no longer must not be settled again: the broker would end the channel.
+        batch.retain(|word| self.unacked.contains_key(&word.tag));
         for word in batch.iter().filter(|w| w.verdict != Verdict::Done) {
             self.reject(word.tag, word.verdict == Verdict::Requeue).await?;
         }
@@ -267,7 +293,7 @@ impl Consuming {
     }
 }
 
-fn delivery(received: Received, owner: mpsc::Sender<Settle>) -> Delivery {
+fn delivery(received: Received, owner: mpsc::Sender<Settle>, handles: &Handles) -> Delivery {
     let headers = received.properties.headers().as_ref();
     let header = |name| headers.and_then(|h| h.inner().get(name));
     let counted = header(HEADER_DELIVERY_COUNT).and_then(number);
@@ -279,7 +305,7 @@ fn delivery(received: Received, owner: mpsc::Sender<Settle>) -> Delivery {
         routing_key,
         delivery_count: counted.unwrap_or_else(|| u32::from(received.redelivered)),
         body: received.data.into(),
-        ack: Box::new(AmqpAck { tag: received.delivery_tag, owner }),
+        ack: handles.issue(Box::new(AmqpAck { tag: received.delivery_tag, owner })),
     }
 }
 

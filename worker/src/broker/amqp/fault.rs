@@ -24,6 +24,12 @@ pub(super) enum Fault {
     /// The connection under it is gone.
     #[error("the connection is gone")]
     Lost,
+    /// Deliveries are open on a channel and nothing is left to settle them.
+    #[error("{0} deliveries are open that nothing accounts for; their channel is renewed")]
+    Unaccounted(usize),
+    /// Messages wait, credit is free, and none comes.
+    #[error("{0} messages wait and the consumer gets none; its channel is renewed")]
+    Starved(u64),
     /// An entry of the history without a position cannot be resumed from.
     #[error("an entry of the history has no offset")]
     NoOffset,

@@ -6,6 +6,7 @@
 //! [`Live::lost`] instead, drops everything that belonged to it and asks for the next one.
 
 use std::{
+    convert::Infallible,
     pin::pin,
     sync::{
         Arc,
@@ -241,6 +242,7 @@ impl Keeper {
         let reason = tokio::select! {
             reason = self.watch(&live, events, &blocked_tx) => reason,
             fault = self.keep_history(&live) => Some(fault.to_string()),
+            never = self.keep_queues(&live) => match never {},
         };
         live.lost.cancel();
         self.live.send_replace(None);
@@ -250,6 +252,22 @@ impl Keeper {
         // Answers InvalidChannelState when the other side is gone already: nothing left to do.
         let _ = timeout(CLOSE_DEADLINE, live.connection.close(200, "bye".into())).await;
         live.useful.load(Ordering::Relaxed) || since.elapsed() >= STABLE_AFTER
+    }
+
+    /// Declares again what somebody deleted: work for a queue that is missing reaches only the history, and nobody says
+    /// so. A queue with a consumer needs no looking after, the consumer is told.
+    async fn keep_queues(&self, live: &Live) -> Infallible {
+        if self.route.is_none() {
+            // The other connection's keeper does it.
+            return std::future::pending().await;
+        }
+        loop {
+            sleep(self.config.patience).await;
+            // No reason to give the connection up: whoever uses it notices that by himself.
+            if let Err(fault) = live.declarer(&self.config).work().await {
+                tracing::warn!(%fault, "queues could not be declared again");
+            }
+        }
     }
 
     async fn keep_history(&self, live: &Live) -> Fault {

@@ -27,6 +27,7 @@ mod tasks;
 mod tls;
 mod topology;
 mod unusable;
+mod watchdog;
 
 use std::sync::Arc;
 
@@ -157,7 +158,7 @@ impl Broker for AmqpBroker {
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
         self.check_open()?;
-        let origin = Origin::new(source, &self.config)?;
+        let origin = Origin::new(source.clone(), &self.config)?;
         let (out, deliveries) = mpsc::channel(DELIVERY_BUFFER);
         // Nothing is received before the subscriber said how much it can take.
         let (credit, credit_rx) = watch::channel(0);
@@ -165,6 +166,7 @@ impl Broker for AmqpBroker {
             config: Arc::clone(&self.config),
             link: self.consume.clone(),
             closing: self.tasks.closing().clone(),
+            source,
             origin,
             out,
             credit: credit_rx,

@@ -17,10 +17,15 @@ use super::{
     consuming::{Consuming, End},
     fault::Fault,
     link::{Link, Live},
+    watchdog::Watchdog,
 };
 use crate::{
     backoff_policy::{Backoff, RECONNECT},
-    ports::broker::{BrokerError, Delivery, Source},
+    counts::{CHANNELS_STARVED, CHANNELS_UNACCOUNTED},
+    ports::{
+        broker::{BrokerError, Delivery, Source},
+        handle::Handles,
+    },
 };
 
 /// A queue to consume, and how to make sure that it is there.
@@ -64,6 +69,7 @@ pub(super) struct Subscriber {
     pub config: Arc<AmqpConfig>,
     pub link: Link,
     pub closing: CancellationToken,
+    pub source: Source,
     pub origin: Origin,
     pub out: mpsc::Sender<Delivery>,
     pub credit: watch::Receiver<u32>,
@@ -81,6 +87,7 @@ impl Subscriber {
                 Ok(End::Renew) => {}
                 Err(fault) => {
                     tracing::warn!(%fault, queue, "consumer lost; unacknowledged deliveries come again");
+                    count(&fault);
                     live.blame(&fault);
                     if since.elapsed() >= STABLE_AFTER {
                         backoff.reset();
@@ -105,9 +112,19 @@ impl Subscriber {
     async fn session(&mut self, live: &Live, queue: &str) -> Result<End, Fault> {
         self.origin.declare(live, &self.config).await?;
         let channel = live.channel().await?;
-        let mut consuming = Consuming::new(channel, queue, self.out.clone());
-        let end = consuming.run(live, &self.closing, &mut self.credit).await;
+        let handles = Handles::new(self.source.clone(), &self.out, self.closing.clone());
+        let mut consuming = Consuming::new(channel, queue, self.out.clone(), handles);
+        let watchdog = Watchdog::new(self.config.patience);
+        let end = consuming.run(live, live.declarer(&self.config), watchdog, &self.closing, &mut self.credit).await;
         consuming.close().await;
         end
+    }
+}
+
+fn count(fault: &Fault) {
+    match fault {
+        Fault::Unaccounted(_) => CHANNELS_UNACCOUNTED.add(),
+        Fault::Starved(_) => CHANNELS_STARVED.add(),
+        _ => {}
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::sleep_until;
 use super::Inner;
 use super::queues::{Item, Queue};
 use crate::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
+use crate::ports::handle::Handles;
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
 const HANDED_OVER: usize = 256;
@@ -22,6 +23,7 @@ struct Holding {
     items: Mutex<BTreeMap<u64, Item>>,
     /// Something was settled.
     settled: Notify,
+    handles: Handles,
 }
 
 impl Holding {
@@ -38,7 +40,8 @@ pub(super) fn start(inner: Arc<Inner>, source: Source) -> Subscription {
     let (send, deliveries) = mpsc::channel(HANDED_OVER);
     let (credit, credited) = watch::channel(0);
     let queue = inner.queues.get(&source);
-    let holding = Arc::new(Holding { queue, items: Mutex::default(), settled: Notify::new() });
+    let handles = Handles::new(source.clone(), &send, inner.closed.clone());
+    let holding = Arc::new(Holding { queue, items: Mutex::default(), settled: Notify::new(), handles });
     tokio::spawn(async move {
         pump(&inner, &source, &holding, &send, credited).await;
         let left = std::mem::take(&mut *holding.items());
@@ -61,7 +64,7 @@ async fn pump(
             if *source == Source::Dead
                 && let Some(parked) = inner.queues.take_parked()
             {
-                let ack = Box::new(ParkedAck);
+                let ack = holding.handles.issue(Box::new(ParkedAck));
                 let delivery = Delivery { routing_key: parked.routing_key, delivery_count: 0, body: parked.body, ack };
                 if send.send(delivery).await.is_err() {
                     return;
@@ -107,7 +110,8 @@ async fn hand_over(
     };
     let Some(record) = record.filter(|r| r.position == item.position) else { return true };
     holding.items().insert(item.position, item);
-    let ack = Box::new(EmbeddedAck { holding: holding.clone(), position: item.position });
+    let settles = EmbeddedAck { holding: holding.clone(), position: item.position };
+    let ack = holding.handles.issue(Box::new(settles));
     let routing_key = routing_key(inner, source, &record.payload);
     let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
     send.send(delivery).await.is_ok()
