@@ -18,6 +18,8 @@ mod full_queue;
 mod host;
 #[path = "chaos/kills.rs"]
 mod kills;
+#[path = "chaos/last_word.rs"]
+mod last_word;
 #[path = "chaos/load.rs"]
 mod load;
 #[path = "chaos/lost_history.rs"]

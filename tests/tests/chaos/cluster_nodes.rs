@@ -54,19 +54,21 @@ impl Cluster {
 
     /// The others and this one see each other no more. Their own network is left alone: they stop trusting each other.
     pub async fn cut_off(&self, node: &Node) {
-        self.trust(node, "nobody", true).await;
+        self.trust(node, true).await;
     }
 
     pub async fn heal(&self, node: &Node) {
-        self.trust(node, &self.cookie, false).await;
+        self.trust(node, false).await;
     }
 
-    async fn trust(&self, node: &Node, cookie: &str, part: bool) {
+    async fn trust(&self, node: &Node, part: bool) {
         let others: Vec<_> = self.nodes.iter().filter(|other| other.name() != node.name()).collect();
-        let part = if part { ", erlang:disconnect_node(N)" } else { "" };
+        let disconnect = if part { ", erlang:disconnect_node(N)" } else { "" };
         let word = async |one: &Node, of: &[&Node]| {
             let of: Vec<_> = of.iter().map(|two| format!("'{}'", two.erlang_name())).collect();
-            let each = format!("[begin erlang:set_cookie(N, '{cookie}'){part} end || N <- [{}]].", of.join(", "));
+            // Another one at each end: two that are wrong in the same way would do.
+            let cookie = if part { one.name() } else { &self.cookie };
+            let each = format!("[begin erlang:set_cookie(N, '{cookie}'){disconnect} end || N <- [{}]].", of.join(", "));
             one.ctl(&["eval", &each]).await;
         };
         word(node, &others).await;
@@ -83,8 +85,7 @@ impl Cluster {
                     sleep(LOOK).await;
                 }
             }
-            // Alone, it does not know of itself that it runs.
-            while running(&node.ctl_or_nothing(&STATUS).await).is_some_and(|running| running > 0) {
+            while node.listens().await {
                 sleep(LOOK).await;
             }
         };

@@ -279,6 +279,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.settle_last(&mut published).await;
         drop(sources);
         self.end().await
     }

@@ -83,6 +83,11 @@ impl Settling {
         done.into_iter().map(|owed| owed.handle).collect()
     }
 
+    /// Is there anything that the outbox has not come to yet?
+    pub(super) fn waits_for_outbox(&self) -> bool {
+        !self.unpublished.is_empty()
+    }
+
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }

@@ -1,18 +1,22 @@
 //! One turn: the facts that inputs led to, and what may be done once they are on disk.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use stoker_schemas::event::{Event, EventData, GoneWhy, JOB_LEVEL};
 use stoker_schemas::next::{Next, next};
 use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::settling::Owed;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
+use crate::outbox::Progress;
 use crate::ports::handle::Handle;
 
 /// Streams in the log's index of what is open, by tag.
@@ -27,6 +31,9 @@ pub mod tags {
     /// A VM that waits for a job (the stream is the VM's).
     pub const WARM: u8 = 5;
 }
+
+/// How long the end of a worker may be put off for deliveries that are about to be acknowledged.
+const LAST_SETTLED: Duration = Duration::from_secs(2);
 
 /// Stream of events about the host itself.
 pub const HOST_STREAM: Uuid = Uuid::nil();
@@ -146,7 +153,9 @@ impl Supervisor {
             self.start_warm(vm);
         }
         for job in std::mem::take(&mut turn.touched) {
-            self.follow_up(job);
+            if let Some(handle) = self.follow_up(job) {
+                turn.settle_after(job, handle);
+            }
         }
         self.settle(turn);
         self.update_credit();
@@ -180,9 +189,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Starts or orders the attempt as the state demands.
-    fn follow_up(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+    /// Starts or orders the attempt as the state demands. A delivery that a job which has ended still holds is handed
+    /// back.
+    fn follow_up(&mut self, id: JobId) -> Option<Handle> {
+        let job = self.jobs.get_mut(&id)?;
         let live = &mut job.live;
         let wanted = next(&job.state, live.epoch);
         if wanted == Next::Settled {
@@ -196,11 +206,10 @@ impl Supervisor {
             if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
-            self.jobs.remove(&id);
-            return;
+            return self.jobs.remove(&id).and_then(|job| job.ack);
         }
         if live.running.is_none() {
-            let Some(started) = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref()) else { return };
+            let started = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref())?;
             let plan = Plan {
                 whose: Whose::Job(id, live.epoch),
                 vm: started.value.vm,
@@ -220,6 +229,7 @@ impl Supervisor {
         if let (Next::Remove(why), Some(running), false) = (wanted, &live.running, deaf) {
             running.order(Order::Remove(why));
         }
+        None
     }
 
     fn settle(&mut self, turn: Turn) {
@@ -231,14 +241,31 @@ impl Supervisor {
             settle.extend(self.settling.add(head, settle_after));
         }
         if !settle.is_empty() {
-            tokio::spawn(async move {
-                for ack in settle {
-                    // A stale delivery comes again and is recognised by its attempt.
-                    if let Err(error) = ack.ack().await {
-                        tracing::debug!(%error, "delivery not acknowledged");
-                    }
+            tokio::spawn(acknowledge(settle));
+        }
+    }
+
+    /// Acknowledges what has ended, as far as it is published within a moment: what is not comes to another host, which
+    /// would boot it again.
+    pub(super) async fn settle_last(&mut self, published: &mut watch::Receiver<Progress>) {
+        let settling = async {
+            loop {
+                let progress = published.borrow_and_update().clone();
+                acknowledge(self.settling.advance(progress)).await;
+                if !self.settling.waits_for_outbox() || published.changed().await.is_err() {
+                    return;
                 }
-            });
+            }
+        };
+        let _ = timeout(LAST_SETTLED, settling).await;
+    }
+}
+
+async fn acknowledge(handles: Vec<Handle>) {
+    for handle in handles {
+        // A stale delivery comes again and is recognised by its attempt.
+        if let Err(error) = handle.ack().await {
+            tracing::debug!(%error, "delivery not acknowledged");
         }
     }
 }

@@ -30,6 +30,9 @@ pub(super) enum Fault {
     /// Messages wait, credit is free, and none comes.
     #[error("{0} messages wait and the consumer gets none; its channel is renewed")]
     Starved(u64),
+    /// A queue goes on refusing what is published on this channel.
+    #[error("a queue goes on refusing on this channel")]
+    Refusing,
     /// An entry of the history without a position cannot be resumed from.
     #[error("an entry of the history has no offset")]
     NoOffset,

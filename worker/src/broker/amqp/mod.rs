@@ -18,6 +18,7 @@ mod history_route;
 mod link;
 mod message;
 mod publisher;
+mod refusing;
 mod returns;
 mod route;
 mod settle;
@@ -35,7 +36,7 @@ use async_trait::async_trait;
 use stoker_schemas::{PoolName, spec::Priority};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
@@ -125,7 +126,7 @@ impl AmqpBroker {
     /// Waits for the confirm, for as long as a publish may take.
     async fn submit(&self, message: Message) -> Result<(), BrokerError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { message: Arc::new(message), reply };
+        let job = Job { message: Arc::new(message), reply, since: Instant::now() };
         let confirmed = async {
             self.publishes.send(job).await.map_err(|_| BrokerError::Closed)?;
             answer.await.map_err(|_| BrokerError::Closed)?

@@ -32,6 +32,7 @@ use super::{
     history_route::HistoryRoute,
     link::{Link, Live},
     message::Message,
+    refusing::Refusing,
     returns::{Confirmed, Returns, Verdict},
     route::Route,
     topology::Declarer,
@@ -45,6 +46,8 @@ const MAX_KNOWN_POOLS: usize = 4096;
 pub(super) struct Job {
     pub message: Arc<Message>,
     pub reply: oneshot::Sender<Result<(), BrokerError>>,
+    /// When it was asked for.
+    pub since: Instant,
 }
 
 type Confirm = Pin<Box<dyn Future<Output = (u64, lapin::Result<Confirmation>)> + Send>>;
@@ -59,6 +62,7 @@ pub(super) struct Publisher {
     /// Unconfirmed, in the order of publishing.
     window: BTreeMap<u64, Job>,
     next_id: u64,
+    refusing: Refusing,
 }
 
 /// What belongs to one connection and dies with it.
@@ -81,13 +85,17 @@ impl Publisher {
         closing: CancellationToken,
         inbox: mpsc::Receiver<Job>,
     ) -> Self {
-        Self { config, link, history, closing, inbox, window: BTreeMap::new(), next_id: 0 }
+        Self { config, link, history, closing, inbox, window: BTreeMap::new(), next_id: 0, refusing: Refusing::new() }
     }
 
     pub(super) async fn run(mut self) {
         while let Some(live) = self.link.live().await {
             match self.session(&live).await {
                 Ok(()) => return,
+                Err(Fault::Refusing) => {
+                    tracing::warn!("a queue goes on refusing what is published; trying it on a fresh channel");
+                    self.refusing.renewed(Instant::now());
+                }
                 // The connection has no other user, and a new one declares the topology again,
                 // which may be what is missing.
                 Err(fault) => {
@@ -181,10 +189,24 @@ impl Publisher {
             confirmed.push(Confirmed { id, acked, carried });
             next = session.confirms.next().now_or_never().flatten();
         }
+        let mut refusing = false;
         for (id, verdict) in session.returns.settle(&confirmed) {
+            refusing |= self.is_refused_for_long(id, verdict);
             self.answer(id, self.result(id, verdict));
         }
-        Ok(())
+        if refusing { Err(Fault::Refusing) } else { Ok(()) }
+    }
+
+    fn is_refused_for_long(&mut self, id: u64, verdict: Verdict) -> bool {
+        let Some(job) = self.window.get(&id) else { return false };
+        let key = &job.message.routing_key;
+        match verdict {
+            Verdict::Refused => self.refusing.refused(key, Instant::now()),
+            Verdict::Kept | Verdict::Returned => {
+                self.refusing.taken(key);
+                false
+            }
+        }
     }
 
     /// Who published a message that came back.
@@ -212,7 +234,10 @@ impl Publisher {
     }
 
     fn check_progress(&self, session: &mut Session<'_>, takes: bool) -> Result<(), Fault> {
-        if takes && !self.window.is_empty() && session.progress.elapsed() > ANSWER_DEADLINE {
+        // One that is not confirmed while others are: its queue lost it together with its leader.
+        let is_forgotten = |job: &Job| job.reply.is_closed() && job.since.elapsed() > ANSWER_DEADLINE;
+        let stuck = !self.window.is_empty() && session.progress.elapsed() > ANSWER_DEADLINE;
+        if takes && (stuck || self.window.values().next().is_some_and(is_forgotten)) {
             return Err(Fault::Silent("basic.publish"));
         }
         Ok(())
