@@ -56,6 +56,7 @@ impl Truth {
     /// # Errors
     /// When something cannot be read.
     pub fn update(&mut self, hosts: &mut [SimHost], broker: &Model) -> Result<(), String> {
+        self.rules.next_reading();
         let mut said = Vec::new();
         let state = broker.lock();
         for (number, entry) in (self.read..).zip(&state.history.archive[self.read..]) {

@@ -1,6 +1,6 @@
 //! What must hold of each event when it is written, and of each acknowledgement when it arrives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stoker_schemas::event::{AttemptStarted, GoneWhy};
@@ -24,7 +24,9 @@ pub struct Rules {
     one_clock: bool,
     /// Everything that is published is in the history.
     whole_history: bool,
-    paused: BTreeSet<(String, PoolName)>,
+    /// Since which reading of the logs: what is written in one turn stands in any order.
+    paused: BTreeMap<(String, PoolName), u64>,
+    reading: u64,
     ended: BTreeMap<(String, JobId), u32>,
     /// The earliest time that was said of an attempt.
     due: BTreeMap<(JobId, u32), Time>,
@@ -44,6 +46,11 @@ impl Rules {
         }
     }
 
+    /// The logs are read anew.
+    pub fn next_reading(&mut self) {
+        self.reading += 1;
+    }
+
     /// This was said, by anybody.
     pub fn hear(&mut self, event: &Event) {
         if let (EventData::JobRetryScheduled(retry), Some(id)) = (&event.data, event.job()) {
@@ -60,7 +67,9 @@ impl Rules {
             (EventData::JobDead(dead), Some(id)) => self.has_ended(name, id, dead.attempt),
             (EventData::JobCancelled(cancelled), Some(id)) => self.has_ended(name, id, cancelled.attempt),
             (EventData::VmGone(gone), Some(id)) if gone.why == GoneWhy::Exited => {
-                let attempt = jobs.get(&id).and_then(|job| job.attempts.get(&event.epoch));
+                let calm = |job: &&JobState| job.cancel_requested.is_none() && job.stop_requested.is_none();
+                let attempt = jobs.get(&id).filter(calm).and_then(|job| job.attempts.get(&event.epoch));
+                let attempt = attempt.filter(|a| a.superseded.is_none() && a.failed.is_none());
                 let vm = attempt.and_then(|attempt| attempt.started.as_ref()).map(|started| started.value.vm);
                 if vm.is_some_and(|vm| host.world.was_stopped(vm)) {
                     self.break_one(format!("{name} ended the VM of job {id}, which ran, and says that it exited"));
@@ -69,9 +78,9 @@ impl Rules {
             (EventData::PoolConfigured(rule), _) => {
                 if let Ok(pool) = event.subject.parse() {
                     match rule.paused {
-                        true => self.paused.insert((name.clone(), pool)),
-                        false => self.paused.remove(&(name.clone(), pool)),
-                    };
+                        true => drop(self.paused.insert((name.clone(), pool), self.reading)),
+                        false => drop(self.paused.remove(&(name.clone(), pool))),
+                    }
                 }
             }
             _ => {}
@@ -85,7 +94,8 @@ impl Rules {
 
     fn started(&mut self, event: &Event, started: &AttemptStarted, id: JobId, host: &str) {
         let attempt = event.epoch.attempt;
-        if self.paused.contains(&(host.to_owned(), started.spec.pool.clone())) {
+        let paused = self.paused.get(&(host.to_owned(), started.spec.pool.clone()));
+        if paused.is_some_and(|since| *since < self.reading) {
             self.break_one(format!("{host} starts job {id} of a pool that is paused"));
         }
         if self.ended.get(&(host.to_owned(), id)).is_some_and(|ended| attempt <= *ended) {

@@ -111,7 +111,7 @@ impl SimBroker {
 #[async_trait]
 impl Broker for SimBroker {
     async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
-        self.submit(|state| message_of(message, state.now_ms), false).await
+        self.submit(|_| message_of(message), false).await
     }
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {

@@ -277,6 +277,8 @@ impl State {
         if told {
             self.history.push(&message);
         }
+        let due_ms = if message.due_ms > 0 { self.now_ms + message.due_ms } else { 0 };
+        let message = Message { due_ms, ..message };
         let targets = match way {
             Way::Work(queue) => vec![queue],
             Way::AllHosts => self.plan.hosts.iter().map(|host| host_queue(host)).collect(),
@@ -352,7 +354,7 @@ impl State {
 }
 
 /// A message of the model, made of one that is published.
-pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
+pub fn message_of(outgoing: Outgoing) -> Message {
     let delay = outgoing.delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     Message {
         id: outgoing.message_id,
@@ -361,7 +363,8 @@ pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
         body: outgoing.body,
         deliveries: 0,
         put_back: 0,
-        due_ms: delay.map_or(0, |delay| now_ms + delay.max(1)),
+        // From when it arrives on.
+        due_ms: delay.map_or(0, |delay| delay.max(1)),
     }
 }
 
