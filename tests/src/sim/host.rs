@@ -91,6 +91,7 @@ impl SimHost {
     /// A host that was never started.
     pub fn new(name: &str, plan: HostPlan, folder: &Path, disk: Arc<SimDisk>) -> Self {
         let (folder, world) = (folder.join(name), SimWorld::new());
+        world.set_removal(Duration::from_millis(plan.removal_ms));
         Self { name: name.to_owned(), world, disk, start_at_ms: 0, plan, folder, life: None, read: 0 }
     }
 

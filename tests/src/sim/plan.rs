@@ -33,6 +33,8 @@ pub struct HostPlan {
     pub max_booting: u32,
     /// How long a job that does not fit is held, ms.
     pub hold_ms: u64,
+    /// How long removing what a VM has left takes, ms.
+    pub removal_ms: u64,
     /// Warm VMs.
     pub warm: u32,
     /// How far its clock is off, s.
@@ -221,6 +223,7 @@ impl Draw {
             addresses: if self.chance(20) { slots.div_ceil(2) } else { 256 },
             max_booting: self.pick(&[1, 2, 8]),
             hold_ms: self.pick(&[0, 500, 3_000]),
+            removal_ms: self.pick(&[0, 0, 20, 1_000]),
             warm: if slots > 2 && self.chance(20) { 1 } else { 0 },
             skew_s: if self.chance(25) { self.0.i64(-3_600..3_600) } else { 0 },
             pools: pools.to_vec(),
@@ -306,9 +309,6 @@ impl Draw {
         if self.chance(20) {
             guest += &format!(" sim.stop-ms={}", self.0.u64(..200));
         }
-        if self.chance(25) {
-            guest += &format!(" sim.remove-ms={}", self.0.u64(..1_500));
-        }
         JobKind {
             guest,
             memory_mib: self.pick(&[64, 256]),
@@ -329,7 +329,13 @@ impl Draw {
             }
             for _ in 0..self.pick(&[1, 1, 2, 5]) {
                 let what = self.trouble(kind, hosts);
-                faults.push(Fault { at_ms: self.0.u64(..active_ms), what });
+                let at_ms = self.0.u64(..active_ms);
+                // Whatever makes a worker end may do so again at once.
+                if matches!(what, Trouble::Kill { .. }) && self.chance(40) {
+                    let again_ms = at_ms + self.0.u64(1..2_000);
+                    faults.push(Fault { at_ms: again_ms.min(active_ms - 1), what: what.clone() });
+                }
+                faults.push(Fault { at_ms, what });
             }
         }
         faults.sort_by_key(|fault| fault.at_ms);

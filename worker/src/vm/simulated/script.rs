@@ -22,7 +22,6 @@
 //! | `sim.crash-ms=<n>` | the VMM dies of SIGSEGV |
 //! | `sim.exit-ms=<n>` | the guest powers off |
 //! | `sim.stop-ms=<n>`, `sim.stop=ignored` | it takes this long to stop when asked (default 0), or never does |
-//! | `sim.remove-ms=<n>` | once it has ended, removing it takes this long (default 0) |
 //! | `sim.unlucky=<percent>` | this share of VMs, picked by their id, behaves as with `sim.agent=refused` |
 //!
 //! Times count from the boot. An argument of that kind which is not in the table is refused: a
@@ -107,8 +106,6 @@ pub struct Script {
     pub end: Option<(Duration, EndKind)>,
     /// How long stopping takes; `None` when it ignores being asked.
     pub stop: Option<Duration>,
-    /// How long removing it takes.
-    pub remove: Duration,
 }
 
 impl Default for Script {
@@ -127,7 +124,6 @@ impl Default for Script {
             unit_failed: None,
             end: None,
             stop: Some(Duration::ZERO),
-            remove: Duration::ZERO,
         }
     }
 }
@@ -164,7 +160,6 @@ impl Script {
             ("exit-ms", Some(value)) => self.end_at(value, EndKind::Exit)?,
             ("stop", Some("ignored")) => self.stop = None,
             ("stop-ms", Some(value)) => self.stop = Some(millis(value)?),
-            ("remove-ms", Some(value)) => self.remove = millis(value)?,
             ("id", Some("none")) => self.claim = Claim::Nothing,
             ("id", Some(other)) => self.claim = Claim::Other(other.to_owned()),
             ("dhcp", Some("none")) => self.dhcp = Dhcp::NoClient,

@@ -69,6 +69,8 @@ struct State {
     cards: BTreeMap<VmId, Card>,
     by_agent: BTreeMap<SocketAddr, VmId>,
     stats: SimStats,
+    /// How long removing what a VM has left takes.
+    removal: Duration,
     /// VMs that were ended from outside, not by themselves.
     stopped: BTreeSet<VmId>,
 }
@@ -142,6 +144,15 @@ impl SimWorld {
         let mut vms: Vec<VmId> = self.lock().cards.keys().copied().collect();
         vms.sort_unstable();
         vms
+    }
+
+    /// From now on removing what a VM has left takes this long.
+    pub fn set_removal(&self, takes: Duration) {
+        self.lock().removal = takes;
+    }
+
+    pub(super) fn removal(&self) -> Duration {
+        self.lock().removal
     }
 
     /// Whether a VM still ran when it was stopped.
