@@ -56,6 +56,8 @@ bugs! {
     PauseForgotten,
     /// A wish to cancel a job that is not here is not kept.
     CancelNotKept,
+    /// A delivery does not see what came before it in the same turn.
+    TurnNotSeen,
     /// A VM is not told to go although its job is cancelled.
     CancelNotObeyed,
     /// The time-to-live passes unnoticed.

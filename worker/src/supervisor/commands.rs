@@ -44,7 +44,7 @@ impl Supervisor {
                 if seeded::is_on(Bug::CancelNotKept) {
                     return Ok(());
                 }
-                let known = self.load(id)?;
+                let known = self.load(id, turn)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
                 state.apply(event);
                 if known.as_ref() == Some(&state) || state.phase().is_closed() {

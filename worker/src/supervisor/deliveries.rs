@@ -88,7 +88,7 @@ impl Supervisor {
             self.reattach(claim, turn);
             return Ok(());
         }
-        let mut state = self.load_beyond(claim.job, &claim.body)?.unwrap_or_else(|| JobState::new(claim.job));
+        let mut state = self.load_beyond(claim.job, &claim.body, turn)?.unwrap_or_else(|| JobState::new(claim.job));
         // What the message says counts for the decision; it is somebody else's to write down.
         state.apply(&claim.event);
         if state.pending_cancel().is_some() {
@@ -309,23 +309,28 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A job's state from the log; `None` when this host knows nothing of it.
-    pub(super) fn load(&self, id: JobId) -> Result<Option<JobState>, SupervisorError> {
-        self.load_beyond(id, &[])
+    /// A job's state from the log and from what this turn has for it; `None` when this host knows nothing of it.
+    pub(super) fn load(&self, id: JobId, turn: &Turn) -> Result<Option<JobState>, SupervisorError> {
+        self.load_beyond(id, &[], turn)
     }
 
     /// As `load`, without the event that the caller has in hand and applies itself: on the broker in
     /// this process it is the job's only one, and reading it again costs a fifth of a turn's work.
-    fn load_beyond(&self, id: JobId, known: &[u8]) -> Result<Option<JobState>, SupervisorError> {
+    fn load_beyond(&self, id: JobId, known: &[u8], turn: &Turn) -> Result<Option<JobState>, SupervisorError> {
         let mut state: Option<JobState> = None;
-        for record in self.log.read_stream(id.0)? {
-            if record.payload == known {
-                continue;
-            }
-            let event = Event::decode(&record.payload, self.rig.clock.now())
-                .map_err(|e| SupervisorError::Corrupt { position: record.position, cause: e.to_string() })?;
+        let mut add = |payload: &[u8], position: u64| {
+            let event = Event::decode(payload, self.rig.clock.now())
+                .map_err(|e| SupervisorError::Corrupt { position, cause: e.to_string() })?;
             state.get_or_insert_with(|| JobState::new(id)).apply(&event);
+            Ok::<_, SupervisorError>(())
+        };
+        let records = self.log.read_stream(id.0)?;
+        for record in records.iter().filter(|record| record.payload != known) {
+            add(&record.payload, record.position)?;
         }
+        // A command that came just before is not on disk yet, and counts.
+        let fresh = if seeded::is_on(Bug::TurnNotSeen) { &[] } else { turn.of(id) };
+        fresh.iter().try_for_each(|payload| add(payload, self.log.durable() + 1))?;
         Ok(state)
     }
 }

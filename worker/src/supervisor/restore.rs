@@ -22,7 +22,7 @@ impl Supervisor {
         let open: Vec<_> = self.log.open_streams(Some(tags::ACTIVE)).collect::<Result<_, _>>()?;
         for stream in open {
             let id = JobId(stream.stream);
-            let Some(state) = self.load(id)? else { continue };
+            let Some(state) = self.load(id, &Turn::default())? else { continue };
             let Some((epoch, need, address, is_up)) = on_host(&state) else { continue };
             self.books.force(need);
             self.up += u32::from(is_up);

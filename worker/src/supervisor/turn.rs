@@ -99,6 +99,11 @@ impl Turn {
         }
     }
 
+    /// What it has of a job that is not in the log yet.
+    pub(super) fn of(&self, job: JobId) -> &[Bytes] {
+        self.at.get(&job.0).and_then(|at| self.appends.get(*at)).map_or(&[], |append| &append.events)
+    }
+
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
         let Self { appends, at, .. } = self;
         let slot = *at.entry(stream).or_insert_with(|| {
