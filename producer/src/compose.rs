@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use stoker_schemas::ImageName;
@@ -20,6 +21,7 @@ use crate::cli::{FrontArgs, ServeArgs, UpArgs};
 use crate::control_plane::Front;
 use crate::hooks::HooksConfig;
 use crate::http::Access;
+use crate::reconcile::Patience;
 use crate::serve::{self, Serve};
 use crate::up::{self, Up, UpError};
 
@@ -153,7 +155,8 @@ fn front(args: &FrontArgs) -> Result<Front, ComposeError> {
         message: format!("--hooks: {errors}"),
         hint: "try it with: stoker hooks test --hooks FILE --payload FILE".to_owned(),
     })?;
-    Ok(Front { listen: args.listen, access, hooks })
+    let patience = Patience::new(Duration::from_secs(args.reconcile_after_s));
+    Ok(Front { listen: args.listen, access, hooks, patience })
 }
 
 /// The image that Stoker ships for a hypervisor.

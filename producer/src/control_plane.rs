@@ -1,5 +1,6 @@
-//! The control plane: rows added up from the history, API and pages over them, and the removal of
-//! VMs too many; hosts that come later hear of pools. `stoker serve` is this and nothing else; `stoker up` adds a worker.
+//! The control plane: rows added up from the history, API and pages over them, the removal of VMs too many, jobs that
+//! nothing is heard of, and dead letters; hosts that come later hear of pools. `stoker serve` is this and nothing else;
+//! `stoker up` adds a worker.
 //!
 //! It owns nothing that cannot be had again: its rows are refilled from the history, so several may
 //! run side by side, and one that is started while the broker is away shows what it knew before.
@@ -15,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::console::ConsoleSource;
+use crate::dead_letters;
 use crate::hooks::HooksConfig;
 use crate::http::{self, Access, Api, ServeError};
 use crate::pools;
 use crate::readmodel::{ReadModel, ReadModelError};
+use crate::reconcile::{self, Patience};
 use crate::submit::Submitter;
 use crate::supersede;
 use crate::webhooks::{self, StoreError, Webhooks};
@@ -35,6 +38,8 @@ pub struct Front {
     pub access: Access,
     /// Webhooks, where they are set up.
     pub hooks: Option<HooksConfig>,
+    /// How long nothing may be heard of a job.
+    pub patience: Patience,
 }
 
 impl Front {
@@ -88,13 +93,15 @@ pub struct ControlPlane {
     serve: JoinHandle<Result<(), ServeError>>,
     supersede: JoinHandle<()>,
     pools: JoinHandle<()>,
+    dead_letters: JoinHandle<()>,
+    reconcile: JoinHandle<()>,
     callbacks: Option<JoinHandle<()>>,
 }
 
 impl ControlPlane {
     /// Opens the rows, and starts reading, serving and removing.
     pub fn start(parts: Parts) -> Result<Self, ControlError> {
-        let Parts { name, listener, front: Front { access, hooks, .. }, data, broker, consoles } = parts;
+        let Parts { name, listener, front: Front { access, hooks, patience, .. }, data, broker, consoles } = parts;
         let clock = clock::system();
         let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
         let submitter = Submitter::new(broker.clone(), name, clock.clone());
@@ -115,7 +122,9 @@ impl ControlPlane {
         let serve = tokio::spawn(http::serve(listener, api, stop.clone()));
         let supersede = tokio::spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
         let pools = tokio::spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
-        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, callbacks })
+        let dead_letters = tokio::spawn(dead_letters::run(model.clone(), submitter.clone(), stop.clone()));
+        let reconcile = tokio::spawn(reconcile::run(model.clone(), submitter.clone(), patience, stop.clone()));
+        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, dead_letters, reconcile, callbacks })
     }
 
     /// Waits until it can no longer do its work: only an error ends it by itself.
@@ -139,8 +148,9 @@ impl ControlPlane {
         {
             tracing::warn!("the task of callbacks had failed");
         }
-        let tasks = [self.serve.await.is_ok(), self.follow.await.is_ok()];
-        for ended in tasks.into_iter().chain([self.supersede.await.is_ok(), self.pools.await.is_ok()]) {
+        let tasks = [self.serve.await.is_ok(), self.follow.await.is_ok(), self.dead_letters.await.is_ok()];
+        let looking_after = [self.supersede.await.is_ok(), self.pools.await.is_ok(), self.reconcile.await.is_ok()];
+        for ended in tasks.into_iter().chain(looking_after) {
             if !ended {
                 tracing::warn!("a task of the control plane had failed");
             }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stoker_schemas::event::{Event, EventData, JOB_LEVEL, Request};
+use stoker_schemas::event::{Event, EventData, JOB_LEVEL, JobStopRequested};
 use stoker_schemas::limits::DEFAULT_MEMORY_MIB;
 use stoker_schemas::{HostName, ImageName, JobId, JobState, Phase};
 use stoker_worker::config::Config;
@@ -100,8 +100,12 @@ impl FirstVm<'_> {
     /// Stops the VM and waits until nothing of it is left.
     pub(crate) async fn remove(&self, id: JobId) -> Result<(), UpError> {
         let mut changes = self.model.changes();
-        let request = Request { by: "cli/up".to_owned(), reason: "--once".to_owned() };
-        let stop = EventData::StopRequested(request);
+        let attempt = self.model.job(id)?.map(|state| state.last_attempt());
+        let stop = EventData::StopRequested(JobStopRequested {
+            attempt,
+            by: "cli/up".to_owned(),
+            reason: "--once".to_owned(),
+        });
         let event = Event::about_job(id, JOB_LEVEL, self.submitter.source(), self.submitter.now(), stop);
         submit::publish_event(self.submitter.broker().as_ref(), &event).await?;
         while !self.model.job(id)?.is_some_and(|state| state.phase().is_closed()) {

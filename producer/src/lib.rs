@@ -5,7 +5,8 @@
 //! [`readmodel`] adds up what the history says; [`http`] serves both; [`cli`] is a client of that.
 //! [`hooks`] turns deliveries of others into jobs, [`callbacks`] tells others what became of them.
 //! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see; [`pools`]
-//! tells hosts that come later what holds for theirs.
+//! tells hosts that come later what holds for theirs; [`reconcile`] drives or ends jobs that nothing is heard of;
+//! [`dead_letters`] sees to the messages that no worker can work on.
 
 pub mod callbacks;
 pub mod cli;
@@ -14,12 +15,14 @@ pub mod compose;
 pub mod console;
 pub mod control_plane;
 mod dashboard;
+pub mod dead_letters;
 mod first_vm;
 pub mod hooks;
 pub mod http;
 pub mod pools;
 pub mod progress;
 pub mod readmodel;
+pub mod reconcile;
 pub mod report;
 pub mod serve;
 pub mod submit;

@@ -16,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 use crate::readmodel::{ReadModel, ReadModelError, Unheard};
 use crate::submit::{PublishError, Submitter, publish_event};
 
-/// Clocks of hosts and control planes may differ by this much.
-const SKEW: Duration = Duration::from_secs(60);
 /// Wait before telling again what could not be told.
 const RETRY: Duration = Duration::from_secs(10);
 /// What makes a look worth it.
@@ -85,7 +83,7 @@ enum PassError {
 
 /// Tells what was not told yet; `told` is what stays to be remembered.
 async fn pass(model: &ReadModel, submitter: &Submitter, told: &mut BTreeSet<Unheard>) -> Result<(), PassError> {
-    let unheard: BTreeSet<_> = model.unheard(SKEW)?.into_iter().collect();
+    let unheard: BTreeSet<_> = model.unheard()?.into_iter().collect();
     told.retain(|known| unheard.contains(known));
     for word in unheard {
         if !told.contains(&word) {

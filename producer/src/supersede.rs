@@ -128,6 +128,6 @@ impl Superseder {
 }
 
 /// Whether the next publish would fail the same way.
-fn is_about_all(error: &BrokerError) -> bool {
+pub(crate) fn is_about_all(error: &BrokerError) -> bool {
     !matches!(error, BrokerError::Unroutable(_) | BrokerError::Refused(_))
 }

@@ -33,6 +33,20 @@ pub struct JobView {
     pub dead: Option<DeadView>,
     /// Why the last host that got it put it back.
     pub deferred: Option<String>,
+    /// Its message was published again, and no host has taken it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub republished: Option<RepublishedView>,
+}
+
+/// A message that was published again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RepublishedView {
+    /// How often.
+    pub times: usize,
+    /// When, the last time.
+    pub at: Time,
+    /// Why, the last time.
+    pub reason: String,
 }
 
 /// One try.
@@ -188,6 +202,9 @@ pub struct NextView {
 pub struct DeadView {
     /// Why.
     pub reason: DeadReason,
+    /// More, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
     /// When.
     pub at: Time,
 }
@@ -221,8 +238,9 @@ impl JobView {
             spec: state.spec().cloned(),
             attempts: attempts(state),
             next,
-            dead: dead.map(|d| DeadView { reason: d.value.reason, at: d.at }),
+            dead: dead.map(|d| DeadView { reason: d.value.reason, detail: d.value.detail.clone(), at: d.at }),
             deferred: state.deferred.as_ref().filter(|_| waits).map(|d| d.value.reason.clone()),
+            republished: republished(state).filter(|_| waits),
         }
     }
 
@@ -271,6 +289,13 @@ impl AttemptView {
 /// Whether its network is a tap on a bridge: a user network has no pool of addresses.
 fn has_tap(started: &AttemptStarted) -> bool {
     started.driver != Driver::Simulated && started.address.is_some()
+}
+
+fn republished(state: &JobState) -> Option<RepublishedView> {
+    let attempt = state.last_attempt().max(1);
+    let told = || state.republished.iter().filter(|told| told.value.attempt == attempt);
+    let last = told().next_back()?;
+    Some(RepublishedView { times: told().count(), at: last.at, reason: last.value.reason.clone() })
 }
 
 /// Every try, those of the same epoch on other hosts included.

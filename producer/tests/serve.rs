@@ -13,6 +13,7 @@ use stoker_producer::clock;
 use stoker_producer::control_plane::Front;
 use stoker_producer::http::Access;
 use stoker_producer::readmodel::ReadModel;
+use stoker_producer::reconcile::Patience;
 use stoker_producer::serve::{self, Serve};
 use stoker_producer::submit::publish_event;
 use stoker_worker::broker::amqp::{AmqpBroker, AmqpConfig};
@@ -64,7 +65,12 @@ async fn a_broker_that_is_away_leaves_what_was_known() {
         broker,
         broker_name: "amqp://127.0.0.1:1".to_owned(),
         data: dir.path().to_owned(),
-        front: Front { listen: "127.0.0.1:0".parse().unwrap(), access: Access::Open, hooks: None },
+        front: Front {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            access: Access::Open,
+            hooks: None,
+            patience: Patience::default(),
+        },
     };
     let (ask, asked) = watch::channel(Shutdown::No);
     let (out, mut printed) = mpsc::unbounded_channel();

@@ -45,6 +45,16 @@ pub enum Command {
         /// Attempt that would have been next.
         attempt: u32,
     },
+    /// Its message was given up, so that no host gets it any more. The state must include the event that
+    /// the message is.
+    GiveUp {
+        /// What was to be booted, from the message.
+        spec: JobSpec,
+        /// Attempt that it was about.
+        attempt: u32,
+        /// Why, in words.
+        detail: String,
+    },
     /// Note stages.
     Progress {
         /// Of which try.
@@ -101,6 +111,8 @@ pub enum Command {
         /// Which VM goes, where, and which stays.
         duplicate: AttemptSuperseded,
     },
+    /// Note that nothing comes of its latest attempt any more: its host has told nothing for too long.
+    Abandon,
     /// Do not run it (any more).
     Cancel(Request),
     /// Settle a cancelled job that has no VM.
@@ -117,7 +129,7 @@ pub enum Command {
         /// Who asks, and why.
         request: Request,
     },
-    /// Another attempt, now.
+    /// Another attempt, now; of one that waits in a queue, its message again.
     Retry {
         /// Who asks.
         by: String,

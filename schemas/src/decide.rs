@@ -4,8 +4,8 @@ use crate::command::{Begin, Command, Context, Rejection};
 use crate::diagnosis::Diagnosis;
 use crate::event::{
     AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData,
-    GoneWhy, JOB_LEVEL, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested,
-    Request, VmGone,
+    GoneWhy, JOB_LEVEL, JobCancelRequested, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRepublished,
+    JobRetryScheduled, JobSnoozeRequested, JobStopRequested, Request, VmGone,
 };
 use crate::id::Epoch;
 use crate::limits::MAX_SNOOZE_S;
@@ -25,11 +25,12 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
         Command::Begin(begin) => start(state, begin),
         Command::Defer { attempt, delay_ms, reason, spec, enqueued_at } => {
             may_start(state, "defer", attempt)?;
-            let asked_at = state.asked_at;
-            let deferred = JobDeferred { attempt, delay_ms, reason, spec, enqueued_at, asked_at };
+            let JobState { asked_at, asked_attempt, .. } = *state;
+            let deferred = JobDeferred { attempt, delay_ms, reason, spec, enqueued_at, asked_at, asked_attempt };
             Ok(vec![(JOB_LEVEL, EventData::JobDeferred(deferred))])
         }
         Command::Expire { spec, attempt } => expire(state, spec, attempt),
+        Command::GiveUp { spec, attempt, detail } => give_up(state, spec, attempt, detail),
         Command::Progress { epoch, marks } => {
             open(state, epoch)?;
             let progressed = (epoch, EventData::AttemptProgressed(AttemptProgressed { marks: marks.clone() }));
@@ -50,6 +51,7 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
         Command::Gone { epoch, why, detail } => gone(state, epoch, why, detail, context),
         Command::Lost { epoch, diagnosis, detail } => lost(state, epoch, diagnosis, detail),
         Command::Supersede { epoch, duplicate } => supersede(state, epoch, duplicate),
+        Command::Abandon => abandon(state, context),
         Command::Cancel(request) => cancel(state, request),
         Command::SettleCancel { attempt } => settle_cancel(state, attempt),
         Command::Stop(request) => stop(state, request),
@@ -99,7 +101,8 @@ fn start(state: &JobState, begin: Begin) -> Result<Vec<Fact>, Rejection> {
         return Err(Rejection::AttemptExists(epoch));
     }
     may_start(state, "begin", epoch.attempt)?;
-    let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: state.asked_at };
+    let JobState { asked_at, asked_attempt, .. } = *state;
+    let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at, asked_attempt };
     Ok(vec![(epoch, EventData::AttemptStarted(started))])
 }
 
@@ -109,8 +112,33 @@ fn expire(state: &JobState, spec: JobSpec, attempt: u32) -> Result<Vec<Fact>, Re
     if !matches!(phase, Phase::Queued | Phase::Retrying) {
         return Err(Rejection::WrongPhase { command: "expire", phase, needs: "queued or retrying" });
     }
-    let dead = JobDead { attempt, reason: DeadReason::Expired, diagnosis: None, spec };
+    let dead = JobDead { attempt, reason: DeadReason::Expired, diagnosis: None, detail: String::new(), spec };
     Ok(vec![(Epoch::first(attempt), EventData::JobDead(dead))])
+}
+
+/// Without its message a job that waits would wait for ever. One that has a VM needs none; what comes
+/// of it is its host's to say.
+fn give_up(state: &JobState, spec: JobSpec, attempt: u32, detail: String) -> Result<Vec<Fact>, Rejection> {
+    if let Some((running, _)) = state.tries().find(|(_, a)| a.has_vm()) {
+        return Err(Rejection::AttemptRunning(running));
+    }
+    if state.is_past(attempt) {
+        return Err(Rejection::AttemptEnded(Epoch::first(attempt)));
+    }
+    let data = match state.pending_cancel() {
+        Some(cancel) => EventData::JobCancelled(JobCancelled { attempt, by: cancel.value.by.clone() }),
+        None => {
+            let (reason, diagnosis) = (DeadReason::MessageLost, last_failure(state));
+            EventData::JobDead(JobDead { attempt, reason, diagnosis, detail, spec })
+        }
+    };
+    Ok(vec![(Epoch::first(attempt), data)])
+}
+
+/// Why its latest attempt failed, if one did.
+fn last_failure(state: &JobState) -> Option<Diagnosis> {
+    let failed = state.attempts.values().rev().find_map(|a| a.failed.as_ref());
+    failed.map(|failed| failed.value.diagnosis.clone())
 }
 
 fn with_vm(state: &JobState, epoch: Epoch) -> Result<&Attempt, Rejection> {
@@ -150,28 +178,57 @@ fn gone(
 
 /// What follows a failed try: another attempt, or none.
 fn after_failure(attempt: &Attempt, epoch: Epoch, context: Context) -> Option<Fact> {
-    let failed = attempt.failed.as_ref()?.value.clone();
+    let diagnosis = attempt.failed.as_ref()?.value.diagnosis.clone();
     // The spec this very attempt was made with: other known ones may be older or newer.
-    let started = attempt.started.as_ref()?.value.clone();
-    let cause = failed.diagnosis.cause;
-    Some(match retry::after_failure(&started.spec.retry, epoch.attempt, cause, context.jitter) {
+    Some(again(&attempt.started.as_ref()?.value, epoch.attempt, diagnosis, context))
+}
+
+/// Another attempt after one that started so, or none.
+fn again(started: &AttemptStarted, attempt: u32, diagnosis: Diagnosis, context: Context) -> Fact {
+    let AttemptStarted { spec, enqueued_at, asked_at, asked_attempt, .. } = started.clone();
+    let cause = diagnosis.cause;
+    let dead = |reason, spec| {
+        let dead = JobDead { attempt, reason, diagnosis: Some(diagnosis), detail: String::new(), spec };
+        (Epoch::first(attempt), EventData::JobDead(dead))
+    };
+    match retry::after_failure(&spec.retry, attempt, cause, context.jitter) {
         Verdict::Again(wait) => {
-            let next = Epoch::first(epoch.attempt.saturating_add(1));
+            let next = Epoch::first(attempt.saturating_add(1));
             let scheduled = JobRetryScheduled {
                 attempt: next.attempt,
                 not_before: context.now.plus(wait),
                 delay_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
                 cause: Some(cause),
                 by: None,
-                spec: started.spec,
-                enqueued_at: started.enqueued_at,
-                asked_at: started.asked_at,
+                spec,
+                enqueued_at,
+                asked_at,
+                asked_attempt,
             };
             (next, EventData::JobRetryScheduled(scheduled))
         }
-        Verdict::NotRetryable => dead(epoch, DeadReason::NotRetryable, failed, started.spec),
-        Verdict::Exhausted { .. } => dead(epoch, DeadReason::AttemptsExhausted, failed, started.spec),
-    })
+        Verdict::NotRetryable => dead(DeadReason::NotRetryable, spec),
+        Verdict::Exhausted { .. } => dead(DeadReason::AttemptsExhausted, spec),
+    }
+}
+
+/// The host of the latest attempt is silent: the job goes on without it, as after an attempt that failed.
+/// Should the host come back with its VM up, the job is ready all the same.
+fn abandon(state: &JobState, context: Context) -> Result<Vec<Fact>, Rejection> {
+    let phase = state.phase();
+    let last = state.last_attempt();
+    if let Some(cancel) = state.pending_cancel() {
+        let by = cancel.value.by.clone();
+        return Ok(vec![(Epoch::first(last), EventData::JobCancelled(JobCancelled { attempt: last, by }))]);
+    }
+    let tries = || state.tries().filter(|(epoch, _)| epoch.attempt == last);
+    let started = tries().find_map(|(_, a)| a.started.as_ref());
+    let (Phase::Booting | Phase::Failing, Some(started)) = (phase, started) else {
+        return Err(Rejection::WrongPhase { command: "abandon", phase, needs: "booting or failing" });
+    };
+    let known = tries().find_map(|(_, a)| a.failed.as_ref()).map(|failed| failed.value.diagnosis.clone());
+    let diagnosis = known.unwrap_or_else(|| Diagnosis::host_silent(&started.value.host));
+    Ok(vec![again(&started.value, last, diagnosis, context)])
 }
 
 fn lost(state: &JobState, epoch: Epoch, diagnosis: Diagnosis, detail: String) -> Result<Vec<Fact>, Rejection> {
@@ -198,12 +255,6 @@ fn supersede(state: &JobState, epoch: Epoch, duplicate: AttemptSuperseded) -> Re
     Ok(if told { Vec::new() } else { vec![(epoch, EventData::AttemptSuperseded(duplicate))] })
 }
 
-fn dead(epoch: Epoch, reason: DeadReason, failed: AttemptFailed, spec: JobSpec) -> Fact {
-    let diagnosis = Some(failed.diagnosis);
-    let dead = JobDead { attempt: epoch.attempt, reason, diagnosis, spec };
-    (Epoch::first(epoch.attempt), EventData::JobDead(dead))
-}
-
 fn cancel(state: &JobState, request: Request) -> Result<Vec<Fact>, Rejection> {
     if state.pending_cancel().is_some() {
         return Ok(Vec::new());
@@ -212,12 +263,14 @@ fn cancel(state: &JobState, request: Request) -> Result<Vec<Fact>, Rejection> {
     if phase.is_closed() {
         return Err(Rejection::WrongPhase { command: "cancel", phase, needs: "queued, booting, retrying or ready" });
     }
-    Ok(vec![(JOB_LEVEL, EventData::CancelRequested(request))])
+    let Request { by, reason } = request;
+    let requested = JobCancelRequested { asked_attempt: Some(state.asked_attempt), by, reason };
+    Ok(vec![(JOB_LEVEL, EventData::CancelRequested(requested))])
 }
 
 fn settle_cancel(state: &JobState, attempt: u32) -> Result<Vec<Fact>, Rejection> {
-    if let Some((epoch, _)) = state.attempts.iter().find(|(_, a)| a.has_vm()) {
-        return Err(Rejection::VmStillThere(*epoch));
+    if let Some((epoch, _)) = state.tries().find(|(_, a)| a.has_vm()) {
+        return Err(Rejection::VmStillThere(epoch));
     }
     let Some(request) = state.pending_cancel() else {
         let needs = "being cancelled";
@@ -233,7 +286,9 @@ fn stop(state: &JobState, request: Request) -> Result<Vec<Fact>, Rejection> {
         return Err(Rejection::WrongPhase { command: "stop", phase, needs: "ready (cancel ends the others)" });
     }
     let already = state.attempts.keys().any(|epoch| state.pending_stop(*epoch).is_some());
-    Ok(if already { Vec::new() } else { vec![(JOB_LEVEL, EventData::StopRequested(request))] })
+    let Request { by, reason } = request;
+    let requested = JobStopRequested { attempt: Some(state.last_attempt()), by, reason };
+    Ok(if already { Vec::new() } else { vec![(JOB_LEVEL, EventData::StopRequested(requested))] })
 }
 
 fn snooze(state: &JobState, until: Time, request: Request, now: Time) -> Result<Vec<Fact>, Rejection> {
@@ -259,13 +314,23 @@ fn retry_by_hand(
     context: Context,
 ) -> Result<Vec<Fact>, Rejection> {
     let phase = state.phase();
-    if !(phase.is_closed() || phase == Phase::Retrying) {
-        return Err(Rejection::WrongPhase { command: "retry", phase, needs: "dead, cancelled, stopped or retrying" });
+    // A cancellation that is not carried out yet is overtaken by a number of its own.
+    if phase == Phase::Queued && spec.is_none() && state.pending_cancel().is_none() && state.enqueued.is_some() {
+        let republished = JobRepublished { attempt: 1, reason: format!("{by} asked"), by: Some(by) };
+        return Ok(vec![(JOB_LEVEL, EventData::JobRepublished(republished))]);
+    }
+    // A try without a VM whose host left the rest to another one.
+    let is_left = phase == Phase::Failing && !state.tries().any(|(_, a)| a.has_vm());
+    if !(phase.is_closed() || is_left || matches!(phase, Phase::Queued | Phase::Retrying)) {
+        let needs = "queued, retrying, dead, cancelled or stopped";
+        return Err(Rejection::WrongPhase { command: "retry", phase, needs });
     }
     let spec = spec.or_else(|| state.spec().cloned()).ok_or(Rejection::UnknownJob)?;
     // Also when one is scheduled already: the new number overtakes it, and the old one, when it
     // arrives, is recognised as overtaken.
-    let attempt = state.last_attempt().max(state.settled_attempt()).saturating_add(1);
+    let known = state.last_attempt().max(state.settled_attempt()).max(state.asked_attempt);
+    // The first one was asked for by who enqueued the job.
+    let attempt = known.max(1).saturating_add(1);
     let enqueued_at: Time = state.enqueued_at().unwrap_or(context.now);
     let scheduled = JobRetryScheduled {
         attempt,
@@ -276,6 +341,7 @@ fn retry_by_hand(
         spec,
         enqueued_at,
         asked_at: Some(context.now),
+        asked_attempt: attempt,
     };
     Ok(vec![(Epoch::first(attempt), EventData::JobRetryScheduled(scheduled))])
 }

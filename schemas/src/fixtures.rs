@@ -106,25 +106,32 @@ pub struct History {
     pub state: JobState,
     pub events: Vec<Event>,
     pub seconds: u64,
+    /// How far its clock is off, microseconds.
+    pub skew: i64,
     source: String,
 }
 
 impl History {
     pub fn on(name: &str) -> Self {
         let source = format!("{HOST_SOURCE}{name}");
-        Self { state: JobState::new(job()), events: Vec::new(), seconds: 0, source }
+        Self { state: JobState::new(job()), events: Vec::new(), seconds: 0, skew: 0, source }
+    }
+
+    /// What its clock shows.
+    pub fn now(&self) -> Time {
+        Time::from_unix_micros(at(self.seconds).unix_micros() + self.skew)
     }
 
     /// What the rules say, without doing it.
     pub fn when(&self, command: Command) -> Result<Vec<Fact>, Rejection> {
-        decide(&self.state, command, Context { now: at(self.seconds), jitter: Jitter::from_random(0) })
+        decide(&self.state, command, Context { now: self.now(), jitter: Jitter::from_random(0) })
     }
 
     /// Does it, if the rules allow it.
     pub fn tell(&mut self, command: Command) -> Result<Vec<Event>, Rejection> {
         self.seconds += 1;
         let facts = self.when(command)?;
-        let about = |(epoch, data)| Event::about_job(job(), epoch, &self.source, at(self.seconds), data);
+        let about = |(epoch, data)| Event::about_job(job(), epoch, &self.source, self.now(), data);
         let events: Vec<_> = facts.into_iter().map(about).collect();
         events.iter().for_each(|event| self.state.apply(event));
         self.events.extend(events.iter().cloned());

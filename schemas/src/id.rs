@@ -11,6 +11,8 @@ use crate::time::Time;
 
 /// Namespace of job ids made from idempotency keys (UUIDv5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x5b1f_6f0e_0a52_5c0e_9d1c_7a4b_3b0d_5e11);
+/// Namespace of dead letters (UUIDv5).
+const LETTER_NAMESPACE: Uuid = Uuid::from_u128(0x8f0a_1c65_33d1_5b7e_a4f2_0d6c_91e8_2b44);
 /// Namespace of VM ids (UUIDv5).
 const VM_NAMESPACE: Uuid = Uuid::from_u128(0x2c2f_8a54_6e0b_5a3b_8d55_19e3_f1a0_7c42);
 
@@ -34,6 +36,33 @@ impl fmt::Display for JobId {
 }
 
 impl FromStr for JobId {
+    type Err = uuid::Error;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Uuid::parse_str(s).map(Self)
+    }
+}
+
+/// A dead letter: derived from what it is, so that the same message is the same letter, however often it is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct LetterId(pub Uuid);
+
+impl LetterId {
+    /// The message with this id and body that waited in this queue.
+    pub fn derive(queue: &str, message_id: &str, body: &[u8]) -> Self {
+        // The lengths keep the parts apart.
+        let head = format!("{}:{queue}/{}:{message_id}/", queue.len(), message_id.len());
+        Self(Uuid::new_v5(&LETTER_NAMESPACE, &[head.as_bytes(), body].concat()))
+    }
+}
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for LetterId {
     type Err = uuid::Error;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         Uuid::parse_str(s).map(Self)

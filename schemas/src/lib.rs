@@ -14,6 +14,7 @@ pub mod diagnosis;
 pub mod event;
 pub mod id;
 pub mod image;
+pub mod letter;
 pub mod limits;
 pub mod next;
 pub mod published;
@@ -30,7 +31,7 @@ mod fixtures;
 mod simulation;
 
 pub use event::{Event, EventData};
-pub use id::{Epoch, HostName, ImageName, JobId, PoolName, VmId};
+pub use id::{Epoch, HostName, ImageName, JobId, LetterId, PoolName, VmId};
 pub use spec::JobSpec;
 pub use state::{JobState, Phase};
 pub use time::Time;

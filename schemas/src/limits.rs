@@ -41,6 +41,10 @@ pub const MAX_TTL_S: u64 = 30 * 86_400;
 pub const MAX_SNOOZE_S: u64 = 30 * 86_400;
 /// Free text kept from outside (reasons, console lines as evidence), bytes.
 pub const MAX_TEXT_BYTES: usize = 1_024;
+/// Beginning kept of a dead letter's body, bytes: in base64 it still fits into an event.
+pub const MAX_LETTER_BODY_BYTES: usize = 40 * 1024;
+/// A name in a dead letter (queue, routing key, message id), bytes: AMQP's own bound.
+pub const MAX_LETTER_NAME_BYTES: usize = 255;
 /// Evidence lines of one diagnosis.
 pub const MAX_EVIDENCE: usize = 16;
 

@@ -6,11 +6,12 @@
 //!   job.enqueued.<pool>.<lane>               -> stoker.jobs.<pool>.<lane>   (quorum)
 //!   job.retry-scheduled.<pool>.<lane>.<tier> -> stoker.delay.<tier>         (quorum, TTL)
 //!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
-//!   job.dead.<pool>                          -> stoker.dead                 (quorum)
 //!   command.all | command.host.<host>        -> stoker.host.<host>          (quorum)
 //!   #                                        -> topic exchange stoker.history
 //! topic exchange stoker.history              everything, for readers
 //!   #                                        -> stoker.log                  (stream)
+//! topic exchange stoker.dead-letter          what RabbitMQ gives up, original routing key
+//!   #                                        -> stoker.dead                 (quorum, read by the control plane)
 //! topic exchange stoker.due                  what left a delay queue, original routing key
 //!   *.*.<pool>.<lane>.#                      -> stoker.jobs.<pool>.<lane>
 //! ```
@@ -30,6 +31,9 @@ use crate::spec::Priority;
 /// only wait behind messages of its own tier, so it is late by at most its tier's width.
 pub const DELAY_TIERS_MS: [u64; 12] =
     [100, 250, 500, 1_000, 2_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 86_400_000];
+
+/// What passes through a delay queue only to come out again.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// Names under one prefix, so that several Stokers can share a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +80,8 @@ impl Names {
     pub fn delay_queue(&self, tier_ms: u64) -> String {
         format!("{}.delay.{tier_ms}", self.prefix)
     }
-    /// Messages that could not be handled. A job that ended dead is not among them: that is a state, not a message.
+    /// Messages that no worker could work on, until the control plane has read them. A job that ended dead is not
+    /// among them: that is a state, not a message.
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.prefix)
     }
@@ -181,6 +186,19 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
         EventData::AttemptSuperseded(e) => (host_command(e.host.as_str()), None),
         EventData::HostDrainRequested(_) => (host_command(&event.subject), None),
         other => (other.kind().to_owned(), None),
+    }
+}
+
+/// Where the message of a job goes that is published again: to its lane, without the wait that it had.
+pub fn route_again(event: &Event) -> (String, Option<Duration>) {
+    let tier = DELAY_TIERS_MS[0];
+    let to = |kind: &str, pool: &PoolName, lane: Priority| {
+        (format!("{kind}.{pool}.{}.{tier}", lane.as_str()), Some(AT_ONCE))
+    };
+    match &event.data {
+        EventData::JobRetryScheduled(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
+        EventData::JobDeferred(e) => to(event.data.kind(), &e.spec.pool, e.spec.priority),
+        _ => route(event),
     }
 }
 

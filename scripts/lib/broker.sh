@@ -222,6 +222,8 @@ CONF
   if [[ -f $BROKER_DIR/cluster ]]; then
     # Without this, nodes that lost sight of each other stay apart until each is restarted.
     printf 'cluster_partition_handling = pause_minority\n'
+    # Seconds after which a node that does not answer is taken for gone; 60 by default.
+    printf 'net_ticktime = 8\n'
     printf 'cluster_formation.peer_discovery_backend = classic_config\n'
     awk '{ printf "cluster_formation.classic_config.nodes.%d = stoker-%s@localhost\n", NR, $1 }' "$BROKER_DIR/cluster"
   fi >>"$BROKER_DIR/rabbitmq.conf"

@@ -111,13 +111,13 @@ impl Life {
     /// Asks for a job's cancellation.
     pub async fn cancel(&self, id: JobId) {
         let request = Request { by: "test".to_owned(), reason: String::new() };
-        self.publish(id, EventData::CancelRequested(request)).await;
+        self.publish(id, EventData::CancelRequested(request.into())).await;
     }
 
     /// Asks for a VM's stop.
     pub async fn stop(&self, id: JobId) {
         let request = Request { by: "test".to_owned(), reason: String::new() };
-        self.publish(id, EventData::StopRequested(request)).await;
+        self.publish(id, EventData::StopRequested(request.into())).await;
     }
 
     /// Publishes a fact as a producer does.

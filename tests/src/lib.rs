@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 pub mod conformance;
+pub mod control;
 pub mod front;
 pub mod harness;
 pub mod processes;

@@ -12,6 +12,8 @@ mod cluster;
 mod cluster_nodes;
 #[path = "chaos/creeping.rs"]
 mod creeping;
+#[path = "chaos/dead_letters.rs"]
+mod dead_letters;
 #[path = "chaos/full_queue.rs"]
 mod full_queue;
 #[path = "chaos/host.rs"]

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use stoker_producer::cli::{self, Io};
 use stoker_producer::http::Access;
 use stoker_producer::http::access::Fingerprint;
+use stoker_schemas::letter::{Death, GivenUpBy, Letter, dead_lettered};
 use stoker_schemas::{Event, Time};
 use stoker_worker::ports::broker::BrokerStatus;
 use support::story::{Story, host_started, warm_vms};
@@ -84,6 +85,7 @@ fn stable() -> insta::internals::SettingsBindDropGuard {
     settings.add_filter(r"127\.0\.0\.1:\d{5}\b", "[SERVER]");
     settings.add_filter(r"\b\d+ d\b *", "[AGE] ");
     settings.add_filter(r"AGE +", "AGE ");
+    settings.add_filter(r"(said .* at )[0-9TZ:.-]+Z", "$1[NOW]");
     settings.add_filter(r"cli/[!-9;-~]+", "cli/[USER]");
     settings.bind_to_scope()
 }
@@ -112,6 +114,54 @@ async fn full() -> Server {
         server.tell(&story.events).await;
     }
     server
+}
+
+/// A message that died, as a control plane tells of it.
+fn dead_letter(body: &[u8], by: GivenUpBy, seconds: u64) -> Event {
+    let at = Story::of("letters").at(seconds * 1_000);
+    let death = Death {
+        by,
+        queue: "stoker.jobs.default.normal".to_owned(),
+        exchange: "stoker.events".to_owned(),
+        routing_key: "job.enqueued.default.normal".to_owned(),
+        count: 1,
+        at: Some(at),
+    };
+    dead_lettered(Letter { death: &death, message_id: Some("m-7"), content_type: None, body }, "/producers/serve", at)
+}
+
+#[tokio::test]
+async fn dead_letters_in_words() {
+    let server = Server::start().await;
+    let waiting = Story::of("expired").enqueued();
+    let job = waiting.events[0].encode().unwrap();
+    server.tell(&waiting.events).await;
+    server.tell(&Story::conflict("dead").later(3).events).await;
+    let died = [
+        dead_letter(b"not json", GivenUpBy::Worker("not a CloudEvent in structured JSON".to_owned()), 10),
+        dead_letter(&[0xff; 100], GivenUpBy::Worker("not a CloudEvent in structured JSON".to_owned()), 11),
+        dead_letter(&job, GivenUpBy::Broker("expired".to_owned()), 12),
+        dead_letter(&vec![b'x'; 70_000], GivenUpBy::Broker("rejected".to_owned()), 13),
+    ];
+    server.tell(&died).await;
+    let [not_json, bytes, expired, large] = died.map(|event| event.subject);
+    check!("dead_list_both", stoker("dead list").terminal().on(&server).await);
+    check!("dead_list_both_piped", stoker("dead list").on(&server).await);
+    check!("dead_list_both_json", stoker("dead list --json -n 1").on(&server).await);
+    check!("dead_show_text", stoker(&format!("dead show {not_json}")).on(&server).await);
+    check!("dead_show_bytes", stoker(&format!("dead show {bytes}")).on(&server).await);
+    check!("dead_show_work", stoker(&format!("dead show {expired}")).on(&server).await);
+    check!("dead_show_job", stoker(&format!("dead show {}", id("dead"))).on(&server).await);
+    check!("dead_show_nothing", stoker("dead show 00000000").on(&server).await);
+    check!("dead_redrive_unreadable", stoker(&format!("dead redrive {not_json}")).on(&server).await);
+    check!("dead_redrive_large", stoker(&format!("dead redrive {large}")).on(&server).await);
+    check!("dead_redrive_work", stoker(&format!("dead redrive {expired}")).on(&server).await);
+    check!("dead_redrive_work_again", stoker(&format!("dead redrive {expired} --json")).on(&server).await);
+    check!("dead_dismiss_which", stoker("dead dismiss").on(&server).await);
+    check!("dead_dismiss", stoker(&format!("dead dismiss {not_json} --reason mistake")).on(&server).await);
+    check!("dead_dismiss_kind", stoker("dead dismiss --kind too_large").on(&server).await);
+    check!("dead_dismiss_bad_kind", stoker("dead dismiss --kind strange").on(&server).await);
+    check!("dead_show_dismissed", stoker(&format!("dead show {not_json}")).on(&server).await);
 }
 
 fn id(name: &str) -> String {
@@ -185,7 +235,7 @@ async fn writing_commands() {
         ("stop", format!("stop {ready}")),
         ("retry_ready", format!("retry {ready}")),
         ("retry_unknown", "retry ffffffff".to_owned()),
-        ("retry_partly", format!("retry {} {}", id("cancelled"), id("queued"))),
+        ("retry_partly", format!("retry {} {}", id("cancelled"), ready)),
         ("redrive_which", "dead redrive".to_owned()),
         ("redrive_cause", "dead redrive --cause conflicting_network".to_owned()),
         ("redrive_none", "dead redrive --all --json".to_owned()),

@@ -10,7 +10,12 @@ mod browser;
 use axe::Axe;
 use browser::Browser;
 use serde_json::json;
+use stoker_tests::control::Control;
 use stoker_tests::front::{Front, PANICS};
+use stoker_tests::harness::{Life, config};
+use stoker_worker::clock::Clock;
+use stoker_worker::ports::broker::{About, Parked};
+use stoker_worker::vm::simulated::SimWorld;
 
 async fn open(test: &str) -> Option<(Front, Browser)> {
     let server = Front::start(test).await?;
@@ -72,6 +77,41 @@ async fn all_that_match_are_redriven_after_their_number_was_seen() {
     // Dead jobs cannot be cancelled: said for each, and nothing happens to them.
     browser.sees(&["0 cancelled", "3 left as they are"]).await;
     browser.close().await;
+}
+
+/// What a stranger published to a job queue, on a control plane in this process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_no_worker_can_work_on_is_seen_and_dismissed() {
+    let test = "a_message_that_no_worker_can_work_on_is_seen_and_dismissed";
+    let dir = tempfile::tempdir().unwrap();
+    let life = Life::begin(&config(dir.path(), |_| {}), &SimWorld::new());
+    let control = Control::start(life.broker.clone()).await;
+    let Some(browser) = Browser::open(test, &control.base).await else { return };
+    let about = About { queue: "stoker.jobs.default.normal".to_owned(), ..About::default() };
+    let (routing_key, reason) = ("job.enqueued.default.normal".to_owned(), "not a CloudEvent".to_owned());
+    let (at, body) = (Clock::system().now(), "<b>not json</b>".into());
+    browser.go("/").await;
+    life.broker.park(Parked { routing_key, reason, at, about, body }).await.unwrap();
+    // It arrives by itself.
+    browser.sees(&["Needs you", "1 message no worker could work on: cannot be read"]).await;
+    browser.go("/dead").await;
+    browser.sees(&["Messages that no worker could work on", "not a CloudEvent", "stoker.jobs.default.normal"]).await;
+    let axe = Axe::open(test);
+    assert_eq!(browser.shoot("dead-message", "/dead", axe.as_ref()).await, Vec::<String>::new());
+    browser.go("/dead").await;
+    browser.click("main a.mono[href^='/dead-letters/']").await;
+    browser.sees(&["<b>not json</b>", "What to do", "SHA-256", "job.enqueued.default.normal"]).await;
+    browser.press("Redrive").await;
+    browser.sees(&["Not possible now", "it still cannot be worked on", "stoker enqueue"]).await;
+    browser.go("/dead-letters").await;
+    browser.click("main a.mono[href^='/dead-letters/']").await;
+    browser.press("Dismiss").await;
+    browser.sees(&["dismissed by"]).await;
+    browser.go("/dead-letters?state=done").await;
+    browser.sees(&["not a CloudEvent", "dismissed by"]).await;
+    browser.close().await;
+    control.end().await;
+    life.drain().await;
 }
 
 #[tokio::test]
@@ -176,6 +216,7 @@ async fn every_page_fits_and_keeps_nobody_out_light_dark_and_phone() {
         ("edit", format!("/jobs/{dead}/edit")),
         ("retries", "/retries".to_owned()),
         ("dead", "/dead".to_owned()),
+        ("messages", "/dead-letters".to_owned()),
         ("hosts", "/hosts".to_owned()),
         ("webhooks", "/webhooks".to_owned()),
         ("log", "/log".to_owned()),

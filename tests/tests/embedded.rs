@@ -45,8 +45,8 @@ impl Setup for OnLog {
             Ability::RoutingByKey => false,
             // The log holds single events.
             Ability::Batches => false,
-            // What cannot be decoded is refused at publishing; nothing of a worker's is parked.
-            Ability::ParkedKept => false,
+            // It keeps the history itself, and tells it of them.
+            Ability::DeadQueue => false,
             // Counting would cost a disk flush per delivery; attempts are counted by events.
             Ability::CountsKept => false,
         }

@@ -61,7 +61,8 @@ impl Payload {
                 ("job.failed", Phase::Failing, event.epoch.attempt, None, failure(&failed.diagnosis))
             }
             EventData::JobDead(dead) => {
-                let why = dead.diagnosis.as_ref().map_or((None, None), failure);
+                let detail = Some(dead.detail.clone()).filter(|detail| !detail.is_empty());
+                let why = dead.diagnosis.as_ref().map_or((None, detail), failure);
                 ("job.dead", Phase::Dead, dead.attempt, None, why)
             }
             EventData::VmGone(gone) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stoker_schemas::event::{DeadReason, StageMark};
+use stoker_schemas::event::{DeadReason, MessageDeadLettered, StageMark};
 use stoker_schemas::{Event, EventData, Time};
 
 use crate::progress::stage_line;
@@ -45,7 +45,8 @@ pub fn lines(event: &Event) -> Vec<Line> {
             one(format!("attempt {} follows in {}{why}", e.attempt, duration(e.delay_ms)))
         }
         EventData::JobDeferred(e) => one(format!("put back for {}: {}", duration(e.delay_ms), e.reason)),
-        EventData::JobDead(e) => one(format!("dead: {}", dead_reason(e.reason))),
+        EventData::JobRepublished(e) => one(format!("published again: {}", e.reason)),
+        EventData::JobDead(e) => one(format!("dead: {}{}", dead_reason(e.reason), reason(&e.detail))),
         EventData::CancelRequested(e) => one(format!("cancel requested by {}{}", e.by, reason(&e.reason))),
         EventData::StopRequested(e) => one(format!("stop requested by {}{}", e.by, reason(&e.reason))),
         EventData::SnoozeRequested(e) => {
@@ -83,6 +84,13 @@ pub fn lines(event: &Event) -> Vec<Line> {
             let found = e.diagnosis.as_ref().map_or(&e.detail, |diagnosis| &diagnosis.summary);
             one(format!("VM {} goes before a job took it: {}{}", e.vm, e.why.as_str(), reason(found)))
         }
+        EventData::MessageDeadLettered(e) => {
+            one(format!("message of {} bytes from {} is a dead letter: {}", e.size, origin(e), e.detail))
+        }
+        EventData::MessageRedriven(e) => {
+            one(format!("redriven by {}{}: {}", e.by, reason(&e.reason), e.events.join(", ")))
+        }
+        EventData::MessageDismissed(e) => one(format!("dismissed by {}{}", e.by, reason(&e.reason))),
         EventData::HostStopped(e) => one(format!("host stopped, {} VMs keep running", e.running)),
     }
 }
@@ -96,12 +104,18 @@ fn reason(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 
+/// Where a message came from.
+fn origin(letter: &MessageDeadLettered) -> &str {
+    if letter.queue.is_empty() { &letter.routing_key } else { &letter.queue }
+}
+
 /// Why a job is dead, in words.
 pub fn dead_reason(reason: DeadReason) -> &'static str {
     match reason {
         DeadReason::AttemptsExhausted => "as many attempts as allowed were made",
         DeadReason::NotRetryable => "another attempt would fail the same way",
         DeadReason::Expired => "its time-to-live passed before a host could start it",
+        DeadReason::MessageLost => "its message was given up, so that no host gets it",
     }
 }
 

@@ -102,7 +102,7 @@ enum Command {
     Stop(control::ControlArgs),
     /// Let the next attempts of jobs wait longer
     Snooze(control::SnoozeArgs),
-    /// Jobs that nobody will try again by themselves
+    /// Dead letters: jobs that ended dead, and messages that no worker could work on
     Dead(dead::DeadArgs),
     /// Hosts and what runs on them
     Hosts(hosts::HostsArgs),

@@ -1,15 +1,18 @@
-//! Jobs that nobody tries again by himself, by cause; and messages that nobody could read.
+//! Jobs that ended dead, by cause; messages that no worker could work on; and entries of the history that are
+//! no events.
 
 use axum::extract::State;
 use maud::{Markup, html};
 use stoker_schemas::Phase;
 
 use super::layout::{Frame, Page, Tab};
-use super::{jobs, parts};
+use super::{jobs, letters, parts};
 use crate::http::{Api, ListQuery, Params, Problem};
 use crate::readmodel::{Filter, Undecodable};
 
-/// Messages shown that could not be read.
+/// Messages shown; the others have a page.
+const LETTERS: usize = 20;
+/// Entries of the history shown that could not be read.
 const UNDECODABLE: usize = 20;
 /// Bytes of each in hexadecimal.
 const HEX_BYTES: usize = 64;
@@ -29,9 +32,9 @@ fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
     Ok(html! {
         h1 { "Dead letters" }
         @if causes.is_empty() && found.jobs.is_empty() {
-            p.dim { "No dead letters." }
+            p.dim { "No job ended dead." }
         } @else {
-            h2 { "By cause" }
+            h2 { "Jobs that ended dead, by cause" }
             table { tbody { @for (cause, n) in causes {
                 tr data-key=(cause) {
                     td { a href={ "/dead?cause=" (cause) } { (cause.title()) } }
@@ -55,13 +58,14 @@ fn content(api: &Api, query: &ListQuery) -> Result<Markup, Problem> {
                 " · " a href={ "/v1/dead?" (these) "format=csv" } { "CSV" }
                 " · " a href={ "/v1/dead?" (these) "limit=500" } { "As JSON" } }
         }
+        (letters::section(api, LETTERS)?)
         @if !undecodable.is_empty() { (unread(&undecodable)) }
     })
 }
 
 fn unread(entries: &[Undecodable]) -> Markup {
     html! {
-        h2 { "Messages that are no events" }
+        h2 { "History entries that are no events" }
         p.dim { "Somebody publishes to Stoker's exchange what its schema does not know. The newest first." }
         @for entry in entries {
             details data-key={ "x" (entry.offset) } {

@@ -40,6 +40,11 @@ fn content(api: &Api, state: &JobState, tail: Option<&str>) -> Result<Markup, Pr
                 @if let Some(by) = &next.snoozed_by { ", snoozed by " (by) } }
         }
         @if let Some(reason) = &job.deferred { p { "Put back by the last host that had it: " (reason) } }
+        @if let Some(again) = &job.republished {
+            p { "Its message was published again " (parts::time(again.at))
+                @if again.times > 1 { ", " (again.times) " times by now" }
+                ": " (again.reason) }
+        }
         div.panels { @for a in job.attempts.iter().rev() { (attempt::section(job, a)) } }
         @if let Some(tail) = tail { (console::section(job.id, job.last(), tail)) }
         (spec(job))
@@ -75,9 +80,10 @@ fn actions(job: &JobView) -> Markup {
         } }
     };
     let again = matches!(phase, Phase::Dead | Phase::Cancelled | Phase::Stopped | Phase::Retrying);
+    let waits = matches!(phase, Phase::Retrying | Phase::Queued);
     html! {
         div.row {
-            @if again { (button("retry", if phase == Phase::Retrying { "Retry now" } else { "Retry" }, "main", true)) }
+            @if again || waits { (button("retry", if waits { "Retry now" } else { "Retry" }, "main", true)) }
             @if again { a href={ "/jobs/" (id) "/edit" } { "Edit and retry" } }
             @if phase == Phase::Ready { (button("stop", "Stop the VM", "danger", false)) }
             @if !cancelling && matches!(phase, Phase::Queued | Phase::Booting | Phase::Retrying | Phase::Failing) {

@@ -162,7 +162,8 @@ impl<'a> Frame<'a> {
             nav #nav aria-label="Pages" {
                 @for tab in Tab::ALL {
                     @let (path, name) = tab.link();
-                    @let n = tab.phase().and_then(|phase| counts.phases.get(&phase)).copied().unwrap_or(0);
+                    @let jobs = tab.phase().and_then(|phase| counts.phases.get(&phase)).copied().unwrap_or(0);
+                    @let n = jobs + if tab == Tab::Dead { counts.dead_letters.values().sum() } else { 0 };
                     a href=(path) aria-current=[(tab == self.tab).then_some("page")] {
                         (name) @if n > 0 { " (" (parts::number(n)) ")" }
                     }

@@ -14,6 +14,7 @@ mod hosts;
 mod job;
 mod jobs;
 mod layout;
+mod letters;
 mod live;
 mod log;
 mod login;
@@ -46,6 +47,9 @@ pub fn routes() -> Router<Api> {
         .route("/bulk/{id}", get(bulk::page))
         .route("/retries", get(retries::page))
         .route("/dead", get(dead::page))
+        .route("/dead-letters", get(letters::page))
+        .route("/dead-letters/{id}", get(letters::one))
+        .route("/dead-letters/{id}/{action}", post(letters::act))
         .route("/hosts", get(hosts::page))
         .route("/hosts/{host}/drain", post(actions::drain))
         .route("/pools/{pool}/{action}", post(pools::act))

@@ -4,6 +4,7 @@ use axum::extract::State;
 use maud::{Markup, html};
 use stoker_schemas::Phase;
 use stoker_schemas::diagnosis::Cause;
+use stoker_schemas::event::DeadLetterReason;
 
 use super::layout::{Frame, Page, Tab};
 use super::{hosts, parts, pools, warm};
@@ -63,6 +64,7 @@ fn needs_you(api: &Api, counts: &Counts, hosts: &[HostView]) -> Result<Markup, P
     for (cause, n) in api.model().causes_of(Phase::Dead) {
         needs.push(dead(cause, n));
     }
+    needs.extend(counts.dead_letters.iter().map(|(reason, n)| message(*reason, *n)));
     let now = api.now();
     if let Some(job) = api.model().oldest(Phase::Queued)? {
         let waits = ms_between(job.created, now);
@@ -87,7 +89,7 @@ fn needs_you(api: &Api, counts: &Counts, hosts: &[HostView]) -> Result<Markup, P
     needs.extend(api.model().pools()?.iter().filter(|pool| pool.paused).map(pools::need));
     if counts.undecodable > 0 {
         needs.push(html! { li {
-            span { (parts::number(counts.undecodable)) " messages could not be read as events" }
+            span { (parts::number(counts.undecodable)) " history entries could not be read as events" }
             a href="/dead" { "Look" }
         } });
     }
@@ -108,6 +110,13 @@ fn dead(cause: Cause, n: u64) -> Markup {
             input type="hidden" name="filter" value={ "phase=dead&cause=" (cause) };
             button name="action" value="retry-all" { "Redrive " (parts::number(n)) "…" }
         }
+    } }
+}
+
+fn message(reason: DeadLetterReason, n: u64) -> Markup {
+    html! { li {
+        span { (parts::number(n)) @if n == 1 { " message" } @else { " messages" } " no worker could work on: " (reason.title()) }
+        a href={ "/dead-letters?reason=" (reason.as_str()) } { "Look" }
     } }
 }
 

@@ -18,6 +18,7 @@ use super::bulk::Action;
 use super::extract::{Body, Path, asker};
 use super::snooze::SnoozeRequest;
 use super::{Api, Problem, SEEN_WITHIN};
+use crate::reconcile::publish_again;
 use crate::submit::{Asker, publish_event};
 
 /// What a wish may carry.
@@ -162,6 +163,10 @@ pub async fn settle(api: &Api, state: &JobState, command: Command, asker: &Asker
     let facts = decide(state, command, Context { now, jitter: Jitter::from_random(0) })?;
     let mut events = Vec::with_capacity(facts.len());
     for (epoch, data) in facts {
+        if let EventData::JobRepublished(said) = data {
+            events.push(publish_again(&api.model, &api.submitter, state.id, said).await?);
+            continue;
+        }
         let mut event = Event::about_job(state.id, epoch, api.submitter.source(), now, data);
         event.traceparent.clone_from(&asker.traceparent);
         publish_event(api.submitter.broker().as_ref(), &event).await?;

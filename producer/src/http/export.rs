@@ -94,6 +94,7 @@ impl DeadRow {
         let dead = dead?;
         let last = attempts.into_iter().rev().find_map(|attempt| attempt.diagnosis);
         let diagnosis = last.or_else(|| state.dead.values().next_back()?.value.diagnosis.clone());
+        let detail = Some(dead.detail).filter(|detail| !detail.is_empty());
         let named = |of: fn(&JobSpec) -> String| spec.as_ref().map(of).unwrap_or_default();
         Some(Self {
             id,
@@ -102,7 +103,7 @@ impl DeadRow {
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
             reason: dead.reason,
             cause: diagnosis.as_ref().map(|d| d.cause),
-            summary: diagnosis.as_ref().map(|d| d.summary.clone()),
+            summary: diagnosis.as_ref().map(|d| d.summary.clone()).or(detail),
             remedy: diagnosis.map(|d| d.remedy),
             attempts: state.last_attempt(),
             enqueued_at,

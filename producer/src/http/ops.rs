@@ -1,6 +1,7 @@
 //! Hosts, health and metrics.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -8,11 +9,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use stoker_schemas::Time;
+use stoker_schemas::event::DeadLetterReason;
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus, Offset};
 
 use super::{Api, Problem};
 use crate::readmodel::{Counts, HostStatus, HostView, Undecodable, WarmView};
 
+/// The broker is asked how many dead letters wait for no longer than this.
+const DEPTH_WITHIN: Duration = Duration::from_secs(1);
 /// Entries shown of what could not be decoded.
 const MAX_UNDECODABLE: usize = 100;
 
@@ -132,6 +136,15 @@ fn needs(hosts: &[HostView]) -> Vec<String> {
     (refused > 0).then_some(sentence).into_iter().collect()
 }
 
+/// Dead letters that wait at the broker; `None` when it does not say in time.
+async fn dead_depth(api: &Api) -> Option<u64> {
+    let broker = api.submitter.broker();
+    if matches!(*broker.status().borrow(), BrokerStatus::Down(_)) {
+        return None;
+    }
+    tokio::time::timeout(DEPTH_WITHIN, broker.dead_depth()).await.ok()?.ok()
+}
+
 /// `GET /metrics`, as Prometheus reads it.
 pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     let counts = api.model.counts();
@@ -161,6 +174,19 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     ];
     let warm = warm.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n)).to_vec();
     gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm);
+    let letters = DeadLetterReason::ALL.map(|reason| {
+        let open = counts.dead_letters.get(&reason).copied().unwrap_or(0);
+        (format!("{{reason=\"{}\"}}", reason.as_str()), open)
+    });
+    gauge(
+        "stoker_dead_letters",
+        "Open dead letters (messages that no worker could work on) by reason.",
+        letters.to_vec(),
+    );
+    if let Some(depth) = dead_depth(&api).await {
+        let help = "Dead letters at the broker that no control plane has read.";
+        gauge("stoker_dead_letter_queue_messages", help, vec![(String::new(), depth)]);
+    }
     let refused = |h: &HostView| h.refusals.iter().map(|refusal| refusal.messages).sum();
     let refused = hosts.iter().map(|h| (format!("{{host=\"{}\"}}", label(&h.name)), refused(h))).collect();
     let help = "Messages that a host keeps because their queue refuses them, as the host last said.";

@@ -11,6 +11,7 @@ use stoker_worker::ports::broker::{BrokerError, BrokerStatus};
 
 use super::access::Role;
 use crate::readmodel::ReadModelError;
+use crate::reconcile::RepublishError;
 use crate::submit::{Interrupted, PublishError};
 use crate::webhooks::StoreError;
 
@@ -247,6 +248,18 @@ impl From<PublishError> for Problem {
             PublishError::Encode(cause) => {
                 let hint = "shorten labels, kernel arguments or units".to_owned();
                 SpecErrors(vec![FieldError { field: "(job)".to_owned(), message: cause.to_string(), hint }]).into()
+            }
+        }
+    }
+}
+
+impl From<RepublishError> for Problem {
+    fn from(error: RepublishError) -> Self {
+        match error {
+            RepublishError::Model(cause) => cause.into(),
+            RepublishError::Publish(cause) => cause.into(),
+            RepublishError::Unknown(_) => {
+                Self::new(StatusCode::CONFLICT, "conflict", "Not possible now", error.to_string(), "")
             }
         }
     }

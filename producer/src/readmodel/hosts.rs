@@ -16,6 +16,9 @@ pub(super) type Latest<T> = Option<(Time, T)>;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
     started: Latest<HostStarted>,
+    /// Number of that event, in the order of arrival here.
+    #[serde(default)]
+    started_seq: u64,
     #[serde(default)]
     hypervisor_changed: Latest<HostHypervisorChanged>,
     drain_requested: Latest<Request>,
@@ -95,10 +98,13 @@ pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) 
 }
 
 impl HostState {
-    /// Adds one event.
-    pub fn apply(&mut self, event: &Event) {
+    /// Adds one event; `seq` is its number in the order of arrival here.
+    pub fn apply(&mut self, event: &Event, seq: u64) {
         match &event.data {
-            EventData::HostStarted(e) => latest(&mut self.started, event.time, e),
+            EventData::HostStarted(e) => {
+                latest(&mut self.started, event.time, e);
+                self.started_seq = self.started_seq.max(seq);
+            }
             EventData::HostHypervisorChanged(e) => latest(&mut self.hypervisor_changed, event.time, e),
             EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
             EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
@@ -111,6 +117,11 @@ impl HostState {
     /// When it last began, as far as is known.
     pub fn started_at(&self) -> Option<Time> {
         self.started.as_ref().map(|(at, _)| *at)
+    }
+
+    /// Number of the event that told of it.
+    pub fn started_seq(&self) -> u64 {
+        self.started_seq
     }
 
     /// Pools that it served when it last began.

@@ -1,16 +1,22 @@
 //! History entries -> one atomic batch: the events, the summaries and indexes that follow from
 //! them, the counters and the offset. Told twice or in another order, the rows come out the same.
 
+mod letters;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sled::Batch;
+use stoker_schemas::id::LetterId;
 use stoker_schemas::state::duplicates;
-use stoker_schemas::{Event, JobId, JobState, Time, limits};
+use stoker_schemas::{Event, EventData, JobId, JobState, Time, limits};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
+use letters::TouchedLetter;
+
+use super::awaited::{AwaitedJob, Lanes};
 use super::cache::Cache;
 use super::hosts::HostState;
 use super::packed;
@@ -50,6 +56,10 @@ struct Touched {
     /// An event was replaced by an earlier telling of it: adding up must start anew.
     replaced: bool,
     count: u32,
+    /// Numbers of its events in this batch, the lowest and the highest.
+    numbers: Option<(u64, u64)>,
+    /// Number of the first message for hosts among them.
+    message: Option<u64>,
 }
 
 /// What a written batch brought.
@@ -58,6 +68,8 @@ pub(super) struct Written {
     pub changes: Vec<Change>,
     /// A job got a VM too many.
     pub crowded: bool,
+    /// A job waits for a message that was given up.
+    pub unsettled: bool,
     /// The latest time that an event of it tells.
     pub latest: Option<Time>,
 }
@@ -72,12 +84,16 @@ pub(super) struct Ingest<'a> {
     jobs: BTreeMap<JobId, Touched>,
     hosts: BTreeMap<String, HostState>,
     pools: BTreeMap<String, PoolState>,
+    letters: BTreeMap<LetterId, TouchedLetter>,
+    settled_letters: BTreeSet<LetterId>,
     changes: Vec<Change>,
     /// Number of the first new event, and the keys of all of them.
     first: u64,
     arrived: Vec<Vec<u8>>,
     minutes: BTreeMap<u64, Minute>,
+    lanes: Lanes,
     crowded: bool,
+    unsettled: bool,
     latest: Option<Time>,
 }
 
@@ -94,9 +110,13 @@ impl<'a> Ingest<'a> {
             jobs: BTreeMap::new(),
             hosts: BTreeMap::new(),
             pools: BTreeMap::new(),
+            letters: BTreeMap::new(),
+            settled_letters: BTreeSet::new(),
             changes: Vec::new(),
             minutes: BTreeMap::new(),
+            lanes: Lanes::default(),
             crowded: false,
+            unsettled: false,
             latest: None,
         }
     }
@@ -144,16 +164,18 @@ impl<'a> Ingest<'a> {
             Some(known) => Some(known.clone()),
             None => self.store.event(&key)?,
         };
-        // The same fact told differently: the earlier telling counts, wherever it comes in order.
+        // The same fact told differently: one telling counts by a fixed order, wherever it comes in time.
+        let rank = |event: &Event| (event.data.precedence(), event.time);
         let replaced = match &known {
             None => false,
-            Some(known) if (known.event()?.time, &known.json) <= (event.time, &json) => return Ok(()),
+            Some(known) if (rank(&known.event()?), &known.json) <= (rank(&event), &json) => return Ok(()),
             Some(_) => true,
         };
         if known.is_none() && event.job().is_some_and(|job| self.count(job) >= MAX_EVENTS_PER_JOB) {
             let reason = format!("the job has {MAX_EVENTS_PER_JOB} events already; this one is not kept");
             return self.park(entry, index, &json, reason);
         }
+        let fresh = known.is_none();
         let seq = known.map_or(self.meta.next_seq, |known| known.seq);
         let stored = Stored { seq, job: event.job(), json };
         self.batch.insert(key.as_slice(), stored.to_row());
@@ -163,10 +185,11 @@ impl<'a> Ingest<'a> {
         }
         self.events.insert(key, stored);
         self.changes.push(Change { seq, job: event.job(), kind: event.data.kind() });
-        match event.job() {
-            Some(job) => self.touch(job, event, replaced),
-            None if event.data.is_about_host() => self.host(&event)?,
-            None => self.pool(&event)?,
+        match (event.job(), event.letter()) {
+            (Some(job), _) => self.touch(job, event, seq, replaced),
+            (None, Some(letter)) => self.letter(letter, &event, fresh)?,
+            (None, None) if event.data.is_about_host() => self.host(&event, seq)?,
+            (None, None) => self.pool(&event, seq)?,
         }
         Ok(())
     }
@@ -176,33 +199,38 @@ impl<'a> Ingest<'a> {
         before + self.jobs.get(&job).map_or(0, |t| t.count)
     }
 
-    fn touch(&mut self, job: JobId, event: Event, replaced: bool) {
+    fn touch(&mut self, job: JobId, event: Event, seq: u64, replaced: bool) {
         let touched = self.jobs.entry(job).or_default();
+        let (low, high) = touched.numbers.unwrap_or((seq, seq));
+        touched.numbers = Some((low.min(seq), high.max(seq)));
+        if matches!(event.data, EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_)) {
+            touched.message.get_or_insert(seq);
+        }
         touched.replaced |= replaced;
         touched.count += u32::from(!replaced);
         touched.fresh.push(event);
     }
 
-    fn host(&mut self, event: &Event) -> Result<(), ReadModelError> {
+    fn host(&mut self, event: &Event, seq: u64) -> Result<(), ReadModelError> {
         let name = &event.subject;
         if !self.hosts.contains_key(name) {
             let known = self.store.host(name)?.unwrap_or_default();
             self.hosts.insert(name.clone(), known);
         }
         if let Some(host) = self.hosts.get_mut(name) {
-            host.apply(event);
+            host.apply(event, seq);
         }
         Ok(())
     }
 
-    fn pool(&mut self, event: &Event) -> Result<(), ReadModelError> {
+    fn pool(&mut self, event: &Event, seq: u64) -> Result<(), ReadModelError> {
         let name = &event.subject;
         if !self.pools.contains_key(name) {
             let known = self.store.pool(name)?.unwrap_or_default();
             self.pools.insert(name.clone(), known);
         }
         if let Some(pool) = self.pools.get_mut(name) {
-            pool.apply(event);
+            pool.apply(event, seq);
         }
         Ok(())
     }
@@ -246,14 +274,20 @@ impl<'a> Ingest<'a> {
         for (name, pool) in &self.pools {
             self.batch.insert(keys::pool(name), serde_json::to_vec(pool).map_err(corrupt)?);
         }
+        self.settle_letters()?;
+        for (pool, lane, seq) in self.lanes.moved() {
+            self.batch.insert(keys::lane(pool, lane), serde_json::to_vec(&seq).map_err(corrupt)?);
+        }
         self.write_minutes()?;
         self.trim_undecodable()?;
+        self.trim_letters()?;
         if !self.arrived.is_empty() {
             self.batch.insert(keys::seq(self.first), keys::joined_keys(&self.arrived));
         }
         self.batch.insert(keys::META, serde_json::to_vec(&self.meta).map_err(corrupt)?);
         self.store.write(self.batch)?;
-        Ok(Written { meta: self.meta, changes: self.changes, crowded: self.crowded, latest: self.latest })
+        let (crowded, unsettled) = (self.crowded, self.unsettled);
+        Ok(Written { meta: self.meta, changes: self.changes, crowded, unsettled, latest: self.latest })
     }
 
     fn settle(&mut self, id: JobId, touched: Touched) -> Result<(), ReadModelError> {
@@ -275,6 +309,8 @@ impl<'a> Ingest<'a> {
         let after = JobSummary::of(&state, times, events);
         self.index(before.as_ref(), &after)?;
         self.mark_crowded(&state)?;
+        self.touch_letter_of(id)?;
+        self.mark_awaited(&state, &touched)?;
         self.cache.put(state);
         Ok(())
     }
@@ -311,6 +347,31 @@ impl<'a> Ingest<'a> {
             self.batch.remove(key);
         }
         self.crowded |= is;
+        Ok(())
+    }
+
+    /// A row as long as something is to come for the job.
+    fn mark_awaited(&mut self, state: &JobState, touched: &Touched) -> Result<(), ReadModelError> {
+        let before = self.store.awaited(state.id)?;
+        let numbers = touched.numbers.unwrap_or((self.first, self.first));
+        let after = AwaitedJob::of(state, before.as_ref(), numbers);
+        // Where its message stood in the lane.
+        let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.seq));
+        let is_taken = !after.as_ref().is_some_and(AwaitedJob::is_queued) && !state.attempts.is_empty();
+        if let (true, Some(message), Some(spec)) = (is_taken, message, state.spec()) {
+            self.lanes.passed(self.store, (spec.pool.clone(), spec.priority), message)?;
+        }
+        let place = |job: &AwaitedJob| keys::awaited_since(job.is_urgent(), job.seq, job.id);
+        let (was, is) = (before.as_ref().map(place), after.as_ref().map(place));
+        if was != is {
+            was.into_iter().for_each(|key| self.batch.remove(key));
+            is.into_iter().for_each(|key| self.batch.insert(key, &[]));
+        }
+        match after {
+            Some(after) => self.batch.insert(keys::awaited(state.id), serde_json::to_vec(&after).map_err(corrupt)?),
+            None if before.is_some() => self.batch.remove(keys::awaited(state.id)),
+            None => {}
+        }
         Ok(())
     }
 

@@ -14,12 +14,21 @@
 //! q pool             -> what was said of it last
 //! b minute           -> what happened in it
 //! d job              -> (index)         a VM too many that was not told to go
+//! l letter           -> what is known of it
+//! k open time letter -> (index)         dead letters that are open (0) or not (1), the latest first
+//! w job              -> letter          the dead letter about it
+//! u job              -> (index)         a job that waits for a message that was given up
+//! wj job             -> what it waits for
+//! wi class seq job   -> (index)         of those, the urgent ones first, then by their last event
+//! wl pool lane       -> number of the last event of the latest job that a host took
 //! x offset index     -> what could not be decoded
 //! m                  -> offset, next seq, counters
 //! ```
 
 use stoker_schemas::diagnosis::Cause;
-use stoker_schemas::{Epoch, Event, JobId, Phase, Time};
+use stoker_schemas::id::LetterId;
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Epoch, Event, JobId, Phase, PoolName, Time};
 use uuid::Uuid;
 
 /// The one row of bookkeeping.
@@ -36,6 +45,8 @@ pub const BY_TIME: &[u8] = b"t";
 pub const CROWDED: &[u8] = b"d";
 /// Beginning of the index of jobs that wait for an attempt.
 pub const BY_DUE: &[u8] = b"r";
+/// Beginning of the index of jobs that wait for a message that was given up.
+pub const UNSETTLED: &[u8] = b"u";
 /// Bytes of an index key behind its beginning: time and job.
 pub const INDEX_TAIL: usize = 24;
 
@@ -108,6 +119,57 @@ pub fn job(job: JobId) -> Vec<u8> {
 /// Says that a job has a VM too many.
 pub fn crowded(job: JobId) -> Vec<u8> {
     joined(&[CROWDED, job.0.as_bytes()])
+}
+
+/// A dead letter's row.
+pub fn letter(id: LetterId) -> Vec<u8> {
+    joined(&[b"l", id.0.as_bytes()])
+}
+
+/// Beginning of the index of dead letters that are open, or of those that are not.
+pub fn letters(open: bool) -> Vec<u8> {
+    vec![b'k', u8::from(!open)]
+}
+
+/// The place of a dead letter in its index: later deaths first.
+pub fn by_letter_state(open: bool, died_at: Time, id: LetterId) -> Vec<u8> {
+    joined(&[&letters(open), &index_tail(died_at, JobId(id.0))])
+}
+
+/// Where the event of a letter's death is kept.
+pub fn letter_death(id: LetterId, died_at: Time) -> Vec<u8> {
+    let step = format!("message.dead-lettered@{}", died_at.unix_micros());
+    joined(&[b"E", id.to_string().as_bytes(), &[0], step.as_bytes()])
+}
+
+/// Says which dead letter is about a job.
+pub fn letter_of(job: JobId) -> Vec<u8> {
+    joined(&[b"w", job.0.as_bytes()])
+}
+
+/// Says that a job waits for a message that was given up.
+pub fn unsettled(job: JobId) -> Vec<u8> {
+    joined(&[UNSETTLED, job.0.as_bytes()])
+}
+
+/// What a job waits for.
+pub fn awaited(job: JobId) -> Vec<u8> {
+    joined(&[b"wj", job.0.as_bytes()])
+}
+
+/// Beginning of the index of jobs for which something is to come.
+pub fn by_awaited(is_urgent: bool) -> Vec<u8> {
+    joined(&[b"wi", &[u8::from(!is_urgent)]])
+}
+
+/// The place of such a job in its index.
+pub fn awaited_since(is_urgent: bool, seq: u64, job: JobId) -> Vec<u8> {
+    joined(&[&by_awaited(is_urgent), &seq.to_be_bytes(), job.0.as_bytes()])
+}
+
+/// How far a lane has come.
+pub fn lane(pool: &PoolName, lane: Priority) -> Vec<u8> {
+    joined(&[b"wl", pool.as_str().as_bytes(), &[0], lane.as_str().as_bytes()])
 }
 
 /// A host's row.
@@ -246,6 +308,13 @@ mod tests {
             assert!(tail(6) >= tail_before(at(7)).to_vec() && tail(7) < tail_before(at(7)).to_vec());
             assert!(tail(-5) >= tail_before(at(-4)).to_vec(), "before 1970 is all the same");
         }
+    }
+
+    #[test]
+    fn a_death_is_found_where_its_event_is_kept() {
+        let event = stoker_schemas::event::sample("message.dead-lettered").unwrap();
+        let stoker_schemas::EventData::MessageDeadLettered(death) = &event.data else { unreachable!() };
+        assert_eq!(letter_death(event.letter().unwrap(), death.died_at), super::event(&event));
     }
 
     #[test]

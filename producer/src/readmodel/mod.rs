@@ -1,6 +1,7 @@
 //! What the front knows: everything the history says, added up into rows that pages and commands
 //! ask for. Its own sled folder, refilled from the history whenever it is missing.
 
+mod awaited;
 mod cache;
 mod caught_up;
 mod database;
@@ -9,6 +10,7 @@ mod follow;
 mod hosts;
 mod ingest;
 mod keys;
+mod letters;
 mod packed;
 mod pools;
 mod query;
@@ -27,15 +29,21 @@ use std::time::Duration;
 
 use serde::Serialize;
 use stoker_schemas::diagnosis::Cause;
-use stoker_schemas::{Event, JobId, JobState, Phase, Time};
+use stoker_schemas::event::DeadLetterReason;
+use stoker_schemas::id::LetterId;
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Event, EventData, JobId, JobState, Phase, PoolName, Time};
 use stoker_worker::ports::broker::{HistoryEntry, Offset};
 use tokio::sync::{broadcast, watch};
 
+pub use awaited::AwaitedJob;
 pub use filter::{Filter, Phases};
 pub use follow::MAX_ENTRIES_PER_BATCH;
 pub use hosts::{HostStatus, HostView};
 pub use ingest::Undecodable;
+pub use letters::{LetterPage, LetterState, LetterSummary, LetterWord, MAX_LETTERS, WholeLetter};
 pub use pools::{PoolView, Unheard};
+use query::SHOWN_CANDIDATES;
 pub use query::{DEFAULT_PAGE, Found, MAX_PAGE, Page};
 pub use refusals::RefusalView;
 pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
@@ -91,6 +99,8 @@ pub struct Counts {
     pub causes: BTreeMap<Cause, u64>,
     /// History entries that could not be decoded, ever.
     pub undecodable: u64,
+    /// Open dead letters (messages, not jobs) by reason.
+    pub dead_letters: BTreeMap<DeadLetterReason, u64>,
 }
 
 struct Live {
@@ -108,6 +118,7 @@ pub struct ReadModel {
     cache: Arc<Mutex<Cache>>,
     changes: broadcast::Sender<Change>,
     crowded: watch::Sender<()>,
+    unsettled: watch::Sender<()>,
     caught_up: watch::Sender<bool>,
     opened_at: Time,
     /// Number of the next event when the database was opened last; later where that was put off.
@@ -122,9 +133,9 @@ impl ReadModel {
         let opened_at_seq = Arc::new(AtomicU64::new(meta.next_seq));
         let live = Live { meta, heard_at: None };
         let (changes, crowded) = (broadcast::channel(CHANGES_KEPT).0, watch::channel(()).0);
-        let (caught_up, opened_at) = (watch::channel(false).0, clock());
+        let (unsettled, caught_up, opened_at) = (watch::channel(()).0, watch::channel(false).0, clock());
         let (live, cache) = (Arc::new(Mutex::new(live)), Arc::default());
-        Ok(Self { store, live, cache, changes, crowded, caught_up, opened_at, opened_at_seq, clock })
+        Ok(Self { store, live, cache, changes, crowded, unsettled, caught_up, opened_at, opened_at_seq, clock })
     }
 
     /// Nothing panics while holding it, and a half-done change is never kept in it.
@@ -134,18 +145,18 @@ impl ReadModel {
 
     /// Adds history entries: all of them or, on error, none.
     pub fn apply(&self, entries: &[HistoryEntry]) -> Result<(), ReadModelError> {
-        let (changes, crowded, latest) = {
+        let (changes, crowded, unsettled, latest) = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             let now = (self.clock)();
             let meta = self.live().meta.clone();
             let mut ingest = Ingest::new(&self.store, &mut cache, meta);
             let done = ingest.entries(entries, now).and_then(|()| ingest.commit());
             match done {
-                Ok(Written { meta, changes, crowded, latest }) => {
+                Ok(Written { meta, changes, crowded, unsettled, latest }) => {
                     let mut live = self.live();
                     live.meta = meta;
                     live.heard_at = Some(now);
-                    (changes, crowded, latest)
+                    (changes, crowded, unsettled, latest)
                 }
                 Err(e) => {
                     // States in the cache may be ahead of the rows now.
@@ -160,6 +171,9 @@ impl ReadModel {
         }
         if crowded {
             self.crowded.send_replace(());
+        }
+        if unsettled {
+            self.unsettled.send_replace(());
         }
         if latest.is_some_and(|latest| latest >= self.opened_at) && !self.is_caught_up() {
             self.now_caught_up()?;
@@ -301,6 +315,22 @@ impl ReadModel {
         self.crowded.subscribe()
     }
 
+    /// Jobs for which something is to come, behind a place in their order, each with its place: those of
+    /// which nothing was heard longest first. The urgent ones are to be cancelled, or have a time-to-live.
+    pub fn awaited(
+        &self,
+        is_urgent: bool,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, AwaitedJob)>, ReadModelError> {
+        self.store.awaited_after(is_urgent, after, limit)
+    }
+
+    /// Number of the last event of the latest job of a lane that a host took.
+    pub fn passed(&self, pool: &PoolName, lane: Priority) -> Result<u64, ReadModelError> {
+        self.store.passed(pool, lane)
+    }
+
     /// Numbers for the overview.
     pub fn counts(&self) -> Counts {
         let live = self.live();
@@ -309,6 +339,7 @@ impl ReadModel {
             phases: Phase::ALL.into_iter().map(|p| (p, counters.phase(p))).collect(),
             causes: counters.causes(&[Phase::Failing, Phase::Retrying, Phase::Dead]),
             undecodable: live.meta.undecodable,
+            dead_letters: live.meta.letters.by_reason().clone(),
         }
     }
 
@@ -361,8 +392,54 @@ impl ReadModel {
     }
 
     /// What was said of pools and hosts that began later may not have heard.
-    pub fn unheard(&self, skew: Duration) -> Result<Vec<Unheard>, ReadModelError> {
-        Ok(pools::unheard(&self.store.pools(MAX_POOLS)?, &self.store.hosts(MAX_HOSTS)?, skew))
+    pub fn unheard(&self) -> Result<Vec<Unheard>, ReadModelError> {
+        Ok(pools::unheard(&self.store.pools(MAX_POOLS)?, &self.store.hosts(MAX_HOSTS)?))
+    }
+
+    /// A dead letter, with its body.
+    pub fn letter(&self, id: LetterId) -> Result<Option<WholeLetter>, ReadModelError> {
+        let _whole = self.store.between_batches();
+        let Some(summary) = self.store.letter(id)?.and_then(|row| row.summary(id)) else { return Ok(None) };
+        let missing = || store::corrupt("the event of a letter's death is missing");
+        let stored = self.store.event(&keys::letter_death(id, summary.died_at))?.ok_or_else(missing)?;
+        match stored.event()?.data {
+            EventData::MessageDeadLettered(death) => Ok(Some(WholeLetter { summary, body: death.body })),
+            _ => Err(missing()),
+        }
+    }
+
+    /// The dead letter about a job.
+    pub fn letter_of(&self, job: JobId) -> Result<Option<WholeLetter>, ReadModelError> {
+        self.store.letter_of(job)?.map_or(Ok(None), |id| self.letter(id))
+    }
+
+    /// Dead letters whose ids begin so; some of them.
+    pub fn find_letters(&self, text: &str) -> Result<Vec<LetterId>, ReadModelError> {
+        let Some((low, high)) = keys::id_range(text) else { return Ok(Vec::new()) };
+        self.store.letter_ids(LetterId(low.0), LetterId(high.0), SHOWN_CANDIDATES)
+    }
+
+    /// A page of dead letters that are open, or not, those that died last first.
+    pub fn letters(
+        &self,
+        open: bool,
+        reason: Option<DeadLetterReason>,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<LetterPage, ReadModelError> {
+        let mut page = query::letters(&self.store, open, reason, cursor, limit)?;
+        page.open = self.live().meta.letters.by_reason().clone();
+        Ok(page)
+    }
+
+    /// Jobs that wait for a message that was given up.
+    pub fn unsettled(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        self.store.unsettled(limit)
+    }
+
+    /// Tells when there may be more of them.
+    pub fn unsettled_news(&self) -> watch::Receiver<()> {
+        self.unsettled.subscribe()
     }
 
     /// History entries that could not be decoded, the newest first.

@@ -13,12 +13,17 @@ use super::summary::Counters;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolState {
     configured: Latest<PoolConfigured>,
+    /// Number of that event, in the order of arrival here.
+    #[serde(default)]
+    seq: u64,
 }
 
 impl PoolState {
     /// Adds one event. What is retold to one host is the same word with the same time.
-    pub fn apply(&mut self, event: &Event) {
+    /// `seq` is its number in the order of arrival here.
+    pub fn apply(&mut self, event: &Event, seq: u64) {
         if let EventData::PoolConfigured(rule) = &event.data {
+            self.seq = self.seq.max(seq);
             latest(&mut self.configured, event.time, &PoolConfigured { host: None, ..rule.clone() });
         }
     }
@@ -102,13 +107,9 @@ pub struct Unheard {
     pub rule: PoolConfigured,
 }
 
-/// What hosts that take jobs may not have heard, because they began later (or so little earlier
-/// that clocks may differ by it).
-pub(super) fn unheard(
-    rules: &BTreeMap<String, PoolState>,
-    hosts: &[(String, HostState)],
-    skew: std::time::Duration,
-) -> Vec<Unheard> {
+/// What hosts that take jobs may not have heard, because the history tells of their beginning after it. (A
+/// host has its queue for such words before it says that it began. The times of both are of two machines.)
+pub(super) fn unheard(rules: &BTreeMap<String, PoolState>, hosts: &[(String, HostState)]) -> Vec<Unheard> {
     let mut all = Vec::new();
     for (name, host) in hosts {
         let (Some(started), Ok(name)) = (host.started_at(), name.parse::<HostName>()) else { continue };
@@ -116,9 +117,10 @@ pub(super) fn unheard(
             continue;
         }
         for pool in host.pools() {
-            let Some((said, rule)) = rules.get(pool).and_then(PoolState::rule) else { continue };
+            let Some(state) = rules.get(pool) else { continue };
+            let Some((said, rule)) = state.rule() else { continue };
             let Ok(pool) = pool.parse::<PoolName>() else { continue };
-            if started.plus(skew) > *said {
+            if host.started_seq() > state.seq {
                 all.push(Unheard { host: name.clone(), started, pool, said: *said, rule: rule.clone() });
             }
         }

@@ -8,9 +8,12 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 use stoker_schemas::JobId;
+use stoker_schemas::event::DeadLetterReason;
+use stoker_schemas::id::LetterId;
 
 use super::filter::Filter;
 use super::keys::Tail;
+use super::letters::{LetterPage, LetterState};
 use super::store::Store;
 use super::summary::JobSummary;
 use super::{ReadModelError, keys};
@@ -44,7 +47,7 @@ pub enum Found {
 }
 
 /// Ids shown when a beginning is not unique.
-const SHOWN_CANDIDATES: usize = 5;
+pub(super) const SHOWN_CANDIDATES: usize = 5;
 
 /// The jobs of a page. `in_phases` is how many jobs the filter's phases have, to choose the way by.
 pub(super) fn list(
@@ -79,6 +82,37 @@ pub(super) fn list(
         }
         if page.jobs.len() >= limit || looked_at >= MAX_SCAN {
             page.next = tails.next()?.map(|_| encode_cursor(&tail));
+            break;
+        }
+    }
+    Ok(page)
+}
+
+/// A page of dead letters, those that died last first.
+pub(super) fn letters(
+    store: &Store,
+    open: bool,
+    reason: Option<DeadLetterReason>,
+    cursor: Option<&str>,
+    limit: usize,
+) -> Result<LetterPage, ReadModelError> {
+    let limit = limit.clamp(1, MAX_PAGE);
+    let after = cursor.map(|c| decode_cursor(c).ok_or(ReadModelError::Cursor)).transpose()?;
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut tails = store.index(&keys::letters(open), from, keys::LAST_TAIL)?;
+    let mut page = LetterPage::default();
+    for looked_at in 1.. {
+        let Some(tail) = tails.next().transpose()? else { break };
+        // Between index and row a batch may have moved the letter on; the row is what counts.
+        if let Some(id) = keys::job_of_index(&tail).map(|id| LetterId(id.0))
+            && let Some(letter) = store.letter(id)?.and_then(|row| row.summary(id))
+            && (letter.state == LetterState::Open) == open
+            && reason.is_none_or(|reason| reason == letter.reason)
+        {
+            page.letters.push(letter);
+        }
+        if page.letters.len() >= limit || looked_at >= MAX_SCAN {
+            page.next = tails.next().transpose()?.map(|_| encode_cursor(&tail));
             break;
         }
     }

@@ -8,20 +8,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::Batch;
-use stoker_schemas::{Event, JobId, Time};
+use stoker_schemas::id::LetterId;
+use stoker_schemas::spec::Priority;
+use stoker_schemas::{Event, JobId, PoolName, Time};
 use stoker_worker::ports::broker::Mark;
+use uuid::Uuid;
 
 use super::ReadModelError;
+use super::awaited::AwaitedJob;
 use super::database::{Database, Reading};
 use super::hosts::HostState;
 use super::keys::{self, Tail};
+use super::letters::{LetterCounts, LetterRow};
 use super::packed;
 use super::pools::PoolState;
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 5;
+const FORM: u32 = 8;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -40,6 +45,8 @@ pub struct Meta {
     pub undecodable_kept: u64,
     /// Numbers of jobs.
     pub counters: Counters,
+    /// Numbers of dead letters.
+    pub letters: LetterCounts,
 }
 
 /// An event with its place in the order of arrival.
@@ -267,6 +274,77 @@ impl Store {
         let open = self.database.rows()?;
         let keys = open.scan_prefix(keys::CROWDED).keys().take(limit);
         keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// A dead letter's row.
+    pub fn letter(&self, id: LetterId) -> Result<Option<LetterRow>, ReadModelError> {
+        self.read(&keys::letter(id))
+    }
+
+    /// The dead letter about a job.
+    pub fn letter_of(&self, job: JobId) -> Result<Option<LetterId>, ReadModelError> {
+        let Some(row) = self.database.rows()?.get(keys::letter_of(job))? else { return Ok(None) };
+        let id = Uuid::from_slice(&row).map_err(|_| corrupt("a dead letter's id has the wrong length"))?;
+        Ok(Some(LetterId(id)))
+    }
+
+    /// Dead letters that are open, or not, those that died first first.
+    pub fn oldest_letters(&self, open: bool, count: usize) -> Result<Vec<LetterId>, ReadModelError> {
+        let rows = self.database.rows()?;
+        let keys = rows.scan_prefix(keys::letters(open)).keys().rev().take(count);
+        keys.map(|key| Ok(LetterId(keys::job_of_index(&key?).ok_or_else(|| corrupt("a letter's key is too short"))?.0)))
+            .collect()
+    }
+
+    /// Dead letters whose ids lie in a range.
+    pub fn letter_ids(&self, low: LetterId, high: LetterId, limit: usize) -> Result<Vec<LetterId>, ReadModelError> {
+        let rows = self.database.rows()?;
+        let keys = rows.range(keys::letter(low)..=keys::letter(high)).keys().take(limit);
+        keys.map(|key| Ok(LetterId(keys::job_of_index(&key?).ok_or_else(|| corrupt("a letter's key is too short"))?.0)))
+            .collect()
+    }
+
+    /// Jobs that wait for a message that was given up.
+    pub fn unsettled(&self, limit: usize) -> Result<Vec<JobId>, ReadModelError> {
+        let open = self.database.rows()?;
+        let keys = open.scan_prefix(keys::UNSETTLED).keys().take(limit);
+        keys.map(|key| keys::job_of_index(&key?).ok_or_else(|| corrupt("a job's key is too short"))).collect()
+    }
+
+    /// What a job waits for.
+    pub fn awaited(&self, id: JobId) -> Result<Option<AwaitedJob>, ReadModelError> {
+        self.read(&keys::awaited(id))
+    }
+
+    /// Jobs for which something is to come, those of which nothing was heard longest first, behind a place
+    /// in their order. With that of the last one.
+    pub fn awaited_after(
+        &self,
+        is_urgent: bool,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, AwaitedJob)>, ReadModelError> {
+        let open = self.database.rows()?;
+        let prefix = keys::by_awaited(is_urgent);
+        let from = if after.is_empty() { Bound::Included(prefix.clone()) } else { Bound::Excluded(after.to_vec()) };
+        let mut found = Vec::new();
+        for key in open.range((from, Bound::Unbounded)).keys().take(limit) {
+            let key = key?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            let id = keys::job_of_index(&key).ok_or_else(|| corrupt("a job's key is too short"))?;
+            // Between index and row a batch may have moved the job on.
+            if let Some(job) = self.awaited(id)? {
+                found.push((key.to_vec(), job));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Number of the last event of the latest job of a lane that a host took; 0 for none.
+    pub fn passed(&self, pool: &PoolName, lane: Priority) -> Result<u64, ReadModelError> {
+        Ok(self.read(&keys::lane(pool, lane))?.unwrap_or(0))
     }
 
     /// What could not be decoded, the newest first.

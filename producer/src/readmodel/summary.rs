@@ -59,7 +59,9 @@ impl JobSummary {
     pub fn of(state: &JobState, times: (Time, Time), events: u32) -> Self {
         let phase = state.phase();
         let spec = state.spec();
-        let last = state.attempts.values().next_back();
+        // Of several VMs, the one that is up.
+        let up = state.tries().filter(|(_, a)| a.is_up() && a.superseded.is_none()).max_by_key(|(epoch, _)| *epoch);
+        let last = up.map(|(_, a)| a).or_else(|| state.attempts.values().next_back());
         let started = last.and_then(|a| a.started.as_ref());
         let ready = last.and_then(|a| a.ready.as_ref());
         let failed = match phase {
@@ -68,6 +70,8 @@ impl JobSummary {
         };
         let dead = state.dead.values().next_back().and_then(|d| d.value.diagnosis.as_ref());
         let diagnosis = failed.map(|f| &f.value.diagnosis).or(dead.filter(|_| phase == Phase::Dead));
+        // A failure before says less than why no attempt follows.
+        let given_up = state.dead.values().next_back().filter(|d| phase == Phase::Dead && !d.value.detail.is_empty());
         let due = state.due(state.last_attempt()).filter(|_| phase == Phase::Retrying);
         Self {
             id: state.id,
@@ -85,7 +89,7 @@ impl JobSummary {
             agent: ready.map(|r| r.value.agent.to_string()),
             boot_ms: started.zip(ready).map(|(s, r)| ms_between(s.at, r.at)),
             cause: diagnosis.map(|d| d.cause),
-            problem: diagnosis.map(|d| d.summary.clone()),
+            problem: diagnosis.map(|d| d.summary.clone()).or(given_up.map(|d| d.value.detail.clone())),
             not_before: due,
             snoozed_by: state.snooze(state.last_attempt()).filter(|_| due.is_some()).map(|s| s.value.by.clone()),
             events,

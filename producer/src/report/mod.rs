@@ -102,6 +102,10 @@ fn ready(attempt: &AttemptView) -> String {
 fn dead(job: &JobView, tried: &str, cause: Option<&str>) -> String {
     let why = match job.dead.as_ref().map(|d| d.reason) {
         Some(DeadReason::Expired) => "its time-to-live passed".to_owned(),
+        Some(DeadReason::MessageLost) => {
+            let detail = job.dead.as_ref().map_or("", |d| d.detail.as_str());
+            format!("its message was given up, so that no host gets it: {detail}")
+        }
         Some(DeadReason::NotRetryable) => {
             format!("{}; another attempt would fail the same way", cause.unwrap_or("unknown cause"))
         }

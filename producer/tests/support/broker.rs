@@ -17,6 +17,12 @@ pub struct FakeBroker {
     pub history_status: watch::Sender<HistoryStatus>,
     /// Publishes that still succeed; then each fails as if its confirm never came.
     pub confirms: Mutex<Option<usize>>,
+    /// A key that no queue takes messages with.
+    pub no_queue: Mutex<Option<String>>,
+    /// Messages that wait in each lane.
+    pub depth: Mutex<u64>,
+    /// What it confirmed may be gone.
+    pub may_lose: bool,
 }
 
 impl Default for FakeBroker {
@@ -26,6 +32,9 @@ impl Default for FakeBroker {
             status: watch::channel(BrokerStatus::Connected).0,
             history_status: watch::channel(HistoryStatus::Available).0,
             confirms: Mutex::new(None),
+            no_queue: Mutex::new(None),
+            depth: Mutex::new(0),
+            may_lose: true,
         }
     }
 }
@@ -65,6 +74,9 @@ impl Broker for FakeBroker {
             BrokerStatus::Connected => {}
             BrokerStatus::Blocked(why) => return Err(BrokerError::Blocked(why.clone())),
             BrokerStatus::Down(why) => return Err(BrokerError::Down(why.clone())),
+        }
+        if self.no_queue.lock().unwrap().as_ref() == Some(&message.routing_key) {
+            return Err(BrokerError::Unroutable(message.routing_key));
         }
         if let Some(left) = self.confirms.lock().unwrap().as_mut() {
             *left = left.checked_sub(1).ok_or(BrokerError::Timeout(Duration::from_secs(5)))?;
@@ -111,7 +123,11 @@ impl Broker for FakeBroker {
     }
 
     async fn depth(&self, _: &PoolName, _: Priority) -> Result<u64, BrokerError> {
-        Ok(0)
+        Ok(*self.depth.lock().unwrap())
+    }
+
+    fn may_lose(&self) -> bool {
+        self.may_lose
     }
 
     async fn close(&self) {}

@@ -95,6 +95,7 @@ impl Story {
             spec: self.spec.clone(),
             enqueued_at: self.at(0),
             asked_at: None,
+            asked_attempt: 0,
         });
         self.by_host(attempt, ms, data)
     }
@@ -205,19 +206,21 @@ impl Story {
             spec: self.spec.clone(),
             enqueued_at: self.at(0),
             asked_at: None,
+            asked_attempt: 0,
         });
         self.by_host(attempt, ms, data)
     }
 
     pub fn dead(self, attempt: u32, ms: u64, diagnosis: Diagnosis) -> Self {
         let reason = DeadReason::NotRetryable;
-        let data = EventData::JobDead(JobDead { attempt, reason, diagnosis: Some(diagnosis), spec: self.spec.clone() });
+        let (diagnosis, detail, spec) = (Some(diagnosis), String::new(), self.spec.clone());
+        let data = EventData::JobDead(JobDead { attempt, reason, diagnosis, detail, spec });
         self.by_host(attempt, ms, data)
     }
 
     pub fn cancelled(self, ms: u64) -> Self {
         let by = || "cli/ada".to_owned();
-        let request = EventData::CancelRequested(Request { by: by(), reason: "wrong image".to_owned() });
+        let request = EventData::CancelRequested(Request { by: by(), reason: "wrong image".to_owned() }.into());
         let done = EventData::JobCancelled(JobCancelled { attempt: 1, by: by() });
         self.tell("/producers/api", JOB_LEVEL, ms, request).by_host(1, ms + 5, done)
     }

@@ -53,6 +53,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("defer 2", defer(2)),
         ("expire 1", Command::Expire { spec: spec(), attempt: 1 }),
         ("expire 2", Command::Expire { spec: spec(), attempt: 2 }),
+        ("give up 1", give_up(1)),
+        ("give up 2", give_up(2)),
         ("progress", Command::Progress { epoch: e(1), marks: vec![mark(Stage::DhcpAck, 5)] }),
         ("ready", ready(e(1))),
         ("fail", fail(e(1), Cause::AgentNotListening)),
@@ -234,4 +236,53 @@ fn a_job_that_was_up_and_is_retried_by_hand_has_all_of_its_attempts() {
     host.tell(gone(e(2), GoneWhy::Failed)).unwrap();
     assert_eq!(host.state.phase(), Phase::Retrying);
     assert_eq!(outcome(&host.when(begin(e(3)))), "attempt.started");
+}
+
+fn give_up(attempt: u32) -> Command {
+    Command::GiveUp { spec: spec(), attempt, detail: "it expired".to_owned() }
+}
+
+#[test]
+fn a_job_whose_message_was_given_up_is_dead_and_can_be_tried_again() {
+    let mut history = given([enqueue()]);
+    let facts = history.when(give_up(1)).unwrap();
+    let [(epoch, EventData::JobDead(dead))] = facts.as_slice() else { panic!("{facts:?}") };
+    assert_eq!((*epoch, dead.reason, dead.detail.as_str()), (e(1), DeadReason::MessageLost, "it expired"));
+    history.tell(give_up(1)).unwrap();
+    assert_eq!(history.state.phase(), Phase::Dead);
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptEnded(e(1))), "once is enough");
+    history.tell(retry()).unwrap();
+    assert_eq!(history.state.phase(), Phase::Retrying);
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptEnded(e(1))), "tried again since");
+    history.tell(begin(e(2))).unwrap();
+}
+
+#[test]
+fn a_job_that_runs_or_ran_is_not_given_up_with_a_message_of_it() {
+    let mut history = given([enqueue(), begin(e(1))]);
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptRunning(e(1))), "it boots");
+    history.tell(ready(e(1))).unwrap();
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptRunning(e(1))), "it is up");
+    history.tell(gone(e(1), GoneWhy::Exited)).unwrap();
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptEnded(e(1))), "it was up");
+    let failed = [enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed)];
+    let history = given(failed);
+    assert_eq!(history.when(give_up(1)), Err(Rejection::AttemptEnded(e(1))), "its next attempt waits");
+    assert_eq!(outcome(&history.when(give_up(2))), "job.dead", "and that one has a message of its own");
+}
+
+#[test]
+fn a_job_that_lost_its_try_and_then_its_message_ends_with_what_the_try_failed_of() {
+    let mut history = given([enqueue(), begin(e(1)), lost(e(1))]);
+    assert_eq!(history.state.phase(), Phase::Failing, "whoever has the message decides, and nobody has it");
+    let facts = history.tell(give_up(1)).unwrap();
+    let EventData::JobDead(dead) = &facts[0].data else { panic!("{facts:?}") };
+    assert!(dead.diagnosis.is_some());
+    assert_eq!(history.state.phase(), Phase::Dead);
+}
+
+#[test]
+fn a_cancelled_job_whose_message_was_given_up_is_cancelled() {
+    let history = given([enqueue(), cancel()]);
+    assert_eq!(outcome(&history.when(give_up(1))), "job.cancelled");
 }

@@ -71,6 +71,22 @@ pub struct Diagnosis {
     pub retryable: bool,
 }
 
+impl Diagnosis {
+    /// Of an attempt whose host tells nothing of it any more.
+    pub fn host_silent(host: &crate::HostName) -> Self {
+        Self {
+            stage: Stage::Accepted,
+            cause: Cause::Interrupted,
+            confidence: Some(Confidence::Likely),
+            summary: format!("host {host} has told nothing of the attempt for longer than a boot takes"),
+            remedy: "check that the host and its worker run and reach the broker; what it says later still counts"
+                .to_owned(),
+            evidence: Vec::new(),
+            retryable: true,
+        }
+    }
+}
+
 /// How the VMM ended, or failed to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmmSignal {

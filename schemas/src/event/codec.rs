@@ -142,7 +142,8 @@ fn subject(given: &str, data: &EventData) -> Result<String, DecodeError> {
     if matches!(data, EventData::PoolConfigured(_)) {
         return given.parse::<PoolName>().map(|pool| pool.to_string()).map_err(|e| wrong(e.to_string()));
     }
-    let not_uuid = |_| wrong(format!("{:?} is not the job's UUID", clip(given, 80)));
+    let whose = if data.is_about_letter() { "dead letter" } else { "job" };
+    let not_uuid = |_| wrong(format!("{:?} is not the {whose}'s UUID", clip(given, 80)));
     given.parse::<JobId>().map(|id| id.to_string()).map_err(not_uuid)
 }
 

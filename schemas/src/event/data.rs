@@ -55,13 +55,15 @@ events! {
     /// No attempt follows.
     JobDead(JobDead) = "job.dead" v 1;
     /// Somebody wants the job not to run.
-    CancelRequested(Request) = "job.cancel-requested" v 1;
+    CancelRequested(JobCancelRequested) = "job.cancel-requested" v 1;
     /// Somebody wants the next attempt to wait longer.
     SnoozeRequested(JobSnoozeRequested) = "job.snooze-requested" v 1;
     /// It does not run and will not.
     JobCancelled(JobCancelled) = "job.cancelled" v 1;
     /// Somebody wants the running VM stopped.
-    StopRequested(Request) = "job.stop-requested" v 1;
+    StopRequested(JobStopRequested) = "job.stop-requested" v 1;
+    /// Its message was published again: it may have been lost.
+    JobRepublished(JobRepublished) = "job.republished" v 1;
     /// A host takes the job; written before anything happens.
     AttemptStarted(AttemptStarted) = "attempt.started" v 1;
     /// Stages reached.
@@ -100,6 +102,12 @@ events! {
     WarmGone(WarmGone) = "warm.gone" v 1;
     /// Somebody paused a pool, resumed it, or limited it.
     PoolConfigured(PoolConfigured) = "pool.configured" v 1;
+    /// A message that no worker could work on, or that the broker gave up.
+    MessageDeadLettered(MessageDeadLettered) = "message.dead-lettered" v 1;
+    /// Somebody sent a dead letter on its way again.
+    MessageRedriven(MessageRedriven) = "message.redriven" v 1;
+    /// Somebody said that a dead letter needs nothing any more.
+    MessageDismissed(MessageDismissed) = "message.dismissed" v 1;
 }
 
 impl EventData {
@@ -112,15 +120,20 @@ impl EventData {
             | Self::SnoozeRequested(_)
             | Self::PoolConfigured(_)
             | Self::JobDeferred(_)
+            | Self::JobRepublished(_)
             | Self::AttemptAdopted(_)
             | Self::AttemptProgressed(_)
             | Self::HostStarted(_)
             | Self::HostHypervisorChanged(_)
             | Self::HostDrainRequested(_)
             | Self::HostDraining(_)
-            | Self::HostStopped(_) => {
+            | Self::HostStopped(_)
+            | Self::MessageRedriven(_)
+            | Self::MessageDismissed(_) => {
                 format!("{}@{}", self.kind(), time.unix_micros())
             }
+            // Each death once, whoever tells of it and when.
+            Self::MessageDeadLettered(e) => format!("{}@{}", self.kind(), e.died_at.unix_micros()),
             // A host publishes to many queues.
             Self::HostPublishingRefused(HostPublishingRefused { queue, .. })
             | Self::HostPublishingResumed(HostPublishingResumed { queue }) => {
@@ -131,6 +144,17 @@ impl EventData {
                 Some(vm) => format!("{}@{vm}", other.kind()),
                 None => other.kind().to_owned(),
             },
+        }
+    }
+
+    /// Which of two tellings of one fact counts, before their times decide: the lower one. An attempt that
+    /// was asked for by hand is that, also where a host scheduled one with the same number by itself; and
+    /// attempts that failed say more of a job than a time-to-live that passed.
+    pub fn precedence(&self) -> u8 {
+        match self {
+            Self::JobRetryScheduled(e) => u8::from(e.by.is_none()),
+            Self::JobDead(e) => e.reason as u8,
+            _ => 0,
         }
     }
 
@@ -161,7 +185,12 @@ impl EventData {
 
     /// About a job, whose id is the subject.
     pub fn is_about_job(&self) -> bool {
-        !self.is_about_host() && !matches!(self, Self::PoolConfigured(_))
+        !self.is_about_host() && !self.is_about_letter() && !matches!(self, Self::PoolConfigured(_))
+    }
+
+    /// About a dead letter, whose id is the subject.
+    pub fn is_about_letter(&self) -> bool {
+        matches!(self, Self::MessageDeadLettered(_) | Self::MessageRedriven(_) | Self::MessageDismissed(_))
     }
 
     /// About a host, not a job.

@@ -14,7 +14,7 @@ pub use data::EventData;
 pub use payload::*;
 pub use samples::{sample, samples};
 
-use crate::id::{Epoch, HostName, JobId};
+use crate::id::{Epoch, HostName, JobId, LetterId};
 use crate::time::Time;
 
 /// One fact.
@@ -70,9 +70,14 @@ impl Event {
         }
     }
 
-    /// The job this is about; `None` for events about hosts and pools.
+    /// The job this is about; `None` for events about hosts, pools and dead letters.
     pub fn job(&self) -> Option<JobId> {
         if self.data.is_about_job() { self.subject.parse().ok() } else { None }
+    }
+
+    /// The dead letter this is about.
+    pub fn letter(&self) -> Option<LetterId> {
+        if self.data.is_about_letter() { self.subject.parse().ok() } else { None }
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::diagnosis::{Cause, Confidence, Diagnosis};
-use crate::id::{Epoch, JobId, VmId};
+use crate::id::{Epoch, JobId, LetterId, VmId};
 use crate::image::Driver;
 use crate::spec::JobSpec;
 
@@ -22,11 +22,13 @@ pub fn sample(kind: &str) -> Option<Event> {
     let job: JobId = "018f6f0e-0a52-7c0e-9d1c-7a4b3b0d5e11".parse().ok()?;
     let first = Epoch::first(1);
     let (epoch, data) = payload(kind, &host, job, first)?;
-    let by_producer =
-        matches!(kind, "job.enqueued" | "attempt.superseded" | "pool.configured") || kind.ends_with("-requested");
+    let by_producer = matches!(kind, "job.enqueued" | "job.republished" | "attempt.superseded" | "pool.configured")
+        || kind.ends_with("-requested")
+        || kind.starts_with("message.");
     let source = if by_producer { "/producers/ci".to_owned() } else { format!("{HOST_SOURCE}{host}") };
     let subject = match &data {
         EventData::PoolConfigured(_) => "default".to_owned(),
+        data if data.is_about_letter() => LetterId::derive("stoker.jobs.default.normal", "", NOT_JSON).to_string(),
         data if data.is_about_host() => host.to_string(),
         _ => job.to_string(),
     };
@@ -47,6 +49,7 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
         | "host.draining"
         | "host.stopped"
         | "pool.configured" => (JOB_LEVEL, of_host(kind)?),
+        "message.dead-lettered" | "message.redriven" | "message.dismissed" => (JOB_LEVEL, of_letter(kind)?),
         "warm.started" | "warm.ready" | "warm.taken" | "warm.gone" => (JOB_LEVEL, of_warm(kind, host, job)?),
         "job.snooze-requested" => {
             let Request { by, reason } = request();
@@ -58,15 +61,21 @@ fn payload(kind: &str, host: &HostName, job: JobId, first: Epoch) -> Option<(Epo
             (first, EventData::AttemptSuperseded(AttemptSuperseded { host: host.clone(), vm, kept }))
         }
         "job.enqueued" => (JOB_LEVEL, EventData::JobEnqueued(JobEnqueued { spec, by: "ci".to_owned() })),
-        "job.cancel-requested" => (JOB_LEVEL, EventData::CancelRequested(request())),
-        "job.stop-requested" => (JOB_LEVEL, EventData::StopRequested(request())),
+        "job.cancel-requested" => (JOB_LEVEL, EventData::CancelRequested(request().into())),
+        "job.stop-requested" => (JOB_LEVEL, EventData::StopRequested(request().into())),
+        "job.republished" => {
+            let reason = "no host has taken it for 5 min 0 s, and its queue is empty".to_owned();
+            (JOB_LEVEL, EventData::JobRepublished(JobRepublished { attempt: 1, by: None, reason }))
+        }
         "job.cancelled" => (first, EventData::JobCancelled(JobCancelled { attempt: 1, by: "ada".to_owned() })),
         "job.retry-scheduled" | "job.deferred" | "job.dead" => of_queue(kind, spec, first)?,
         "attempt.started" => {
             let address = "192.168.100.79".parse().ok();
             let (host, driver) = (host.clone(), Driver::Firecracker);
             let enqueued_at = moment(0);
-            let started = AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: None };
+            let asked_attempt = 0;
+            let started =
+                AttemptStarted { host, vm, driver, address, spec, enqueued_at, asked_at: None, asked_attempt };
             (first, EventData::AttemptStarted(started))
         }
         _ => (first, of_try(kind)?),
@@ -78,18 +87,32 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
     Some(match kind {
         "job.retry-scheduled" => {
             let (cause, by) = (Some(Cause::AgentNotListening), None);
-            let (attempt, not_before, delay_ms, asked_at) = (2, moment(61), 1_000, Some(moment(30)));
-            let scheduled = JobRetryScheduled { attempt, not_before, delay_ms, cause, by, spec, enqueued_at, asked_at };
+            let (attempt, not_before, delay_ms) = (2, moment(61), 1_000);
+            let (asked_at, asked_attempt) = (Some(moment(30)), 0);
+            let scheduled = JobRetryScheduled {
+                attempt,
+                not_before,
+                delay_ms,
+                cause,
+                by,
+                spec,
+                enqueued_at,
+                asked_at,
+                asked_attempt,
+            };
             (Epoch::first(2), EventData::JobRetryScheduled(scheduled))
         }
         "job.deferred" => {
             let reason = "host-01 is full: 0 slots free".to_owned();
-            let deferred = JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at: None };
+            let (asked_at, asked_attempt) = (None, 0);
+            let deferred =
+                JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at, asked_attempt };
             (JOB_LEVEL, EventData::JobDeferred(deferred))
         }
         "job.dead" => {
             let (reason, diagnosis) = (DeadReason::AttemptsExhausted, Some(diagnosis()));
-            (first, EventData::JobDead(JobDead { attempt: 1, reason, diagnosis, spec }))
+            let detail = String::new();
+            (first, EventData::JobDead(JobDead { attempt: 1, reason, diagnosis, detail, spec }))
         }
         _ => return None,
     })
@@ -157,6 +180,42 @@ fn of_host(kind: &str) -> Option<EventData> {
             reason: "the base image is being replaced".to_owned(),
         }),
         "host.stopped" => EventData::HostStopped(HostStopped { running: 3 }),
+        _ => return None,
+    })
+}
+
+/// Body of the dead letter in the examples.
+const NOT_JSON: &[u8] = b"not json";
+
+fn of_letter(kind: &str) -> Option<EventData> {
+    let (seen, by) = (moment(5), "ada".to_owned());
+    Some(match kind {
+        "message.dead-lettered" => EventData::MessageDeadLettered(MessageDeadLettered {
+            reason: DeadLetterReason::Unreadable,
+            detail: "not a CloudEvent in structured JSON: expected ident at line 1 column 2".to_owned(),
+            died_at: seen,
+            queue: "stoker.jobs.default.normal".to_owned(),
+            exchange: String::new(),
+            routing_key: "stoker.jobs.default.normal".to_owned(),
+            count: 1,
+            message_id: None,
+            content_type: Some("text/plain".to_owned()),
+            size: NOT_JSON.len() as u64,
+            body: LetterBody {
+                encoding: BodyEncoding::Text,
+                content: String::from_utf8_lossy(NOT_JSON).into_owned(),
+                truncated: false,
+                sha256: "7ccfa1fbf3940e6f0c0375d87c0f9235a50514e14cb427bdfaf5077987b26ccf".to_owned(),
+            },
+            work: None,
+        }),
+        "message.redriven" => {
+            let events = vec!["job.enqueued".to_owned()];
+            EventData::MessageRedriven(MessageRedriven { seen, events, by, reason: String::new() })
+        }
+        "message.dismissed" => {
+            EventData::MessageDismissed(MessageDismissed { seen, by, reason: "a mistake of a script".to_owned() })
+        }
         _ => return None,
     })
 }

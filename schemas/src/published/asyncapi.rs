@@ -166,7 +166,8 @@ fn queue_channels() -> Vec<(&'static str, Value)> {
                 &names.dead_queue(),
                 "quorum",
                 json!([on(&names.dead_exchange(), "#")]),
-                "Messages that could not be decoded (header x-stoker-reason says why), or that RabbitMQ gave up on.",
+                "Messages that could not be decoded (header x-stoker-reason says why), or that RabbitMQ gave up. Stoker's \
+                 control plane consumes it and tells of each with message.dead-lettered.",
             ),
         ),
         (

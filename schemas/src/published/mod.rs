@@ -77,6 +77,9 @@ fn event_schema(kind: &str, version: u32, payload: schemars::Schema) -> Value {
 fn attributes(kind: &str, version: u32) -> Map<String, Value> {
     let subject = match kind.split('.').next() {
         Some("host" | "warm") => json!({ "type": "string", "description": "The host's name", "maxLength": 40 }),
+        Some("message") => {
+            json!({ "type": "string", "format": "uuid", "description": "The dead letter's UUID: version 5 of queue, message id and body" })
+        }
         Some("pool") => json!({ "type": "string", "description": "The pool's name", "maxLength": 40 }),
         _ => {
             json!({ "type": "string", "format": "uuid", "description": "The job's UUID: version 7, or version 5 of its idempotency key. The same UUID again is the same job." })

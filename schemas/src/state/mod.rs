@@ -4,21 +4,29 @@
 //! by a total order, so the same set of events gives the same state in any order and with any
 //! duplication. Nothing here decides; [`Phase`] is computed from the fields, never stored.
 //!
+//! Clocks of two machines are not compared. What overtakes what follows from what its author knew:
+//! a request names the attempt that it is about, and an attempt asked for by hand has a number above
+//! all that its asker knew of. Of two requests that did not know of each other, one counts by rule:
+//! an attempt asked for by hand overtakes a cancellation, the longer snooze a shorter one.
+//!
 //! A message that its publisher repeated (a confirm was lost) can start the same epoch on two
-//! hosts. Their tries are kept apart by the host that tells of them: the one that started first is
-//! in `attempts`, the others in `rivals`, until [`duplicates()`] has them removed.
+//! hosts. Their tries are kept apart by the host that tells of them: that of the host whose name
+//! comes first is in `attempts`, the others in `rivals`, until [`duplicates()`] has them removed.
 
+mod awaited;
 mod duplicates;
 mod phase;
 
+pub use awaited::{Awaited, AwaitedFrom};
 pub use duplicates::{Duplicate, duplicates};
 pub use phase::Phase;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::{
-    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelled, JobDead,
-    JobDeferred, JobEnqueued, JobRetryScheduled, JobSnoozeRequested, Request, StageMark, VmGone,
+    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelRequested, JobCancelled,
+    JobDead, JobDeferred, JobEnqueued, JobRepublished, JobRetryScheduled, JobSnoozeRequested, JobStopRequested,
+    StageMark, VmGone,
 };
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
@@ -41,23 +49,27 @@ pub struct JobState {
     pub enqueued: Option<At<JobEnqueued>>,
     /// Its tries.
     pub attempts: BTreeMap<Epoch, Attempt>,
-    /// Tries of an epoch that another host had started before. Empty on every worker.
+    /// Tries of an epoch that another host, whose name comes first, has too. Empty on every worker.
     pub rivals: BTreeMap<(Epoch, HostName), Attempt>,
     /// Scheduled attempts, by number.
     pub retries: BTreeMap<u32, At<JobRetryScheduled>>,
-    /// The latest time it was put back without an attempt.
+    /// The latest time that its latest attempt was put back.
     pub deferred: Option<At<JobDeferred>>,
+    /// Times that its message was published again.
+    pub republished: BTreeSet<At<JobRepublished>>,
     /// Dead after this many attempts.
     pub dead: BTreeMap<u32, At<JobDead>>,
     /// Cancelled after this many attempts.
     pub cancelled: BTreeMap<u32, At<JobCancelled>>,
-    /// The latest wish to cancel.
-    pub cancel_requested: Option<At<Request>>,
-    /// The latest wish to stop.
-    pub stop_requested: Option<At<Request>>,
-    /// The latest wish that an attempt waits longer.
+    /// Requests to cancel, the latest by the attempt that its asker knew of.
+    pub cancel_requested: BTreeMap<Option<u32>, At<JobCancelRequested>>,
+    /// Requests to stop, the latest by the attempt that its asker knew of.
+    pub stop_requested: BTreeMap<Option<u32>, At<JobStopRequested>>,
+    /// The longest wait that was asked for, of the latest attempt that one was asked for.
     pub snooze_requested: Option<At<JobSnoozeRequested>>,
-    /// When somebody last asked for an attempt by hand: wishes to cancel before that are overtaken.
+    /// The latest attempt asked for by hand; 0 for none. What came before it is overtaken.
+    pub asked_attempt: u32,
+    /// When an attempt was last asked for by hand, by the asker's clock.
     pub asked_at: Option<Time>,
 }
 
@@ -103,10 +115,10 @@ impl Attempt {
         self.host.as_ref()
     }
 
-    /// Order among tries of the same epoch: started first, then by host.
-    fn rank(&self) -> (bool, Option<Time>, Option<&HostName>) {
-        let started = self.started.as_ref().map(|s| s.at);
-        (started.is_none(), started, self.host())
+    /// Order among tries of the same epoch: those that started, then by host. The times are not
+    /// asked: they are of two machines.
+    fn rank(&self) -> (bool, Option<&HostName>) {
+        (self.started.is_none(), self.host())
     }
 }
 
@@ -117,20 +129,26 @@ fn first<T: Ord>(slot: &mut Option<At<T>>, at: Time, value: T) {
     }
 }
 
-fn latest<T: Ord>(slot: &mut Option<At<T>>, at: Time, value: T) {
+/// The latest by a rank, then by time.
+fn latest_by<T: Ord, R: Ord>(slot: &mut Option<At<T>>, at: Time, value: T, rank: impl Fn(&T) -> R) {
     let told = At { at, value };
-    if slot.as_ref().is_none_or(|known| told > *known) {
+    if slot.as_ref().is_none_or(|known| (rank(&told.value), &told) > (rank(&known.value), known)) {
         *slot = Some(told);
     }
 }
 
-fn first_by<T: Ord>(map: &mut BTreeMap<u32, At<T>>, key: u32, at: Time, value: T) {
+/// The first by a rank, then by time.
+fn first_by<T: Ord, R: Ord>(map: &mut BTreeMap<u32, At<T>>, key: u32, at: Time, value: T, rank: impl Fn(&T) -> R) {
     let told = At { at, value };
-    match map.get(&key) {
-        Some(known) if *known <= told => {}
-        _ => {
-            map.insert(key, told);
-        }
+    if map.get(&key).is_none_or(|known| (rank(&told.value), &told) < (rank(&known.value), known)) {
+        map.insert(key, told);
+    }
+}
+
+fn latest_of<K: Ord, T: Ord>(map: &mut BTreeMap<K, At<T>>, key: K, at: Time, value: T) {
+    let told = At { at, value };
+    if map.get(&key).is_none_or(|known| told > *known) {
+        map.insert(key, told);
     }
 }
 
@@ -144,11 +162,13 @@ impl JobState {
             rivals: BTreeMap::new(),
             retries: BTreeMap::new(),
             deferred: None,
+            republished: BTreeSet::new(),
             dead: BTreeMap::new(),
             cancelled: BTreeMap::new(),
-            cancel_requested: None,
-            stop_requested: None,
+            cancel_requested: BTreeMap::new(),
+            stop_requested: BTreeMap::new(),
             snooze_requested: None,
+            asked_attempt: 0,
             asked_at: None,
         }
     }
@@ -178,21 +198,27 @@ impl JobState {
         match data {
             EventData::JobEnqueued(e) => first(&mut self.enqueued, at, e.clone()),
             EventData::JobRetryScheduled(e) => {
-                let asked = e.by.is_some().then_some(at);
-                self.asked_at = self.asked_at.max(e.asked_at).max(asked);
-                first_by(&mut self.retries, e.attempt, at, e.clone());
+                let by_hand = e.by.as_ref().map(|_| (e.attempt, Some(at)));
+                let (attempt, asked_at) = by_hand.unwrap_or_default();
+                self.asked(attempt.max(e.asked_attempt), asked_at.max(e.asked_at));
+                first_by(&mut self.retries, e.attempt, at, e.clone(), |e| e.by.is_none());
             }
             EventData::JobDeferred(e) => {
-                self.asked_at = self.asked_at.max(e.asked_at);
-                latest(&mut self.deferred, at, e.clone());
+                self.asked(e.asked_attempt, e.asked_at);
+                latest_by(&mut self.deferred, at, e.clone(), |e| e.attempt);
             }
-            EventData::JobDead(e) => first_by(&mut self.dead, e.attempt, at, e.clone()),
-            EventData::JobCancelled(e) => first_by(&mut self.cancelled, e.attempt, at, e.clone()),
-            EventData::CancelRequested(e) => latest(&mut self.cancel_requested, at, e.clone()),
-            EventData::StopRequested(e) => latest(&mut self.stop_requested, at, e.clone()),
-            EventData::SnoozeRequested(e) => latest(&mut self.snooze_requested, at, e.clone()),
+            EventData::JobRepublished(e) => {
+                self.republished.insert(At { at, value: e.clone() });
+            }
+            EventData::JobDead(e) => first_by(&mut self.dead, e.attempt, at, e.clone(), |e| e.reason),
+            EventData::JobCancelled(e) => first_by(&mut self.cancelled, e.attempt, at, e.clone(), |_| ()),
+            EventData::CancelRequested(e) => latest_of(&mut self.cancel_requested, e.asked_attempt, at, e.clone()),
+            EventData::StopRequested(e) => latest_of(&mut self.stop_requested, e.attempt, at, e.clone()),
+            EventData::SnoozeRequested(e) => {
+                latest_by(&mut self.snooze_requested, at, e.clone(), |e| (e.attempt, e.until));
+            }
             EventData::AttemptStarted(e) => {
-                self.asked_at = self.asked_at.max(e.asked_at);
+                self.asked(e.asked_attempt, e.asked_at);
                 self.add_to_try(epoch, at, data, Some(e.host.clone()));
             }
             // Told by whoever chose, about the host that it names.
@@ -213,8 +239,16 @@ impl JobState {
             | EventData::WarmReady(_)
             | EventData::WarmTaken(_)
             | EventData::WarmGone(_)
-            | EventData::PoolConfigured(_) => {}
+            | EventData::PoolConfigured(_)
+            | EventData::MessageDeadLettered(_)
+            | EventData::MessageRedriven(_)
+            | EventData::MessageDismissed(_) => {}
         }
+    }
+
+    fn asked(&mut self, attempt: u32, at: Option<Time>) {
+        self.asked_attempt = self.asked_attempt.max(attempt);
+        self.asked_at = self.asked_at.max(at);
     }
 
     /// Adds to the try of this epoch on this host; told by nobody in particular, to the main one.
@@ -236,7 +270,7 @@ impl JobState {
         }
     }
 
-    /// Makes the try that started first the main one of its epoch, whatever was heard of first.
+    /// Makes the try that comes first by rank the main one of its epoch, whatever was heard of first.
     fn rank(&mut self, epoch: Epoch) {
         let rivals = self.rivals.iter().filter(|((e, _), _)| *e == epoch);
         let Some((key, first)) = rivals.min_by_key(|(_, a)| a.rank()) else { return };
@@ -280,5 +314,7 @@ impl Attempt {
     }
 }
 
+#[cfg(test)]
+mod clocks;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{At, Attempt, JobState};
-use crate::event::{GoneWhy, JobSnoozeRequested, Request};
+use crate::event::{GoneWhy, JobCancelRequested, JobSnoozeRequested, JobStopRequested};
 use crate::id::Epoch;
 use crate::spec::JobSpec;
 use crate::time::Time;
@@ -104,18 +104,6 @@ impl JobState {
         self.enqueued.iter().map(|e| e.at).chain(started).chain(retries).chain(deferred).min()
     }
 
-    /// The latest attempt that somebody asked for by hand; attempts before it are overtaken. A host that had it
-    /// delivered does not keep that message: it knows of it by what followed, which says when somebody asked.
-    pub fn asked_attempt(&self) -> u32 {
-        let by_hand = self.retries.values().filter(|r| r.value.by.is_some()).map(|r| r.value.attempt).max();
-        let asked = |at: Option<Time>| at.is_some() && at == self.asked_at;
-        let started = self.tries().filter(|(_, a)| a.started.as_ref().is_some_and(|s| asked(s.value.asked_at)));
-        let retries = self.retries.values().filter(|r| asked(r.value.asked_at)).map(|r| r.value.attempt);
-        let deferred = self.deferred.iter().filter(|d| asked(d.value.asked_at)).map(|d| d.value.attempt);
-        let followed = started.map(|(epoch, _)| epoch.attempt).chain(retries).chain(deferred).min();
-        by_hand.max(followed).unwrap_or(0)
-    }
-
     /// The epoch in which a delivered attempt is tried here: never one that was used before. (A
     /// publisher's repeat of a message starts counting deliveries from 0 again.)
     pub fn epoch_for(&self, attempt: u32, delivery: u32) -> Epoch {
@@ -125,19 +113,30 @@ impl JobState {
         Epoch { attempt, delivery: delivery.max(free) }
     }
 
-    /// Whether somebody has asked for another attempt by hand since this try started. A delivery of
-    /// another attempt waits for such a try to go; beside any other try that is up, it is settled.
-    pub fn is_overtaken(&self, epoch: Epoch) -> bool {
-        let started = self.attempts.get(&epoch).and_then(|a| a.started.as_ref());
-        started.is_some_and(|s| s.value.asked_at < self.asked_at)
+    /// Whether a message about this attempt asks for nothing any more: its VM is up or was, the job has
+    /// ended, or a later attempt follows.
+    pub fn is_past(&self, attempt: u32) -> bool {
+        let phase = self.phase();
+        let settled = phase.is_closed() || phase == Phase::Ready;
+        attempt < self.last_attempt() || (settled && attempt <= self.last_attempt().max(self.settled_attempt()).max(1))
     }
 
-    /// A wish to cancel that is still to be carried out: the job has not ended otherwise, and
-    /// nobody has asked for another attempt since.
-    pub fn pending_cancel(&self) -> Option<&At<Request>> {
-        let request = self.cancel_requested.as_ref()?;
-        let overtaken = self.asked_at.is_some_and(|asked| asked >= request.at);
-        (!overtaken && !self.phase().is_closed()).then_some(request)
+    /// Whether a later attempt than this try's was asked for by hand. A delivery of another attempt
+    /// waits for such a try to go; beside any other try that is up, it is settled.
+    pub fn is_overtaken(&self, epoch: Epoch) -> bool {
+        epoch.attempt < self.asked_attempt
+    }
+
+    /// A request to cancel that is still to be carried out: the job has not ended otherwise, and no
+    /// attempt was asked for by hand that the asker did not know of.
+    pub fn pending_cancel(&self) -> Option<&At<JobCancelRequested>> {
+        let holds = |request: &&At<JobCancelRequested>| match request.value.asked_attempt {
+            Some(known) => known >= self.asked_attempt,
+            // An older Stoker's, which says no more than when.
+            None => self.asked_at.is_none_or(|asked| asked < request.at),
+        };
+        let request = self.cancel_requested.values().rev().find(holds)?;
+        (!self.phase().is_closed()).then_some(request)
     }
 
     /// A wish that this attempt waits longer.
@@ -151,11 +150,25 @@ impl JobState {
         Some(self.snooze(attempt).map_or(not_before, |snooze| snooze.value.until.max(not_before)))
     }
 
-    /// A wish to stop this try, made after it started.
-    pub fn pending_stop(&self, epoch: Epoch) -> Option<&At<Request>> {
+    /// A request to stop this try's VM.
+    pub fn pending_stop(&self, epoch: Epoch) -> Option<&At<JobStopRequested>> {
         let attempt = self.attempts.get(&epoch).filter(|a| a.has_vm())?;
         let started = attempt.started.as_ref()?.at;
-        self.stop_requested.as_ref().filter(|request| request.at >= started)
+        let holds = |request: &&At<JobStopRequested>| match request.value.attempt {
+            Some(known) => epoch.attempt <= known,
+            // An older Stoker's, which says no more than when.
+            None => started <= request.at,
+        };
+        self.stop_requested.values().rev().find(holds)
+    }
+
+    /// Attempts below this number are over, whichever host still has one: their VM was stopped. (A message
+    /// that was published twice can have booted another one since.) 0 where none was.
+    pub(super) fn stopped_below(&self) -> u32 {
+        let is_stopped = |a: &Attempt| a.gone.as_ref().is_some_and(|gone| gone.value.why == GoneWhy::Stopped);
+        let carried_out = |known: &u32| self.tries().any(|(epoch, a)| epoch.attempt <= *known && is_stopped(a));
+        let known = self.stop_requested.keys().filter_map(|known| *known).filter(carried_out).max();
+        known.map_or(0, |known| known.saturating_add(1))
     }
 
     /// Where it stands.
@@ -166,12 +179,15 @@ impl JobState {
         }
         // A VM that answers is up, even if another host gave the same attempt up (it had lost the
         // delivery): only an attempt asked for by hand overtakes it.
-        let asked = self.asked_attempt();
-        if self.tries().any(|(epoch, a)| epoch.attempt >= asked && a.is_up()) {
+        let (asked, stopped) = (self.asked_attempt, self.stopped_below());
+        if self.tries().any(|(epoch, a)| epoch.attempt >= asked.max(stopped) && a.is_up()) {
             return Phase::Ready;
         }
         if self.dead.keys().next_back().is_some_and(|n| *n >= last) {
             return Phase::Dead;
+        }
+        if last < stopped {
+            return Phase::Stopped;
         }
         let latest = || self.tries().filter(|(epoch, _)| epoch.attempt == last);
         if latest().any(|(_, a)| a.ready.is_none() && a.failed.is_none() && a.gone.is_none()) {

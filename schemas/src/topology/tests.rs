@@ -118,8 +118,8 @@ fn commands_reach_hosts_and_are_not_repeated_by_them() {
     let snoozed = EventData::SnoozeRequested(snoozed);
     let paused = PoolConfigured { paused: true, max_per_host: None, host: None, by, reason };
     for (subject, data, queues) in [
-        (job().to_string(), EventData::CancelRequested(request("bob")), all.clone()),
-        (job().to_string(), EventData::StopRequested(request("bob")), all.clone()),
+        (job().to_string(), EventData::CancelRequested(request("bob").into()), all.clone()),
+        (job().to_string(), EventData::StopRequested(request("bob").into()), all.clone()),
         (job().to_string(), snoozed, all.clone()),
         ("default".to_owned(), EventData::PoolConfigured(paused.clone()), all),
         (

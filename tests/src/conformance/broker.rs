@@ -69,8 +69,8 @@ pub enum Ability {
     RoutingByKey,
     /// Arrays of events.
     Batches,
-    /// Parked messages outlive the process.
-    ParkedKept,
+    /// Dead letters wait in a queue for a reader; else they are in the history at once.
+    DeadQueue,
     /// Delivery counts outlive the process.
     CountsKept,
 }
@@ -134,7 +134,8 @@ cases! { $
     history_survives_reopening
     history_says_what_is_a_batch
     another_history_is_read_from_its_beginning
-    a_parked_message_is_readable
+    a_parked_message_is_a_dead_letter_with_its_reason
+    a_rejected_message_is_a_dead_letter
     a_dead_job_fills_no_queue
     commands_reach_their_host
     many_pipelined_publishes_all_arrive

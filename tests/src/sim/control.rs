@@ -8,7 +8,11 @@ use std::time::Duration;
 use stoker_producer::clock::Clock;
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::Submitter;
-use stoker_producer::{pools, supersede};
+use stoker_producer::{
+    pools,
+    reconcile::{self, Patience},
+    supersede,
+};
 use stoker_schemas::Time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -80,7 +84,8 @@ impl SimControl {
                 }
             });
             process.spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
-            process.spawn(pools::run(model.clone(), submitter.clone(), stop));
+            process.spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
+            process.spawn(reconcile::run(model.clone(), submitter.clone(), Patience::default(), stop));
             Ok::<_, String>((link, model, submitter, ended))
         });
         let (link, model, submitter, ended) = life.map_err(|e| format!("the control plane cannot be started: {e}"))?;

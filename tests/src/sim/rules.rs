@@ -67,7 +67,7 @@ impl Rules {
             (EventData::JobDead(dead), Some(id)) => self.has_ended(name, id, dead.attempt),
             (EventData::JobCancelled(cancelled), Some(id)) => self.has_ended(name, id, cancelled.attempt),
             (EventData::VmGone(gone), Some(id)) if gone.why == GoneWhy::Exited => {
-                let calm = |job: &&JobState| job.cancel_requested.is_none() && job.stop_requested.is_none();
+                let calm = |job: &&JobState| job.cancel_requested.is_empty() && job.stop_requested.is_empty();
                 let attempt = jobs.get(&id).filter(calm).and_then(|job| job.attempts.get(&event.epoch));
                 let attempt = attempt.filter(|a| a.superseded.is_none() && a.failed.is_none());
                 let vm = attempt.and_then(|attempt| attempt.started.as_ref()).map(|started| started.value.vm);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use stoker_schemas::spec::Priority;
+use stoker_schemas::{letter::GivenUpBy, spec::Priority};
 use stoker_tests::conformance::broker::{
     DEADLINE, HOST, POOL, QUIET, command_to, deferred, job, jobs, next, quiet, read, run_case, settle, subscribe, take,
     text, text_of, told,
@@ -110,6 +110,11 @@ async fn poison_ends_in_the_dead_queue() {
         let delivery = next(&mut dead).await;
         assert_eq!(text(&delivery), "poison");
         assert_eq!(delivery.routing_key, format!("job.enqueued.{POOL}.normal"));
+        let queue = place.names.jobs_queue(&POOL.parse().unwrap(), Priority::Normal);
+        let death = delivery.about.death.unwrap();
+        assert_eq!((death.by, death.queue), (GivenUpBy::Broker("delivery_limit".to_owned()), queue));
+        assert_eq!((death.exchange, death.count), (place.names.events_exchange(), 1));
+        assert!(death.at.is_some() && delivery.about.message_id.is_some());
         delivery.ack.ack().await.unwrap();
     })
     .await;

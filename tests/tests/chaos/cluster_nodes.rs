@@ -1,6 +1,6 @@
-//! Three nodes that are one broker, to be killed, cut off and restarted.
+//! Three nodes that are one broker, to be killed, frozen and restarted.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use stoker_tests::setting;
 use tokio::{process::Command, sync::MutexGuard, time::sleep};
@@ -17,15 +17,13 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Names every node.
     pub url: String,
-    /// What its nodes know each other by; the script makes it of the name.
-    cookie: String,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Cluster {
     /// `None`, and said so, where no node can be made.
     pub async fn start(test: &str) -> Option<Self> {
-        let control = PathBuf::from(setting(test, "STOKER_TEST_BROKER_CTL")?);
+        let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
         let (turn, name) = (TURN.lock().await, new_name());
         let mut command = Command::new(&control);
         let output = command.args(["broker", "cluster", "--name", &name]).env_remove("STOKER_TEST_RUN").output().await;
@@ -36,7 +34,7 @@ impl Cluster {
             nodes.push(Node::of_cluster(&control, format!("{name}-{n}")).await);
         }
         let url = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        Some(Self { nodes, url, cookie: name, _turn: turn })
+        Some(Self { nodes, url, _turn: turn })
     }
 
     /// One of them; the count goes round.
@@ -50,46 +48,6 @@ impl Cluster {
         let line = queues.lines().find(|line| line.split_whitespace().next() == Some(queue));
         let leader = line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{queues}"));
         self.nodes.iter().find(|node| node.erlang_name() == leader).unwrap_or_else(|| panic!("{leader}"))
-    }
-
-    /// The others and this one see each other no more. Their own network is left alone: they stop trusting each other.
-    pub async fn cut_off(&self, node: &Node) {
-        self.trust(node, true).await;
-    }
-
-    pub async fn heal(&self, node: &Node) {
-        self.trust(node, false).await;
-    }
-
-    async fn trust(&self, node: &Node, part: bool) {
-        let others: Vec<_> = self.nodes.iter().filter(|other| other.name() != node.name()).collect();
-        let disconnect = if part { ", erlang:disconnect_node(N)" } else { "" };
-        let word = async |one: &Node, of: &[&Node]| {
-            let of: Vec<_> = of.iter().map(|two| format!("'{}'", two.erlang_name())).collect();
-            // Another one at each end: two that are wrong in the same way would do.
-            let cookie = if part { one.name() } else { &self.cookie };
-            let each = format!("[begin erlang:set_cookie(N, '{cookie}'){disconnect} end || N <- [{}]].", of.join(", "));
-            one.ctl(&["eval", &each]).await;
-        };
-        word(node, &others).await;
-        for other in others {
-            word(other, &[node]).await;
-        }
-    }
-
-    /// Waits until a node that was cut off has stopped, and the others know.
-    pub async fn is_without(&self, node: &Node) {
-        let noticed = async {
-            for other in self.nodes.iter().filter(|other| other.name() != node.name()) {
-                while running(&other.ctl_or_nothing(&STATUS).await) != Some(self.nodes.len() - 1) {
-                    sleep(LOOK).await;
-                }
-            }
-            while node.listens().await {
-                sleep(LOOK).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, noticed).await.expect("the cluster does not notice that a node is cut off");
     }
 
     /// Waits until all of them are there again, and see each other.

@@ -136,17 +136,6 @@ impl Node {
         PathBuf::from(self.tell("dir").await).join("mnesia")
     }
 
-    /// Does it take connections?
-    pub async fn listens(&self) -> bool {
-        let (_, address) = self.url.rsplit_once('@').expect("a URL with user and password");
-        let (address, _) = address.split_once('/').expect("a URL with a virtual host");
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// What `rabbitmqctl` says.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.tell_with("ctl", &[&["--"], arguments].concat()).await

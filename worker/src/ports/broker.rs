@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use stoker_schemas::{PoolName, spec::Priority};
+use stoker_schemas::{PoolName, Time, letter::Death, spec::Priority};
 use tokio::sync::{mpsc, watch};
 
 use super::handle::Handle;
@@ -46,7 +46,8 @@ pub trait Broker: Send + Sync + 'static {
     /// was lost and made anew is read from its beginning: offsets go back then.
     async fn history(&self, from: Offset) -> Result<HistoryReader, BrokerError>;
 
-    /// Puts a message that nobody can work on into the dead queue, with the reason; confirmed.
+    /// Makes a dead letter of a message that nobody can work on, with the reason; confirmed. It goes to the
+    /// readers of [`Source::Dead`], or, with a broker that keeps its history itself, straight into that.
     async fn park(&self, parked: Parked) -> Result<(), BrokerError>;
 
     /// Connected, blocked or down, as it changes.
@@ -59,8 +60,18 @@ pub trait Broker: Send + Sync + 'static {
         watch::channel(HistoryStatus::Available).1
     }
 
+    /// Whether a message that was confirmed may be gone all the same: purged, expired, or with its queue.
+    fn may_lose(&self) -> bool {
+        true
+    }
+
     /// Messages waiting in a pool's lane.
     async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError>;
+
+    /// Dead letters that wait for a reader.
+    async fn dead_depth(&self) -> Result<u64, BrokerError> {
+        Ok(0)
+    }
 
     /// Gives back what is unacknowledged and ends every task of this broker.
     async fn close(&self);
@@ -73,7 +84,7 @@ pub enum Source {
     Jobs(PoolName, Priority),
     /// Commands to this host (the one the broker was opened for).
     HostCommands,
-    /// Dead letters.
+    /// Dead letters: what was parked, and what the broker gave up.
     Dead,
 }
 
@@ -91,10 +102,25 @@ pub struct Delivery {
     pub routing_key: String,
     /// Earlier deliveries of this very message, from 0.
     pub delivery_count: u32,
+    /// What else is known of the message.
+    pub about: About,
     /// The payload.
     pub body: Bytes,
     /// How to settle it.
     pub ack: Handle,
+}
+
+/// What a message carries besides its payload, and where it was.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// The queue that it came from; of a dead letter, the one that it came to.
+    pub queue: String,
+    /// Its own id, where its publisher gave it one.
+    pub message_id: Option<String>,
+    /// Media type, as its publisher said.
+    pub content_type: Option<String>,
+    /// Of a dead letter: how it died.
+    pub death: Option<Death>,
 }
 
 impl std::fmt::Debug for Delivery {
@@ -114,11 +140,8 @@ pub trait Ack: Send + Sync {
     async fn ack(self: Box<Self>) -> Result<(), BrokerError>;
     /// Not now: back to the queue.
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
-    /// Never: the broker keeps it among its dead letters, as it is. A broker without such a place forgets it, as
-    /// `ack` does; its log still has the message.
-    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
-        self.ack().await
-    }
+    /// Never: the broker makes a dead letter of it, as it is.
+    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError>;
 }
 
 /// A message that could not be worked on.
@@ -128,6 +151,10 @@ pub struct Parked {
     pub routing_key: String,
     /// Why, for people.
     pub reason: String,
+    /// When.
+    pub at: Time,
+    /// What else was known of it.
+    pub about: About,
     /// The payload as it was.
     pub body: Bytes,
 }

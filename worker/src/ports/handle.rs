@@ -167,6 +167,10 @@ mod tests {
             self.0.lock().unwrap().push("requeue");
             Ok(())
         }
+        async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+            self.0.lock().unwrap().push("dead_letter");
+            Ok(())
+        }
     }
 
     fn subscription() -> (Handles, mpsc::Receiver<Delivery>, mpsc::Sender<Delivery>, CancellationToken) {

@@ -14,11 +14,12 @@ use crate::ports::broker::Delivery;
 impl Supervisor {
     pub(super) fn on_command(&mut self, delivery: Delivery, turn: &mut Turn) -> Result<(), SupervisorError> {
         match Event::decode(&delivery.body, self.rig.clock.now()) {
-            Ok(event) => self.obey(&event, turn)?,
-            // Nobody waits for a command: say so and go on.
-            Err(error) => tracing::warn!(%error, "command cannot be read, dropped"),
+            Ok(event) => {
+                self.obey(&event, turn)?;
+                turn.settle_after(None, delivery.ack);
+            }
+            Err(error) => self.park(delivery, error.to_string()),
         }
-        turn.settle_after(None, delivery.ack);
         Ok(())
     }
 

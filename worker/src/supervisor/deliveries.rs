@@ -2,7 +2,8 @@
 
 use stoker_schemas::command::{Begin, Command, Context};
 use stoker_schemas::decide::decide;
-use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::event::Event;
+use stoker_schemas::letter::{Work, work};
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
 use stoker_schemas::next::{Next, next};
 use stoker_schemas::retry::Jitter;
@@ -43,14 +44,7 @@ impl Supervisor {
 
     /// Reads a delivery. What cannot be read must not block the queue.
     fn understand(&self, delivery: &Delivery) -> Result<impl FnOnce(Delivery) -> Claim + use<>, String> {
-        let event = Event::decode(&delivery.body, self.rig.clock.now()).map_err(|e| e.to_string())?;
-        let job = event.job().ok_or_else(|| format!("{} is not about a job", event.data.kind()))?;
-        let (attempt, spec, enqueued_at) = match &event.data {
-            EventData::JobEnqueued(e) => (1, e.spec.clone(), event.time),
-            EventData::JobRetryScheduled(e) => (e.attempt, e.spec.clone(), e.enqueued_at),
-            EventData::JobDeferred(e) => (e.attempt, e.spec.clone(), e.enqueued_at),
-            other => return Err(format!("{} is not work: a job queue takes job.enqueued", other.kind())),
-        };
+        let Work { event, job, attempt, spec, enqueued_at } = work(&delivery.body, self.rig.clock.now())?;
         Ok(move |delivery: Delivery| Claim {
             job,
             attempt,
@@ -64,12 +58,12 @@ impl Supervisor {
         })
     }
 
-    fn park(&self, delivery: Delivery, reason: String) {
+    pub(super) fn park(&self, delivery: Delivery, reason: String) {
         tracing::warn!(routing_key = delivery.routing_key, reason, "message cannot be worked on, parked");
-        let broker = self.broker.clone();
+        let (broker, at) = (self.broker.clone(), self.rig.clock.now());
         tokio::spawn(async move {
-            let Delivery { routing_key, body, ack, .. } = delivery;
-            let settled = match broker.park(Parked { routing_key, reason, body }).await {
+            let Delivery { routing_key, about, body, ack, .. } = delivery;
+            let settled = match broker.park(Parked { routing_key, reason, at, about, body }).await {
                 Ok(()) => ack.ack().await,
                 // Too large to be published again with its reason, or no room for it: the broker moves it by itself,
                 // and keeps it until there is room.
@@ -95,7 +89,7 @@ impl Supervisor {
             return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, claim, turn);
         }
         let now = self.rig.clock.now();
-        let waited = now.since(claim.enqueued_at);
+        let waited = self.waited(&claim);
         let may_expire = claim.attempt == 1 && !seeded::is_on(Bug::TtlIgnored);
         if may_expire && claim.spec.ttl_s.is_some_and(|ttl| waited.as_secs() >= ttl) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };

@@ -15,6 +15,7 @@
 
 mod addresses;
 mod admission;
+mod age;
 mod books;
 mod commands;
 mod deliveries;
@@ -39,6 +40,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use addresses::AddressPool;
 use admission::Admission;
 pub use admission::Capacity;
+use age::Ages;
 use books::{Claim, Job};
 use pools::Pools;
 use refusals::Refusals;
@@ -149,6 +151,7 @@ pub struct Supervisor {
     /// Warm VMs begun in this life.
     warm_made: u64,
     begun_at: Time,
+    ages: Ages,
     /// Deliveries that do not fit now, the high lane first.
     waiting: VecDeque<Claim>,
     /// Deliveries to acknowledge once what their jobs wrote is published.
@@ -184,6 +187,7 @@ impl Supervisor {
             stock: Stock::new(settings.warm.clone()),
             warm_made: 0,
             begun_at: rig.clock.now(),
+            ages: Ages::new(rig.clock.now()),
             settings,
             rig,
             log,

@@ -130,6 +130,9 @@ mod tests {
         async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
             Ok(())
         }
+        async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+            Ok(())
+        }
     }
 
     /// Deliveries of one lane; dropped without a fault, for their subscription has ended.

@@ -256,7 +256,8 @@ impl Supervisor {
         let settling = async {
             loop {
                 let progress = published.borrow_and_update().clone();
-                acknowledge(self.settling.advance(progress)).await;
+                // In a task: what the broker does not answer in time must not be dropped here.
+                let _ = tokio::spawn(acknowledge(self.settling.advance(progress))).await;
                 if !self.settling.waits_for_outbox() || published.changed().await.is_err() {
                     return;
                 }

@@ -1,13 +1,18 @@
-//! `stoker dead`: jobs that nobody will try again by themselves.
+//! `stoker dead`: jobs that ended dead, and messages that no worker could work on.
+
+mod letters;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::json;
+use stoker_schemas::event::DeadLetterReason;
 
 use super::list::{self, FilterFlags};
 use crate::cli::CliError;
 use crate::cli::printer::Printer;
 use crate::cli::settings::Settings;
-use crate::http::{DeadPage, RedriveAnswer};
+use crate::http::{DeadPage, LetterAnswer, RedriveAnswer};
+use crate::readmodel::LetterPage;
 
 /// Requests of one redrive: each takes hundreds of jobs, so this is a bound, not a limit.
 const MAX_ROUNDS: usize = 10_000;
@@ -21,21 +26,42 @@ pub struct DeadArgs {
 
 #[derive(Debug, Subcommand)]
 enum DeadCommand {
-    /// List dead jobs with their causes
+    /// List dead jobs with their causes, and the messages that no worker could work on
     List {
         #[command(flatten)]
         which: FilterFlags,
-        /// Jobs to show
+        /// Jobs, and messages, to show
         #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
         limit: usize,
         /// Begin where the page before ended
         #[arg(long, value_name = "CURSOR")]
         cursor: Option<String>,
     },
-    /// Send dead jobs round again: these, all that match, or all
+    /// Show a message with its body; of a job's id, the job
+    Show {
+        /// Id of the message or job, or the beginning of it
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Say that messages need nothing any more
+    Dismiss {
+        /// Ids of the messages, or the beginnings of them
+        #[arg(value_name = "MESSAGE")]
+        ids: Vec<String>,
+        /// All that are open
+        #[arg(long, conflicts_with_all = ["ids", "kind"])]
+        all: bool,
+        /// All with this kind of reason, such as unreadable or expired
+        #[arg(long, value_name = "KIND", conflicts_with = "ids")]
+        kind: Option<DeadLetterReason>,
+        /// Why, for whoever reads the log
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Send dead jobs and messages round again: these, or all jobs that match
     Redrive {
-        /// Ids of the jobs, or the beginnings of them
-        #[arg(value_name = "JOB")]
+        /// Ids of the jobs or messages, or the beginnings of them
+        #[arg(value_name = "ID")]
         jobs: Vec<String>,
         /// All dead jobs
         #[arg(long, conflicts_with = "jobs")]
@@ -51,8 +77,17 @@ pub async fn run(args: DeadArgs, settings: &Settings, printer: &mut Printer) -> 
             let mut query = which.query();
             query.push(("limit", limit.to_string()));
             query.extend(cursor.map(|c| ("cursor", c)));
-            let page: DeadPage = settings.client.get(&["v1", "dead"], &query).await?;
-            print(&page, printer)
+            let jobs: DeadPage = settings.client.get(&["v1", "dead"], &query).await?;
+            let messages = letters::page(limit, settings).await?;
+            print(&DeadList { jobs, messages }, printer)
+        }
+        DeadCommand::Show { id } => letters::show(id, settings, printer).await,
+        DeadCommand::Dismiss { ids, all, kind, reason } => {
+            if ids.is_empty() && kind.is_none() && !all {
+                let hint = "name them, say of which kind (--kind expired), or say --all";
+                return Err(CliError::usage("which messages?", hint));
+            }
+            letters::dismiss(letters::Which { ids, reason: kind }, &reason, settings, printer).await
         }
         DeadCommand::Redrive { jobs, all, which } => {
             if !jobs.is_empty() && !which.is_empty() {
@@ -61,16 +96,50 @@ pub async fn run(args: DeadArgs, settings: &Settings, printer: &mut Printer) -> 
             if jobs.is_empty() && which.is_empty() && !all {
                 return Err(CliError::usage("which dead jobs?", "name them, filter them (--cause …), or say --all"));
             }
-            let answer = redrive(jobs, &which, settings).await?;
+            let mut answer = Redriven::default();
+            let mut rest = Vec::new();
+            for id in jobs {
+                match letters::redrive(&id, settings).await? {
+                    Some(letter) => answer.messages.push(letter),
+                    None => rest.push(id),
+                }
+            }
+            if answer.messages.is_empty() || !rest.is_empty() {
+                answer.jobs = redrive(rest, &which, settings).await?;
+            }
             print_redriven(&answer, printer)
         }
     }
 }
 
-fn print(page: &DeadPage, printer: &mut Printer) -> Result<(), CliError> {
+/// Both kinds of dead letters.
+#[derive(Serialize)]
+struct DeadList {
+    #[serde(flatten)]
+    jobs: DeadPage,
+    messages: LetterPage,
+}
+
+/// What became of a redrive.
+#[derive(Default, Serialize)]
+struct Redriven {
+    #[serde(flatten)]
+    jobs: RedriveAnswer,
+    messages: Vec<LetterAnswer>,
+}
+
+fn print(dead: &DeadList, printer: &mut Printer) -> Result<(), CliError> {
     if printer.json() {
-        return printer.value(page);
+        return printer.value(dead);
     }
+    print_jobs(&dead.jobs, printer)?;
+    if dead.messages.letters.is_empty() {
+        return Ok(());
+    }
+    letters::print(&dead.messages, printer)
+}
+
+fn print_jobs(page: &DeadPage, printer: &mut Printer) -> Result<(), CliError> {
     if page.jobs.is_empty() {
         return printer.note("no dead jobs");
     }
@@ -104,15 +173,17 @@ async fn redrive(jobs: Vec<String>, which: &FilterFlags, settings: &Settings) ->
     Ok(all)
 }
 
-fn print_redriven(answer: &RedriveAnswer, printer: &mut Printer) -> Result<(), CliError> {
+fn print_redriven(answer: &Redriven, printer: &mut Printer) -> Result<(), CliError> {
     if printer.json() {
         return printer.value(answer);
     }
-    for id in &answer.redriven {
-        printer.line(&id.to_string())?;
+    let Redriven { jobs, messages } = answer;
+    let ids = jobs.redriven.iter().map(ToString::to_string);
+    for id in ids.chain(messages.iter().map(|letter| letter.id.to_string())) {
+        printer.line(&id)?;
     }
-    for skipped in &answer.skipped {
+    for skipped in &jobs.skipped {
         printer.note(&format!("skipped {}: {}", skipped.id, skipped.reason))?;
     }
-    printer.note(&format!("{} redriven, {} skipped", answer.redriven.len(), answer.skipped.len()))
+    printer.note(&format!("{} redriven, {} skipped", jobs.redriven.len() + messages.len(), jobs.skipped.len()))
 }

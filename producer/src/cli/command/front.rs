@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::reconcile::{DEFAULT_AFTER_S, MAX_AFTER_S, MIN_AFTER_S};
+
 /// How API, pages and webhooks are reached.
 #[derive(Debug, Clone, Args)]
 pub struct FrontArgs {
@@ -17,4 +19,8 @@ pub struct FrontArgs {
     /// Webhooks in and callbacks out; without it, none
     #[arg(long, env = "STOKER_HOOKS", value_name = "FILE")]
     pub hooks: Option<PathBuf>,
+    /// Publish a job's message again when no host has taken it for so long and its queue has moved past it
+    #[arg(long, env = "STOKER_RECONCILE_AFTER_S", value_name = "SECONDS", default_value_t = DEFAULT_AFTER_S,
+          value_parser = clap::value_parser!(u64).range(MIN_AFTER_S..=MAX_AFTER_S))]
+    pub reconcile_after_s: u64,
 }

@@ -18,6 +18,13 @@ pub struct ShowArgs {
     job: String,
 }
 
+impl ShowArgs {
+    /// The job of this id.
+    pub fn of(job: String) -> Self {
+        Self { job }
+    }
+}
+
 pub async fn run(args: ShowArgs, settings: &Settings, printer: &mut Printer) -> Result<(), CliError> {
     let view: JobView = settings.client.get(&["v1", "jobs", &args.job], &[]).await?;
     if printer.json() {
@@ -51,12 +58,19 @@ fn head(view: &JobView, printer: &mut Printer) -> Result<(), CliError> {
     if let Some(reason) = &view.deferred {
         printer.line(&format!("  put back  {reason}"))?;
     }
+    if let Some(again) = &view.republished {
+        let times = if again.times > 1 { format!(", {} times by now", again.times) } else { String::new() };
+        printer.line(&format!("  again     message published again at {}{times}: {}", again.at, again.reason))?;
+    }
     if let Some(next) = &view.next {
         let why = next.cause.map(|c| format!(" after {}", c.title())).unwrap_or_default();
         printer.line(&format!("  next      attempt {} at {}{why}", next.attempt, next.not_before))?;
     }
     match &view.dead {
-        Some(dead) => printer.line(&format!("  dead      {}; stoker retry {}", dead_reason(dead.reason), view.id)),
+        Some(dead) => {
+            let detail = if dead.detail.is_empty() { String::new() } else { format!(": {}", dead.detail) };
+            printer.line(&format!("  dead      {}{detail}; stoker retry {}", dead_reason(dead.reason), view.id))
+        }
         None => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// See everything.
     Read,
-    /// Also enqueue, retry, cancel, stop, snooze, redrive; pause and limit pools.
+    /// Also enqueue, retry, cancel, stop, snooze, redrive, dismiss; pause and limit pools.
     Operate,
     /// Also what concerns hosts and the system itself.
     Admin,
@@ -50,7 +50,17 @@ const FREE: [&str; 4] = ["/health", "/ready", "/assets/{name}", "/login"];
 const FREE_BELOW: &str = "/hooks/";
 /// Writes about jobs and what waits for them. Every other write needs an admin, so that a route that nobody thought of
 /// here is shut rather than open.
-const OPERATE_BELOW: [&str; 7] = ["/v1/jobs", "/v1/dead", "/v1/pools", "/jobs", "/pools", "/v1/hooks", "/webhooks"];
+const OPERATE_BELOW: [&str; 9] = [
+    "/v1/jobs",
+    "/v1/dead",
+    "/v1/dead-letters",
+    "/v1/pools",
+    "/jobs",
+    "/dead-letters",
+    "/pools",
+    "/v1/hooks",
+    "/webhooks",
+];
 /// Ending one's own session changes nothing for others.
 const LOGOUT: &str = "/logout";
 
@@ -92,6 +102,8 @@ mod tests {
             "/jobs/act",
             "/jobs/{id}/{action}",
             "/v1/dead/redrive",
+            "/v1/dead-letters/{id}/dismiss",
+            "/dead-letters/{id}/{action}",
             "/webhooks/{n}/replay",
             "/v1/pools/{pool}/pause",
             "/pools/{pool}/{action}",

@@ -13,6 +13,7 @@ use crate::http::dead::{self, DeadPage, DeadQuery, RedriveAnswer, RedriveRequest
 use crate::http::deliveries::{self, CallPage, DeliveryPage, ReplayRequest, RowsQuery, WholeDelivery};
 use crate::http::export::DeadRow;
 use crate::http::jobs::{self, Attempts, ReportQuery};
+use crate::http::letters::{self, LetterAnswer, LettersQuery};
 use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
 use crate::http::many::{self, BulkCount, BulkRequest, BulkStarted, BulkView};
@@ -21,7 +22,7 @@ use crate::http::pools::{self, LimitRequest, PoolAnswer};
 use crate::http::snooze::SnoozeRequest;
 use crate::http::stats::{self, Stats, StatsQuery};
 use crate::http::wait::{SubmitQuery, Taken, Waited};
-use crate::readmodel::{Counts, HostView, Page, PoolView, Undecodable};
+use crate::readmodel::{Counts, HostView, LetterPage, Page, PoolView, Undecodable, WholeLetter};
 use crate::report::Report;
 use crate::view::JobView;
 
@@ -38,7 +39,7 @@ const TRACE: (&str, &str) = ("traceparent", "W3C trace context to go with the ev
 
 /// The routes behind [`admit`](crate::http::access::admit).
 pub fn endpoints() -> Vec<Endpoint> {
-    [jobs(), wishes(), dead_letters(), hosts(), of_pools(), events(), webhooks(), server()]
+    [jobs(), wishes(), dead_jobs(), dead_letters(), hosts(), of_pools(), events(), webhooks(), server()]
         .into_iter()
         .flatten()
         .collect()
@@ -116,7 +117,7 @@ fn wishes() -> Vec<Endpoint> {
     };
     vec![
         wish(post("/v1/jobs/{id}/retry", "retryJob", control::retry))
-            .about("Another attempt, now")
+            .about("Another attempt, now; of a job that is queued, its message again")
             .optional_body::<ControlRequest>()
             .fails(&[422]),
         wish(post("/v1/jobs/{id}/cancel", "cancelJob", control::cancel))
@@ -148,10 +149,10 @@ fn wishes() -> Vec<Endpoint> {
     ]
 }
 
-fn dead_letters() -> Vec<Endpoint> {
+fn dead_jobs() -> Vec<Endpoint> {
     vec![
         get("/v1/dead", "listDead", dead::list)
-            .about("Dead letters, the newest first, with their causes")
+            .about("Dead jobs, the newest first, with their causes")
             .more("As a page in JSON, or all that match as a file: NDJSON with their specs, or CSV.")
             .query::<DeadQuery>()
             .answers::<DeadPage>(200, "A page of dead jobs, or all of them.")
@@ -166,6 +167,34 @@ fn dead_letters() -> Vec<Endpoint> {
             .body::<RedriveRequest>()
             .answers::<RedriveAnswer>(200, "What became of each.")
             .fails(&[503]),
+    ]
+}
+
+fn dead_letters() -> Vec<Endpoint> {
+    let wish = |endpoint: Endpoint| {
+        endpoint
+            .header(BY.0, BY.1)
+            .header(TRACE.0, TRACE.1)
+            .optional_body::<Wish>()
+            .answers::<LetterAnswer>(202, "It is done.")
+            .answers::<LetterAnswer>(200, "It was so before; nothing follows.")
+            .fails(&[404, 409, 422, 503])
+    };
+    vec![
+        get("/v1/dead-letters", "listDeadLetters", letters::list)
+            .about("Messages that no worker could work on, or that the broker gave up; the latest first")
+            .query::<LettersQuery>()
+            .answers::<LetterPage>(200, "A page of dead letters.")
+            .fails(&[400]),
+        get("/v1/dead-letters/{id}", "getDeadLetter", letters::show)
+            .about("One dead letter, with its body")
+            .answers::<WholeLetter>(200, "The letter.")
+            .fails(&[400, 404]),
+        wish(post("/v1/dead-letters/{id}/redrive", "redriveDeadLetter", letters::redrive))
+            .about("Sends a dead letter on its way again")
+            .more("Its job gets another attempt. What still cannot be worked on is refused, with the reason."),
+        wish(post("/v1/dead-letters/{id}/dismiss", "dismissDeadLetter", letters::dismiss))
+            .about("Says that a dead letter needs nothing any more"),
     ]
 }
 

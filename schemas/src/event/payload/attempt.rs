@@ -27,10 +27,14 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
-        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
-        /// that heard of a cancellation before that does not cancel it again.
+        /// When an attempt was last asked for by hand, by the asker's clock. Decides nothing, except about
+        /// requests of an older Stoker, which do not say what their asker knew.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asked_at: Option<Time>,
+        /// The latest attempt asked for by hand; 0 for none. Travels with the job, so that a host that knows
+        /// of a cancellation which that attempt overtook does not cancel the job again.
+        #[serde(default, skip_serializing_if = "super::job::is_zero")]
+        asked_attempt: u32,
     }
 }
 
@@ -185,7 +189,7 @@ pub enum GoneWhy {
     Stopped,
     /// It ended by itself after it was ready.
     Exited,
-    /// Another host's VM of the same job was ready earlier.
+    /// It was one too many: the job has another VM, or has ended without this one.
     Duplicate,
 }
 
@@ -197,7 +201,7 @@ impl GoneWhy {
             Self::Cancelled => "its job was cancelled",
             Self::Stopped => "somebody asked",
             Self::Exited => "it ended by itself",
-            Self::Duplicate => "another VM of the job was ready earlier",
+            Self::Duplicate => "one too many: its job has another VM, or has ended",
         }
     }
 }

@@ -35,10 +35,14 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
-        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
-        /// that heard of a cancellation before that does not cancel it again.
+        /// When an attempt was last asked for by hand, by the asker's clock. Decides nothing, except about
+        /// requests of an older Stoker, which do not say what their asker knew.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asked_at: Option<Time>,
+        /// The latest attempt asked for by hand; 0 for none. Travels with the job, so that a host that knows
+        /// of a cancellation which that attempt overtook does not cancel the job again.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        asked_attempt: u32,
     }
 }
 payload! {
@@ -54,10 +58,14 @@ payload! {
         spec: JobSpec,
         /// When the job was first enqueued.
         enqueued_at: Time,
-        /// When somebody last asked for an attempt by hand. Travels with the job, so that a host
-        /// that heard of a cancellation before that does not cancel it again.
+        /// When an attempt was last asked for by hand, by the asker's clock. Decides nothing, except about
+        /// requests of an older Stoker, which do not say what their asker knew.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asked_at: Option<Time>,
+        /// The latest attempt asked for by hand; 0 for none. Travels with the job, so that a host that knows
+        /// of a cancellation which that attempt overtook does not cancel the job again.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        asked_attempt: u32,
     }
 }
 payload! {
@@ -70,6 +78,9 @@ payload! {
         /// The last failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         diagnosis: Option<Diagnosis>,
+        /// More, for people.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        detail: String,
         /// What was to be booted.
         spec: JobSpec,
     }
@@ -85,10 +96,16 @@ pub enum DeadReason {
     NotRetryable,
     /// Its time-to-live passed before an attempt could start.
     Expired,
+    /// Its message was given up: no host gets it any more.
+    MessageLost,
+}
+
+pub(super) fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 payload! {
-    /// Payload of requests.
+    /// Payload of requests about hosts, and what every request says.
     struct Request {
         /// Who asked.
         by: String,
@@ -97,6 +114,50 @@ payload! {
         reason: String,
     }
 }
+payload! {
+    /// Payload of `job.cancel-requested`.
+    struct JobCancelRequested {
+        /// The latest attempt asked for by hand that the asker knew of; 0 for none. A later one overtakes the
+        /// request: also one asked for at the same moment, by somebody who did not know of the request. Absent
+        /// in requests of an older Stoker: then the times of both decide.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_attempt: Option<u32>,
+        /// Who asked.
+        by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    }
+}
+payload! {
+    /// Payload of `job.stop-requested`.
+    struct JobStopRequested {
+        /// The latest attempt that the asker knew of: VMs of later ones are not meant. Absent in requests of
+        /// an older Stoker: then VMs that started before the request, by their hosts' clocks, are meant.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
+        /// Who asked.
+        by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    }
+}
+
+impl From<Request> for JobCancelRequested {
+    /// Without what the asker knew.
+    fn from(Request { by, reason }: Request) -> Self {
+        Self { asked_attempt: None, by, reason }
+    }
+}
+
+impl From<Request> for JobStopRequested {
+    /// Without what the asker knew.
+    fn from(Request { by, reason }: Request) -> Self {
+        Self { attempt: None, by, reason }
+    }
+}
+
 payload! {
     /// Payload of `job.snooze-requested`: the next attempt is to wait longer.
     struct JobSnoozeRequested {
@@ -118,5 +179,17 @@ payload! {
         attempt: u32,
         /// Who asked.
         by: String,
+    }
+}
+payload! {
+    /// Payload of `job.republished`: its message was published again, because it may have been lost.
+    struct JobRepublished {
+        /// The attempt that the message is about.
+        attempt: u32,
+        /// Who asked; absent for Stoker itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+        /// Why, for people.
+        reason: String,
     }
 }

@@ -11,11 +11,13 @@ macro_rules! payload {
 mod attempt;
 mod host;
 mod job;
+mod message;
 mod pool;
 mod warm;
 
 pub use attempt::*;
 pub use host::*;
 pub use job::*;
+pub use message::*;
 pub use pool::*;
 pub use warm::*;

@@ -30,12 +30,18 @@ const CAUSES: [Cause; 3] = [Cause::KernelPanic, Cause::AgentNotListening, Cause:
 #[derive(Default)]
 pub struct Crowd {
     next: u64,
+    all_dead: bool,
 }
 
 impl Crowd {
+    /// All of them ended dead.
+    pub fn of_the_dead() -> Self {
+        Self { all_dead: true, ..Self::default() }
+    }
+
     /// The next job's events, as if it had ended at this time.
     pub fn tell(&mut self, ended: Time) -> Fallible<Vec<Event>> {
-        let n = self.next;
+        let n = if self.all_dead { self.next * DEAD_OF } else { self.next };
         self.next += 1;
         let enqueued_at = before(ended, BOOT);
         let id = JobId(Uuid::new_v7(at(enqueued_at)));
@@ -77,8 +83,9 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     let vm = VmId::derive(id, epoch, &host);
     let (taken, ended) = (enqueued_at.plus(Duration::from_millis(3)), enqueued_at.plus(BOOT));
     let address = Some(std::net::Ipv4Addr::new(192, 168, 100, 17));
-    let (driver, asked_at) = (Driver::Firecracker, None);
-    let started = AttemptStarted { host, vm, driver, address, spec: spec.clone(), enqueued_at, asked_at };
+    let (driver, asked_at, asked_attempt) = (Driver::Firecracker, None, 0);
+    let started =
+        AttemptStarted { host, vm, driver, address, spec: spec.clone(), enqueued_at, asked_at, asked_attempt };
     let tell = |time, data| Event::about_job(id, epoch, &source, time, data);
     let mut events = vec![tell(taken, EventData::AttemptStarted(started))];
     if !n.is_multiple_of(DEAD_OF) {
@@ -95,7 +102,8 @@ fn attempt(id: JobId, n: u64, spec: &JobSpec, enqueued_at: Time) -> Fallible<Vec
     let diagnosis = diagnosis(n)?;
     let failed = AttemptFailed { diagnosis: diagnosis.clone(), marks: marks(taken) };
     let gone = VmGone { why: GoneWhy::Failed, detail: String::new() };
-    let dead = JobDead { attempt: 1, reason: DeadReason::NotRetryable, diagnosis: Some(diagnosis), spec: spec.clone() };
+    let (reason, diagnosis, detail) = (DeadReason::NotRetryable, Some(diagnosis), String::new());
+    let dead = JobDead { attempt: 1, reason, diagnosis, detail, spec: spec.clone() };
     events.push(tell(ended, EventData::AttemptFailed(failed)));
     events.push(tell(ended, EventData::VmGone(gone)));
     events.push(tell(ended, EventData::JobDead(dead)));

@@ -14,6 +14,7 @@ use serde_json::Value;
 use stoker_producer::clock;
 use stoker_producer::control_plane::Front;
 use stoker_producer::http::Access;
+use stoker_producer::reconcile::Patience;
 use stoker_producer::serve::{self, Serve};
 use stoker_schemas::Event;
 use stoker_worker::ports::broker::{Broker, CONTENT_BATCH, Outgoing};
@@ -223,7 +224,7 @@ impl Server {
             broker: Arc::new(rabbit.connect(None).await?),
             broker_name: "the run's node".to_owned(),
             data: data.to_owned(),
-            front: Front { listen, access: Access::Open, hooks: None },
+            front: Front { listen, access: Access::Open, hooks: None, patience: Patience::default() },
         };
         let (ask, asked) = watch::channel(Shutdown::No);
         let (out, address) = oneshot::channel();

@@ -111,7 +111,7 @@ impl BenchHost {
     /// Asks for a VM's stop.
     pub async fn stop_vm(&self, id: JobId) -> Fallible<()> {
         let request = Request { by: "bench".to_owned(), reason: "measured".to_owned() };
-        self.publish(id, EventData::StopRequested(request)).await
+        self.publish(id, EventData::StopRequested(request.into())).await
     }
 
     async fn publish(&self, id: JobId, data: EventData) -> Fallible<()> {

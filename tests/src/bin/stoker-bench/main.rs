@@ -3,11 +3,12 @@
 //! Every figure stands beside its target; nothing here is remembered from another run. Boots are
 //! compared with the same VM started by hand, in turns (`boot`, `by_hand`); the log with the same
 //! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`);
-//! API and pages answer over a million jobs (`front`, `crowd`).
+//! API and pages answer over a million jobs (`front`, `crowd`), and a start with a million dead ones (`dead`).
 
 mod boot;
 mod by_hand;
 mod crowd;
+mod dead;
 mod figure;
 mod flow;
 mod front;
@@ -59,7 +60,7 @@ struct Arguments {
 }
 
 /// The benchmarks, by the figures they give.
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 11] = [
     "boot-overhead-firecracker",
     "boot-overhead-qemu",
     "restore",
@@ -69,6 +70,7 @@ const GROUPS: [&str; 10] = [
     "log",
     "throughput",
     "front",
+    "start-with-dead-jobs",
     "memory",
 ];
 
@@ -128,6 +130,7 @@ async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
         "log" => tokio::task::spawn_blocking(move || log::figures(quick)).await?,
         "throughput" => flow::throughput(quick).await,
         "front" => front::figures(quick).await,
+        "start-with-dead-jobs" => dead::figures(quick).await,
         _ => memory::figures(quick).await,
     }
 }

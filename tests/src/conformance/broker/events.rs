@@ -68,6 +68,7 @@ pub fn deferred(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outg
         spec: spec(pool, lane, text),
         enqueued_at: now(),
         asked_at: None,
+        asked_attempt: 0,
     };
     message(JOB_LEVEL, EventData::JobDeferred(data))
 }
@@ -83,6 +84,7 @@ pub fn retrying(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outg
         spec: spec(pool, lane, text),
         enqueued_at: now(),
         asked_at: None,
+        asked_attempt: 0,
     };
     message(Epoch::first(2), EventData::JobRetryScheduled(data))
 }
@@ -90,7 +92,10 @@ pub fn retrying(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outg
 /// A dead job.
 pub fn dead(pool: &str, text: &str) -> Outgoing {
     let (reason, spec) = (DeadReason::AttemptsExhausted, spec(pool, Priority::Normal, text));
-    message(Epoch::first(1), EventData::JobDead(JobDead { attempt: 1, reason, diagnosis: None, spec }))
+    message(
+        Epoch::first(1),
+        EventData::JobDead(JobDead { attempt: 1, reason, diagnosis: None, detail: String::new(), spec }),
+    )
 }
 
 /// A fact that only readers of the history want.
@@ -104,7 +109,7 @@ fn request(text: &str) -> Request {
 
 /// A command to every host.
 pub fn command_to_all(text: &str) -> Outgoing {
-    message(JOB_LEVEL, EventData::StopRequested(request(text)))
+    message(JOB_LEVEL, EventData::StopRequested(request(text).into()))
 }
 
 /// A command to one host.
@@ -133,7 +138,8 @@ pub fn text_of(body: &[u8]) -> String {
         Ok(EventData::JobRetryScheduled(e)) => label(&e.spec),
         Ok(EventData::JobDead(e)) => label(&e.spec),
         Ok(EventData::VmGone(e)) => e.detail,
-        Ok(EventData::StopRequested(e) | EventData::HostDrainRequested(e)) => e.by,
+        Ok(EventData::StopRequested(e)) => e.by,
+        Ok(EventData::HostDrainRequested(e)) => e.by,
         _ => String::from_utf8_lossy(body).into_owned(),
     }
 }

@@ -6,13 +6,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use stoker_schemas::spec::Priority;
-use stoker_worker::ports::broker::{BrokerError, Parked, Source};
+use stoker_schemas::{
+    Event, EventData,
+    event::{DeadLetterReason, MessageDeadLettered},
+    letter::{Letter, dead_lettered},
+    spec::Priority,
+};
+use stoker_worker::{
+    clock::Clock,
+    ports::broker::{About, Broker, BrokerError, Delivery, Offset, Parked, Source},
+};
 use tokio::time::timeout;
 
 use super::{
     Ability, DEADLINE, FRESH, HOST, OTHER_HOST, OTHER_POOL, POOL, Setup, applies, command_to, command_to_all, dead,
-    deferred, job, jobs, next, pool, publish_numbers, quiet, raw, read, retrying, subscribe, take, text,
+    deferred, job, jobs, next, pool, publish_numbers, quiet, raw, read, retrying, subscribe, take, text, text_of,
 };
 
 /// Not before its delay, and not long after.
@@ -90,21 +98,60 @@ pub async fn commands_reach_their_host(setup: &dyn Setup) {
     quiet(&mut mine).await;
 }
 
-/// What could not be worked on is there for people, as it was.
-pub async fn a_parked_message_is_readable(setup: &dyn Setup) {
-    let body = Bytes::from_static(b"\xff not json");
-    let key = format!("job.enqueued.{POOL}.normal");
-    let parked = Parked { routing_key: key.clone(), reason: "not JSON".into(), body: body.clone() };
-    let mut broker = setup.open(HOST).await;
-    broker.park(parked).await.unwrap();
-    if setup.can(Ability::ParkedKept) {
-        broker.close().await;
-        broker = setup.open(HOST).await;
+/// The only dead letter there is, as the event that tells of it.
+async fn dead_letter(setup: &dyn Setup, broker: &dyn Broker) -> MessageDeadLettered {
+    let event = if setup.can(Ability::DeadQueue) {
+        let mut dead = subscribe(broker, Source::Dead, 10).await;
+        let Delivery { about, body, ack, .. } = next(&mut dead).await;
+        ack.ack().await.unwrap();
+        let (message_id, content_type) = (about.message_id.as_deref(), about.content_type.as_deref());
+        let death = about.death.as_ref().expect("says how it died");
+        dead_lettered(Letter { death, message_id, content_type, body: &body }, "/producers/test", Clock::system().now())
+    } else {
+        let mut history = broker.history(Offset::First).await.unwrap();
+        loop {
+            let entry = timeout(DEADLINE, history.recv()).await.expect("it was not told").unwrap();
+            if entry.routing_key == "message.dead-lettered" {
+                break Event::decode(&entry.body, Clock::system().now()).unwrap();
+            }
+        }
+    };
+    match event.data {
+        EventData::MessageDeadLettered(letter) => letter,
+        other => panic!("{other:?}"),
     }
-    let mut dead = subscribe(&*broker, Source::Dead, 10).await;
-    let delivery = next(&mut dead).await;
-    assert_eq!((delivery.routing_key.as_str(), &delivery.body), (key.as_str(), &body));
-    delivery.ack.ack().await.unwrap();
+}
+
+/// What could not be worked on is there for people, as it was, also after a restart.
+pub async fn a_parked_message_is_a_dead_letter_with_its_reason(setup: &dyn Setup) {
+    let body = Bytes::from_static(b"\xff not json");
+    let (key, reason) = (format!("job.enqueued.{POOL}.normal"), "not JSON".to_owned());
+    let (queue, message_id) = ("where.it.was".to_owned(), Some("m-1".to_owned()));
+    let about = About { queue, message_id, content_type: Some("text/plain".to_owned()), death: None };
+    let at = Clock::system().now();
+    let broker = setup.open(HOST).await;
+    broker.park(Parked { routing_key: key.clone(), reason, at, about, body: body.clone() }).await.unwrap();
+    broker.close().await;
+    let letter = dead_letter(setup, &*setup.open(HOST).await).await;
+    assert_eq!((letter.reason, letter.detail.as_str()), (DeadLetterReason::Unreadable, "not JSON"));
+    assert_eq!((letter.queue.as_str(), letter.routing_key, letter.died_at), ("where.it.was", key, at));
+    assert_eq!((letter.message_id.as_deref(), letter.content_type.as_deref()), (Some("m-1"), Some("text/plain")));
+    assert_eq!((letter.body.bytes(), letter.size), (Some(body.to_vec()), body.len() as u64));
+}
+
+/// What its reader will never take, and cannot park, is not forgotten.
+pub async fn a_rejected_message_is_a_dead_letter(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    broker.publish(job(POOL, Priority::Normal, "rejected")).await.unwrap();
+    let mut subscription = subscribe(&*broker, jobs(POOL, Priority::Normal), 1).await;
+    next(&mut subscription).await.ack.dead_letter().await.unwrap();
+    quiet(&mut subscription).await;
+    let letter = dead_letter(setup, &*broker).await;
+    assert_eq!(letter.reason, DeadLetterReason::Rejected, "{letter:?}");
+    assert_eq!(letter.routing_key, format!("job.enqueued.{POOL}.normal"));
+    assert!(letter.queue.ends_with(&format!("jobs.{POOL}.normal")), "{}", letter.queue);
+    assert_eq!(letter.work.expect("it is work").attempt, 1);
+    assert_eq!(text_of(&letter.body.bytes().expect("whole")), "rejected");
 }
 
 /// That a job is dead is a fact for readers of the history: no queue fills with dead jobs.

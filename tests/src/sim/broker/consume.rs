@@ -1,7 +1,7 @@
 //! Deliveries: handed out within each consumer's credit, settled, and given back when a connection is lost.
 
 use async_trait::async_trait;
-use stoker_worker::ports::broker::{Ack, BrokerError, Delivery};
+use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery};
 
 use super::Model;
 use super::queue::{Held, Message};
@@ -46,10 +46,12 @@ impl State {
         let Some(queue) = self.queues.get_mut(&name) else { return false };
         let Some(message) = queue.ready.pop_front() else { return false };
         say!(self.trace, "broker > {who} {} from {name} #{tag} delivery {}", message.id, message.deliveries);
+        let queue_name = name.clone();
         let ack = SimAck { model, link: number, generation, queue: name, tag };
         place.send(Delivery {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
+            about: About { queue: queue_name, message_id: Some(message.id.clone()), ..About::default() },
             body: message.body.clone(),
             ack: handles.issue(Box::new(ack)),
         });

@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::CLOSE_DEADLINE,
     credit::{self, Share, Step},
+    death,
     fault::{Fault, answer},
     link::Live,
-    message::HEADER_ROUTING_KEY,
     settle::{AmqpAck, Settle, Verdict, frames},
     topology::Declarer,
     watchdog::Watchdog,
@@ -60,6 +60,8 @@ struct Consumer {
 pub(super) struct Consuming {
     channel: Channel,
     queue: ShortString,
+    /// It is the queue of dead letters: each says how it died.
+    has_letters: bool,
     out: mpsc::Sender<Delivery>,
     arrivals: SelectAll<Pin<Box<dyn Stream<Item = Arrival> + Send>>>,
     consumers: Vec<Consumer>,
@@ -75,11 +77,18 @@ pub(super) struct Consuming {
 }
 
 impl Consuming {
-    pub(super) fn new(channel: Channel, queue: &str, out: mpsc::Sender<Delivery>, handles: Handles) -> Self {
+    pub(super) fn new(
+        channel: Channel,
+        queue: &str,
+        has_letters: bool,
+        out: mpsc::Sender<Delivery>,
+        handles: Handles,
+    ) -> Self {
         let (settle, settled) = mpsc::channel(SETTLE_BUFFER);
         Self {
             channel,
             queue: queue.into(),
+            has_letters,
             out,
             arrivals: SelectAll::new(),
             consumers: Vec::new(),
@@ -228,10 +237,11 @@ impl Consuming {
 
     fn hand_over(&mut self) {
         let Some(settle) = &self.settle else { return };
+        let queue = self.queue.as_str();
         while !self.waiting.is_empty() {
             let Ok(permit) = self.out.try_reserve() else { return };
             if let Some(received) = self.waiting.pop_front() {
-                permit.send(delivery(received, settle.clone(), &self.handles));
+                permit.send(delivery(received, queue, self.has_letters, settle.clone(), &self.handles));
             }
         }
     }
@@ -293,24 +303,28 @@ impl Consuming {
     }
 }
 
-fn delivery(received: Received, owner: mpsc::Sender<Settle>, handles: &Handles) -> Delivery {
+fn delivery(
+    received: Received,
+    queue: &str,
+    is_letter: bool,
+    owner: mpsc::Sender<Settle>,
+    handles: &Handles,
+) -> Delivery {
     let headers = received.properties.headers().as_ref();
-    let header = |name| headers.and_then(|h| h.inner().get(name));
-    let counted = header(HEADER_DELIVERY_COUNT).and_then(number);
-    let routing_key = match header(HEADER_ROUTING_KEY) {
-        Some(AMQPValue::LongString(key)) => key.to_string(),
-        _ => received.routing_key.to_string(),
-    };
+    let counted = headers.and_then(|h| h.inner().get(HEADER_DELIVERY_COUNT)).and_then(number);
+    let routing_key = received.routing_key.to_string();
+    let about = death::about(&received, queue, is_letter);
     Delivery {
-        routing_key,
-        delivery_count: counted.unwrap_or_else(|| u32::from(received.redelivered)),
+        routing_key: about.death.as_ref().map_or(routing_key, |death| death.routing_key.clone()),
+        delivery_count: counted.and_then(|n| u32::try_from(n).ok()).unwrap_or_else(|| u32::from(received.redelivered)),
+        about,
         body: received.data.into(),
         ack: handles.issue(Box::new(AmqpAck { tag: received.delivery_tag, owner })),
     }
 }
 
 /// RabbitMQ picks the width of a number by its value.
-fn number(value: &AMQPValue) -> Option<u32> {
+pub(super) fn number(value: &AMQPValue) -> Option<u64> {
     let number = match value {
         AMQPValue::ShortShortInt(n) => i64::from(*n),
         AMQPValue::ShortShortUInt(n) => i64::from(*n),
@@ -321,5 +335,5 @@ fn number(value: &AMQPValue) -> Option<u32> {
         AMQPValue::LongLongInt(n) => *n,
         _ => return None,
     };
-    u32::try_from(number).ok()
+    u64::try_from(number).ok()
 }

@@ -13,12 +13,19 @@ use super::{
     config::{MAX_BODY_BYTES, MAX_REASON_BYTES},
     route::{self, Route},
 };
-use crate::ports::broker::{BrokerError, CONTENT_EVENT, Outgoing, Parked};
+use crate::ports::broker::{BrokerError, Outgoing, Parked};
 
 /// Header of a parked message: why it was parked.
 pub const HEADER_REASON: &str = "x-stoker-reason";
 /// Header of a parked message: the routing key it came with.
 pub const HEADER_ROUTING_KEY: &str = "x-stoker-routing-key";
+/// Header of a parked message: the queue it came from.
+pub const HEADER_QUEUE: &str = "x-stoker-queue";
+/// Header of a parked message: its own id. As a property it would make two parked messages look like one to who
+/// looks for a returned message.
+pub const HEADER_MESSAGE_ID: &str = "x-stoker-message-id";
+/// Header of a parked message: when it was parked, RFC 3339.
+pub const HEADER_PARKED_AT: &str = "x-stoker-parked-at";
 /// AMQP's `delivery-mode` for messages that survive a restart.
 const PERSISTENT: u8 = 2;
 
@@ -59,10 +66,15 @@ impl Message {
         };
         header(HEADER_REASON, &parked.reason);
         header(HEADER_ROUTING_KEY, &parked.routing_key);
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type(CONTENT_EVENT.into())
-            .with_headers(headers);
+        header(HEADER_QUEUE, &parked.about.queue);
+        header(HEADER_PARKED_AT, &parked.at.to_string());
+        if let Some(id) = &parked.about.message_id {
+            header(HEADER_MESSAGE_ID, id);
+        }
+        let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+        if let Some(kind) = &parked.about.content_type {
+            properties = properties.with_content_type(short(kind)?);
+        }
         let routing_key = short(&names.dead_queue())?;
         Ok(Self { exchange: "".into(), routing_key, route: Route::History, properties, body: parked.body })
     }
@@ -95,7 +107,10 @@ fn clip(text: &str) -> &str {
 mod tests {
     use std::time::Duration;
 
+    use stoker_schemas::Time;
+
     use super::*;
+    use crate::ports::broker::{About, CONTENT_EVENT};
 
     fn outgoing(key: &str, delay: Option<Duration>) -> Outgoing {
         Outgoing {
@@ -131,7 +146,8 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut_between_characters() {
         let reason = "é".repeat(MAX_REASON_BYTES);
-        let parked = Parked { routing_key: "k".into(), reason, body: Bytes::new() };
+        let (at, about) = (Time::UNIX_EPOCH, About::default());
+        let parked = Parked { routing_key: "k".into(), reason, at, about, body: Bytes::new() };
         assert!(Message::parked(&Names::default(), parked).is_ok());
     }
 }

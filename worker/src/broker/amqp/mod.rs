@@ -12,6 +12,7 @@
 mod config;
 mod consuming;
 mod credit;
+mod death;
 mod fault;
 mod history;
 mod history_route;
@@ -41,7 +42,7 @@ use tokio::{
 
 pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
 pub use history_route::remove_record;
-pub use message::{HEADER_REASON, HEADER_ROUTING_KEY};
+pub use message::{HEADER_MESSAGE_ID, HEADER_PARKED_AT, HEADER_QUEUE, HEADER_REASON, HEADER_ROUTING_KEY};
 
 use self::{
     config::{ANSWER_DEADLINE, CLOSE_DEADLINE},
@@ -204,6 +205,22 @@ impl Broker for AmqpBroker {
     }
 
     async fn depth(&self, pool: &PoolName, lane: Priority) -> Result<u64, BrokerError> {
+        self.depth_of(&self.config.names.jobs_queue(pool, lane)).await
+    }
+
+    async fn dead_depth(&self) -> Result<u64, BrokerError> {
+        self.depth_of(&self.config.names.dead_queue()).await
+    }
+
+    async fn close(&self) {
+        // Each task ends at the token, after at most one question and one goodbye.
+        let _ = timeout(ANSWER_DEADLINE + CLOSE_DEADLINE, self.tasks.end()).await;
+    }
+}
+
+impl AmqpBroker {
+    /// Messages waiting in a queue; none where there is no such queue.
+    async fn depth_of(&self, queue: &str) -> Result<u64, BrokerError> {
         let live = timeout(self.config.publish_deadline, self.consume.live());
         let Ok(live) = live.await else {
             return Err(match self.board.of(Role::Consume) {
@@ -212,16 +229,10 @@ impl Broker for AmqpBroker {
             });
         };
         let live = live.ok_or(BrokerError::Closed)?;
-        let queue = self.config.names.jobs_queue(pool, lane);
-        let found = live.declarer(&self.config).depth(&queue).await;
+        let found = live.declarer(&self.config).depth(queue).await;
         found.map(Option::unwrap_or_default).map_err(|fault| {
             live.blame(&fault);
             BrokerError::Down(fault.to_string())
         })
-    }
-
-    async fn close(&self) {
-        // Each task ends at the token, after at most one question and one goodbye.
-        let _ = timeout(ANSWER_DEADLINE + CLOSE_DEADLINE, self.tasks.end()).await;
     }
 }

@@ -113,7 +113,8 @@ impl Subscriber {
         self.origin.declare(live, &self.config).await?;
         let channel = live.channel().await?;
         let handles = Handles::new(self.source.clone(), &self.out, self.closing.clone());
-        let mut consuming = Consuming::new(channel, queue, self.out.clone(), handles);
+        let has_letters = matches!(self.origin, Origin::Dead);
+        let mut consuming = Consuming::new(channel, queue, has_letters, self.out.clone(), handles);
         let watchdog = Watchdog::new(self.config.patience);
         let end = consuming.run(live, live.declarer(&self.config), watchdog, &self.closing, &mut self.credit).await;
         consuming.close().await;

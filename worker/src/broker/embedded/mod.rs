@@ -4,9 +4,11 @@
 //! backlog costs a few bytes a job here (the log's own cache grows apart from that).
 //!
 //! ```text
-//!  publish --append--> [event log] --follower--> lanes, delays, commands, dead --> subscriptions
+//!  publish --append--> [event log] --follower--> lanes, delays, commands --> subscriptions
 //!  supervisor --append-----^   \--> history readers
 //! ```
+//!
+//! A dead letter is an event as well, in a stream of its own: it fills no queue, and no start reads it.
 
 mod follower;
 mod queues;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::letter::{Death, GivenUpBy, Letter, dead_lettered};
 use stoker_schemas::spec::Priority;
 use stoker_schemas::{PoolName, Time};
 use tokio::sync::{mpsc, watch};
@@ -25,12 +28,14 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::log::{Append, EventLog, Expected, IndexChange, LogError, Recorded};
 use crate::ports::broker::{
-    Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Mark, Offset,
+    About, Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Mark, Offset,
     Outgoing, Parked, Source, Subscription,
 };
 use crate::supervisor::{HOST_STREAM, tags};
 use queues::{Item, Queues};
 
+/// Who tells of dead letters.
+const SOURCE: &str = "/producers/broker";
 /// Entries read from the log at a time.
 const PAGE: usize = 256;
 
@@ -112,6 +117,24 @@ impl Inner {
         }
     }
 
+    /// Writes that a message died.
+    async fn tell_dead(
+        &self,
+        by: GivenUpBy,
+        routing_key: &str,
+        about: &About,
+        body: &[u8],
+        at: Time,
+    ) -> Result<(), BrokerError> {
+        let (queue, routing_key) = (about.queue.clone(), routing_key.to_owned());
+        let death = Death { by, queue, exchange: String::new(), routing_key, count: 1, at: Some(at) };
+        let (message_id, content_type) = (about.message_id.as_deref(), about.content_type.as_deref());
+        let letter = Letter { death: &death, message_id, content_type, body };
+        let event = dead_lettered(letter, SOURCE, self.clock.now());
+        let body = event.encode().map_err(|e| BrokerError::Refused(e.to_string()))?;
+        self.log.append(vec![append_of(&event, body.into())]).await.map(drop).map_err(store)
+    }
+
     fn check_open(&self) -> Result<(), BrokerError> {
         if self.closed.is_cancelled() { Err(BrokerError::Closed) } else { Ok(()) }
     }
@@ -131,12 +154,15 @@ fn store(error: LogError) -> BrokerError {
 
 /// How an event published from outside (not by the supervisor) enters the log.
 fn append_of(event: &Event, body: Bytes) -> Append {
-    let stream = event.job().map_or(HOST_STREAM, |job| job.0);
+    // What is told of a host is read at each start; dead letters are not.
+    let stream = event.job().map(|job| job.0).or_else(|| event.letter().map(|letter| letter.0)).unwrap_or(HOST_STREAM);
     let micros = |time: Time| u64::try_from(time.unix_micros()).unwrap_or(0);
     let (expected, index) = match &event.data {
         // The first event of its job: the same key again finds the stream taken.
         EventData::JobEnqueued(_) => (Expected::Version(0), IndexChange::Set(tags::QUEUED, micros(event.time))),
         EventData::JobRetryScheduled(e) => (Expected::Any, IndexChange::Set(tags::RETRYING, micros(e.not_before))),
+        // Nothing waits for a host any more.
+        EventData::JobDead(_) | EventData::JobCancelled(_) => (Expected::Any, IndexChange::Remove),
         _ => (Expected::Any, IndexChange::Keep),
     };
     Append { stream, expected, events: vec![body], index }
@@ -181,16 +207,19 @@ impl Broker for EmbeddedBroker {
         Ok(receive)
     }
 
-    /// Nothing that cannot be read gets past `publish` here, so only a foreign reader parks; it is
-    /// kept in memory, bounded.
     async fn park(&self, parked: Parked) -> Result<(), BrokerError> {
-        tracing::warn!(routing_key = parked.routing_key, reason = parked.reason, "parked");
-        self.inner.queues.park(parked);
-        Ok(())
+        self.inner.check_open()?;
+        let Parked { routing_key, reason, at, about, body } = parked;
+        self.inner.tell_dead(GivenUpBy::Worker(reason), &routing_key, &about, &body, at).await
     }
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.inner.status.subscribe()
+    }
+
+    /// What its queues are filled from stands in the log.
+    fn may_lose(&self) -> bool {
+        false
     }
 
     async fn depth(&self, pool: &PoolName, priority: Priority) -> Result<u64, BrokerError> {

@@ -6,10 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::ports::broker::{Parked, Source};
-
-/// Parked messages kept; the oldest go first.
-const MAX_PARKED: usize = 1_000;
+use crate::ports::broker::Source;
 
 /// A message: where it stands in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +19,6 @@ pub(super) struct Item {
 #[derive(Default)]
 pub(super) struct Queues {
     by_source: Mutex<HashMap<Source, Arc<Queue>>>,
-    parked: Mutex<VecDeque<Parked>>,
 }
 
 /// One queue.
@@ -66,20 +62,6 @@ impl Queues {
         let queue = self.get(source);
         lock(&queue.state).later.insert((due, item.position), item);
         queue.changed.notify_one();
-    }
-
-    pub(super) fn park(&self, parked: Parked) {
-        let mut all = lock(&self.parked);
-        if all.len() >= MAX_PARKED {
-            all.pop_front();
-        }
-        all.push_back(parked);
-        drop(all);
-        self.get(&Source::Dead).changed.notify_one();
-    }
-
-    pub(super) fn take_parked(&self) -> Option<Parked> {
-        lock(&self.parked).pop_front()
     }
 
     pub(super) fn depth(&self, source: &Source) -> u64 {

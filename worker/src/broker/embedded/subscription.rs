@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use stoker_schemas::event::Event;
-use stoker_schemas::topology;
+use stoker_schemas::letter::GivenUpBy;
+use stoker_schemas::topology::{self, Names};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep_until;
 
 use super::Inner;
 use super::queues::{Item, Queue};
-use crate::ports::broker::{Ack, BrokerError, Delivery, Source, Subscription};
+use crate::ports::broker::{About, Ack, BrokerError, Delivery, Source, Subscription};
 use crate::ports::handle::Handles;
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
@@ -51,7 +53,7 @@ pub(super) fn start(inner: Arc<Inner>, source: Source) -> Subscription {
 }
 
 async fn pump(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     source: &Source,
     holding: &Arc<Holding>,
     send: &mpsc::Sender<Delivery>,
@@ -61,16 +63,6 @@ async fn pump(
         let mut wake_at = None;
         let has_credit = holding.count() < *credited.borrow_and_update();
         if has_credit {
-            if *source == Source::Dead
-                && let Some(parked) = inner.queues.take_parked()
-            {
-                let ack = holding.handles.issue(Box::new(ParkedAck));
-                let delivery = Delivery { routing_key: parked.routing_key, delivery_count: 0, body: parked.body, ack };
-                if send.send(delivery).await.is_err() {
-                    return;
-                }
-                continue;
-            }
             match holding.queue.pop() {
                 Ok(item) => {
                     if !hand_over(inner, source, holding, send, item).await {
@@ -95,7 +87,7 @@ async fn pump(
 
 /// False when the reader is gone.
 async fn hand_over(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     source: &Source,
     holding: &Arc<Holding>,
     send: &mpsc::Sender<Delivery>,
@@ -110,10 +102,13 @@ async fn hand_over(
     };
     let Some(record) = record.filter(|r| r.position == item.position) else { return true };
     holding.items().insert(item.position, item);
-    let settles = EmbeddedAck { holding: holding.clone(), position: item.position };
+    let (inner, position) = (inner.clone(), item.position);
+    let routing_key = routing_key(&inner, source, &record.payload);
+    let about = About { queue: queue_name(source), ..About::default() };
+    let (letter, body) = ((routing_key.clone(), about.clone()), record.payload);
+    let settles = EmbeddedAck { inner, holding: holding.clone(), position, letter, body: body.clone() };
     let ack = holding.handles.issue(Box::new(settles));
-    let routing_key = routing_key(inner, source, &record.payload);
-    let delivery = Delivery { routing_key, delivery_count: item.deliveries, body: record.payload, ack };
+    let delivery = Delivery { routing_key, delivery_count: item.deliveries, about, body, ack };
     send.send(delivery).await.is_ok()
 }
 
@@ -128,9 +123,21 @@ fn routing_key(inner: &Inner, source: &Source, payload: &[u8]) -> String {
     Event::decode(payload, inner.clock.now()).map_or(kind, |event| topology::route(&event).0)
 }
 
+/// As it would be called on a broker between hosts.
+fn queue_name(source: &Source) -> String {
+    match source {
+        Source::Jobs(pool, lane) => Names::default().jobs_queue(pool, *lane),
+        Source::HostCommands | Source::Dead => String::new(),
+    }
+}
+
 struct EmbeddedAck {
+    inner: Arc<Inner>,
     holding: Arc<Holding>,
     position: u64,
+    /// Routing key, and what else is known of the message: for a dead letter.
+    letter: (String, About),
+    body: Bytes,
 }
 
 impl EmbeddedAck {
@@ -152,17 +159,15 @@ impl Ack for EmbeddedAck {
         self.holding.queue.give_back(std::iter::once(item));
         Ok(())
     }
-}
 
-/// A parked message leaves when it is handed over.
-struct ParkedAck;
-
-#[async_trait]
-impl Ack for ParkedAck {
-    async fn ack(self: Box<Self>) -> Result<(), BrokerError> {
-        Ok(())
-    }
-    async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
-        Ok(())
+    async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+        let item = self.settle()?;
+        let (routing_key, about) = &self.letter;
+        let rejected = GivenUpBy::Broker("rejected".to_owned());
+        let told = self.inner.tell_dead(rejected, routing_key, about, &self.body, self.inner.clock.now()).await;
+        if told.is_err() {
+            self.holding.queue.give_back(std::iter::once(item));
+        }
+        told
     }
 }
