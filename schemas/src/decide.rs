@@ -10,6 +10,7 @@ use crate::event::{
 use crate::id::Epoch;
 use crate::limits::MAX_SNOOZE_S;
 use crate::retry::{self, Verdict};
+use crate::seeded::{self, Bug};
 use crate::spec::JobSpec;
 use crate::state::{Attempt, JobState, Phase};
 use crate::time::Time;
@@ -82,12 +83,14 @@ fn original_spec(state: &JobState) -> Option<&JobSpec> {
 
 /// Whether a message about this attempt still asks for something.
 fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<(), Rejection> {
-    if let Some((running, _)) = state.attempts.iter().find(|(_, a)| a.has_vm()) {
+    let running = state.attempts.iter().find(|(_, a)| a.has_vm());
+    if let Some((running, _)) = running.filter(|_| !seeded::is_on(Bug::SecondVm)) {
         return Err(Rejection::AttemptRunning(*running));
     }
     let phase = state.phase();
     // Closed for this attempt number: a late delivery of something that has ended.
-    if phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
+    let may_be_closed = seeded::is_on(Bug::DeadRunsAgain);
+    if !may_be_closed && phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
         return Err(Rejection::WrongPhase { command, phase, needs: "queued or retrying" });
     }
     // A later attempt was scheduled: this message was settled and its acknowledgement got lost, or

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use crate::event::{Event, EventData, HOST_SOURCE, JobDeferred, JobRetryScheduled};
 use crate::id::{HostName, PoolName};
+use crate::seeded::{self, Bug};
 use crate::spec::Priority;
 
 /// Upper bounds of the delay queues, ms. A message carries its exact delay as its own TTL; it can
@@ -167,6 +168,7 @@ fn is_command(data: &EventData) -> bool {
 pub fn is_history_only(event: &Event) -> bool {
     match &event.data {
         EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_) => false,
+        EventData::JobDead(_) if seeded::is_on(Bug::DeadJobsFillQueue) => false,
         told => !is_command(told) || is_retold(event),
     }
 }
@@ -185,6 +187,7 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
             let tier = delay_tier_ms(delay);
             (format!("job.retry-scheduled.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
         }
+        EventData::JobDead(e) if seeded::is_on(Bug::DeadJobsFillQueue) => (format!("dead.{}", e.spec.pool), None),
         told if is_retold(event) => (told.kind().to_owned(), None),
         EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::SnoozeRequested(_) => {
             (COMMAND_ALL.to_owned(), None)

@@ -15,6 +15,7 @@ mod packed;
 mod pools;
 mod query;
 mod refusals;
+mod seeded;
 mod series;
 mod store;
 mod summary;

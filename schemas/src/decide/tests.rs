@@ -247,6 +247,27 @@ fn a_late_delivery_of_an_expired_retry_stays_expired() {
     assert!(matches!(history.when(begin(e(3))), Err(Rejection::WrongPhase { .. })));
 }
 
+/// The host that had the retry delivered does not keep the message, only what follows from it.
+#[test]
+fn a_job_that_was_up_and_is_retried_by_hand_has_all_of_its_attempts() {
+    let stop = [Command::Stop(request("bob")), gone(e(1), GoneWhy::Stopped)];
+    let mut host = given([enqueue(), begin(e(1)), ready(e(1))].into_iter().chain(stop));
+    let asked = host.clone().tell(retry()).unwrap().remove(0);
+    let kept = host.clone();
+    host.state.apply(&asked);
+    host.seconds += 1;
+    let Command::Begin(mut again) = begin(e(2)) else { unreachable!("begin makes a Begin") };
+    again.spec.retry.max_attempts = 5;
+    let begun = host.tell(Command::Begin(again)).unwrap();
+    let mut host = kept;
+    begun.iter().for_each(|event| host.state.apply(event));
+    host.seconds += 2;
+    host.tell(fail(e(2), Cause::AgentNotListening)).unwrap();
+    host.tell(gone(e(2), GoneWhy::Failed)).unwrap();
+    assert_eq!(host.state.phase(), Phase::Retrying);
+    assert_eq!(outcome(&host.when(begin(e(3)))), "attempt.started");
+}
+
 fn give_up(attempt: u32) -> Command {
     Command::GiveUp { spec: spec(), attempt, detail: "it expired".to_owned() }
 }

@@ -18,6 +18,7 @@ pub mod control;
 pub mod host;
 pub mod node;
 pub mod plan;
+pub mod rules;
 pub mod run;
 pub mod trace;
 pub mod user;

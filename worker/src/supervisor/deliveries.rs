@@ -6,6 +6,7 @@ use stoker_schemas::event::Event;
 use stoker_schemas::letter::{Work, work};
 use stoker_schemas::next::{Next, next};
 use stoker_schemas::retry::Jitter;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Network;
 use stoker_schemas::{JobId, JobSpec, JobState, VmId};
 use tokio::time::Instant;
@@ -63,7 +64,7 @@ impl Supervisor {
                 Ok(()) => ack.ack().await,
                 // Too large to be published again with its reason, or no room for it: the broker moves it by itself,
                 // and keeps it until there is room.
-                Err(BrokerError::Refused(_)) => ack.dead_letter().await,
+                Err(BrokerError::Refused(_)) if !seeded::is_on(Bug::TooLargeRequeued) => ack.dead_letter().await,
                 Err(_) => ack.requeue().await,
             };
             if let Err(error) = settled {
@@ -88,7 +89,7 @@ impl Supervisor {
 
     /// Decides about one job: re-attach, settle, wait or begin.
     pub(super) fn consider(&mut self, mut waiting: Waiting, turn: &mut Turn) -> Result<(), SupervisorError> {
-        if self.jobs.contains_key(&waiting.claim.job) {
+        if self.jobs.contains_key(&waiting.claim.job) && !seeded::is_on(Bug::SecondVm) {
             return self.reattach(waiting, turn);
         }
         let claim = &waiting.claim;
@@ -101,7 +102,7 @@ impl Supervisor {
         }
         let now = self.rig.clock.now();
         let waited = self.waited(claim);
-        if claim.time_to_live_left(waited).is_some_and(|left| left.is_zero()) {
+        if claim.time_to_live_left(waited).is_some_and(|left| left.is_zero()) && !seeded::is_on(Bug::TtlIgnored) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, waiting.claim, turn);
         }
@@ -120,7 +121,7 @@ impl Supervisor {
         let id = claim.job;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let epoch = job.live.epoch;
-        if next(&job.state, epoch) == Next::Settled {
+        if next(&job.state, epoch) == Next::Settled && !seeded::is_on(Bug::AttachedToEnded) {
             // It ended in this very turn and is forgotten with it: who is delivered now is looked at after that.
             self.wait(Waiting { state: None, ..waiting });
             return Ok(());
@@ -135,8 +136,10 @@ impl Supervisor {
         if waiting.claim.attempt == epoch.attempt && !job.live.is_up && !owns_itself {
             // One message stands for the job. The one before it is a duplicate, or was delivered over a connection that
             // is gone: then acknowledging it changes nothing.
-            if let Some(earlier) = job.ack.replace(held) {
-                turn.settle_after(id, earlier.ack);
+            match job.ack.replace(held) {
+                Some(earlier) if seeded::is_on(Bug::DuplicateReplaces) => drop(earlier),
+                Some(earlier) => turn.settle_after(id, earlier.ack),
+                None => {}
             }
         } else {
             turn.settle_after(id, held.ack);
@@ -295,17 +298,21 @@ impl Supervisor {
     /// this process it is the job's only one, and reading it again costs a fifth of a turn's work.
     fn load_beyond(&self, id: JobId, known: &[u8], turn: &Turn) -> Result<Option<JobState>, SupervisorError> {
         let mut state: Option<JobState> = None;
-        let records = self.log.read_stream(id.0)?;
-        let written = records.iter().map(|record| (record.position, &record.payload));
-        let head = *self.log.head().borrow();
-        for (position, payload) in written.chain(turn.written(id.0).iter().map(|payload| (head + 1, payload))) {
-            if payload == known {
-                continue;
-            }
+        let mut add = |payload: &[u8], position: u64| {
             let event = Event::decode(payload, self.rig.clock.now())
                 .map_err(|e| SupervisorError::Corrupt { position, cause: e.to_string() })?;
             state.get_or_insert_with(|| JobState::new(id)).apply(&event);
+            Ok::<_, SupervisorError>(())
+        };
+        for record in self.log.read_stream(id.0)?.iter().filter(|record| record.payload != known) {
+            add(&record.payload, record.position)?;
         }
+        // A command that came just before is not on disk yet, and counts.
+        let fresh = if seeded::is_on(Bug::TurnNotSeen) { &[] } else { turn.written(id.0) };
+        fresh
+            .iter()
+            .filter(|payload| *payload != known)
+            .try_for_each(|payload| add(payload, self.log.durable() + 1))?;
         Ok(state)
     }
 }

@@ -4,6 +4,8 @@ use stoker_schemas::Epoch;
 use stoker_schemas::command::Command;
 use stoker_schemas::event::GoneWhy;
 
+use stoker_schemas::seeded::{self, Bug};
+
 use super::books::Job;
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
@@ -72,7 +74,7 @@ impl Supervisor {
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
         match job.live.lost.take() {
-            Some(diagnosis) if job.ack.is_none() => {
+            Some(diagnosis) if job.ack.is_none() || seeded::is_on(Bug::LostStaysLost) => {
                 self.fact(job, Command::Lost { epoch, diagnosis: *diagnosis, detail }, turn)?;
             }
             lost => {

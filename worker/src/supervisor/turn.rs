@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
+use stoker_schemas::event::{Event, EventData, GoneWhy, JOB_LEVEL};
 use stoker_schemas::next::{Next, next};
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -187,6 +188,10 @@ impl Supervisor {
             };
             self.write(turn, &event, index)?;
         }
+        if seeded::is_on(Bug::AckBeforeFlush) {
+            let settle = std::mem::take(&mut turn.settle_after).into_iter().map(|owed| owed.handle).collect();
+            self.settle(Turn { settle, ..Turn::default() });
+        }
         for call in calls(std::mem::take(&mut turn.appends)) {
             self.log.append(call).await?;
         }
@@ -200,9 +205,14 @@ impl Supervisor {
         let live = &mut job.live;
         let wanted = next(&job.state, live.epoch);
         if wanted == Next::Settled {
-            self.books.release(live.need);
+            if !seeded::is_on(Bug::RoomKept) {
+                self.books.release(live.need);
+            }
+            if seeded::is_on(Bug::RoomFreedTwice) {
+                self.books.release(live.need);
+            }
             self.up -= u32::from(live.is_up);
-            if let Some(address) = live.address {
+            if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
             return self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
@@ -224,7 +234,8 @@ impl Supervisor {
                 None => Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()),
             });
         }
-        if let (Next::Remove(why), Some(running)) = (wanted, &live.running) {
+        let deaf = seeded::is_on(Bug::CancelNotObeyed) && wanted == Next::Remove(GoneWhy::Cancelled);
+        if let (Next::Remove(why), Some(running), false) = (wanted, &live.running, deaf) {
             running.order(Order::Remove(why));
         }
         None
@@ -233,7 +244,7 @@ impl Supervisor {
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
         let head = self.log.durable();
-        if self.settings.shares_log {
+        if self.settings.shares_log || seeded::is_on(Bug::AckBeforePublish) {
             settle.extend(settle_after.into_iter().map(|owed| owed.handle));
         } else {
             settle.extend(self.settling.add(head, settle_after));

@@ -16,6 +16,7 @@ use stoker_schemas::command::Command;
 use stoker_schemas::event::DeferredWhy;
 use stoker_schemas::limits::MAX_RETRY_DELAY_MS;
 use stoker_schemas::retry::deferral_ms;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{HostName, JobId, JobState, PoolName, Time};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -214,6 +215,9 @@ impl Supervisor {
 
     /// Looks again at what did not fit. Bounded by the credit: no more can be waiting.
     pub(super) fn retry_waiting(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+        if seeded::is_on(Bug::WaitersForgotten) {
+            return Ok(());
+        }
         let mut waiting = std::mem::take(&mut self.waiting);
         if self.high_in_a_row >= HIGH_IN_A_ROW
             && let Some(first) = waiting.iter().position(|w| !w.claim.is_high())

@@ -1,12 +1,19 @@
 //! Deliveries: handed out within each consumer's credit, settled, and given back when a connection is lost.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
-use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery};
+use stoker_schemas::topology::delay_tier_ms;
+use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery, NotDeferred};
 
 use super::Model;
-use super::queue::Held;
+use super::port::SimBroker;
+use super::queue::{Held, Message};
 use super::state::{Action, State, Verdict};
 use crate::say;
+
+/// A message that is put back so often is worked on by nobody and keeps everybody busy.
+const MAX_PUT_BACK: u32 = 25;
 
 impl State {
     /// Hands out what waits, in turns among the consumers of a queue.
@@ -44,10 +51,12 @@ impl State {
         let Some(message) = queue.ready.pop_front() else { return false };
         say!(self.trace, "broker > {who} {} from {name} #{tag} delivery {}", message.id, message.deliveries);
         let queue_name = name.clone();
-        let ack = SimAck { model, link: number, generation, queue: name, tag };
+        let lane = lane_of(&name);
+        let ack = SimAck { model, link: number, generation, queue: name, tag, lane, message: message.clone() };
         place.send(Delivery {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
+            deferrals: message.deferrals,
             about: About { queue: queue_name, message_id: Some(message.id.clone()), ..About::default() },
             body: message.body.clone(),
             ack: handles.issue(Box::new(ack)),
@@ -61,9 +70,19 @@ impl State {
         let Some(held) = queue.held.remove(&tag) else { return };
         say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
         match verdict {
-            Verdict::Done => {}
+            Verdict::Done => {
+                // While another message stands for the job, nothing need follow from this one.
+                if !self.queues.values().any(|queue| queue.has_other_of(&held.message)) {
+                    self.acknowledged.push((self.history.archive.len(), held.message));
+                }
+            }
             Verdict::Requeue => {
-                if let Some(dead) = queue.give_back(held.message) {
+                let put_back = held.message.put_back + 1;
+                let message = Message { put_back, ..held.message };
+                if put_back == MAX_PUT_BACK {
+                    self.loops.push(message.id.clone());
+                }
+                if let Some(dead) = queue.give_back(message) {
                     self.bury(name, dead);
                 }
             }
@@ -72,12 +91,26 @@ impl State {
     }
 
     /// To the dead letters; while those are full it stays where it is.
-    fn bury(&mut self, name: &str, message: super::queue::Message) {
+    fn bury(&mut self, name: &str, message: Message) {
         say!(self.trace, "broker {} dead-lettered from {name}", message.id);
         if let Err(message) = self.dead_letter(message)
             && let Some(queue) = self.queues.get_mut(name)
         {
-            queue.ready.push_front(message);
+            queue.dying.push_back(message);
+        }
+    }
+
+    /// What waited for room among the dead letters goes there when there is some.
+    pub(super) fn bury_the_dying(&mut self) {
+        let names: Vec<String> =
+            self.queues.iter().filter(|(_, q)| !q.dying.is_empty()).map(|(n, _)| n.clone()).collect();
+        for name in names {
+            while let Some(message) = self.queues.get_mut(&name).and_then(|queue| queue.dying.pop_front()) {
+                if let Err(message) = self.dead_letter(message) {
+                    self.queues.entry(name.clone()).and_modify(|queue| queue.dying.push_front(message));
+                    break;
+                }
+            }
         }
     }
 
@@ -108,9 +141,32 @@ struct SimAck {
     generation: u64,
     queue: String,
     tag: u64,
+    /// Pool and lane, if it is a job.
+    lane: Option<(String, String)>,
+    message: Message,
 }
 
 impl SimAck {
+    fn is_current(&self) -> bool {
+        let state = self.model.lock();
+        state.links.get(&self.link).is_some_and(|l| l.up && l.generation == self.generation)
+    }
+
+    /// The copy that a delay queue keeps.
+    fn copy(&self, delay: Duration) -> Option<Message> {
+        let (pool, lane) = self.lane.as_ref()?;
+        let tier = delay_tier_ms(delay);
+        let due_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).clamp(1, tier);
+        Some(Message {
+            key: format!("job.deferred.{pool}.{lane}.{tier}"),
+            deliveries: 0,
+            put_back: 0,
+            deferrals: self.message.deferrals + 1,
+            due_ms,
+            ..self.message.clone()
+        })
+    }
+
     fn settle(&self, verdict: Verdict) -> Result<(), BrokerError> {
         let mut state = self.model.lock();
         let is_current = state.links.get(&self.link).is_some_and(|l| l.up && l.generation == self.generation);
@@ -134,7 +190,32 @@ impl Ack for SimAck {
         self.settle(Verdict::Requeue)
     }
 
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
+        let Some(copy) = self.copy(delay) else {
+            let error = BrokerError::Refused("only jobs are kept for a while".to_owned());
+            return Err(NotDeferred { ack: self, error });
+        };
+        if !self.is_current() {
+            return Err(NotDeferred { ack: self, error: BrokerError::Stale });
+        }
+        let kept = SimBroker::over(self.model.clone(), self.link).submit(|_| copy, false).await;
+        match kept {
+            // A settlement that does not arrive leaves it twice.
+            Ok(()) => {
+                let _ = self.settle(Verdict::Done);
+                Ok(())
+            }
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
+    }
+
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
         self.settle(Verdict::Dead)
     }
+}
+
+/// Pool and lane of a queue of jobs.
+fn lane_of(queue: &str) -> Option<(String, String)> {
+    let (pool, lane) = queue.strip_prefix("stoker.jobs.")?.rsplit_once('.')?;
+    Some((pool.to_owned(), lane.to_owned()))
 }

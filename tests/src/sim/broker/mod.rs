@@ -16,7 +16,7 @@ mod trouble;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use port::SimBroker;
+pub use port::{MAX_BODY_BYTES, SimBroker};
 use state::State;
 pub use state::{BrokerPlan, DEAD};
 

@@ -21,8 +21,8 @@ use super::stream::Reader;
 
 /// A publish that is not confirmed by then answers an error, as with the RabbitMQ adapter.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
-/// Bodies beyond this are refused, as by the RabbitMQ adapter.
-const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// Bodies beyond this are refused, as by the RabbitMQ adapter, which takes 8 MiB.
+pub const MAX_BODY_BYTES: usize = 512 * 1024;
 /// Deliveries on their way to a subscriber.
 const DELIVERIES: usize = 16;
 /// History entries on their way to a reader.
@@ -62,7 +62,12 @@ impl SimBroker {
         self.link
     }
 
-    async fn submit(&self, message: impl FnOnce(&mut State) -> Message, parked: bool) -> Answer {
+    /// Over a connection that is there.
+    pub(super) fn over(model: Model, link: u64) -> Self {
+        Self { model, link, host: None }
+    }
+
+    pub(super) async fn submit(&self, message: impl FnOnce(&mut State) -> Message, parked: bool) -> Answer {
         let (reply, answer) = oneshot::channel();
         {
             let mut state = self.model.lock();
@@ -111,7 +116,7 @@ impl SimBroker {
 #[async_trait]
 impl Broker for SimBroker {
     async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
-        self.submit(|state| message_of(message, state.now_ms), false).await
+        self.submit(|_| message_of(message), false).await
     }
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {

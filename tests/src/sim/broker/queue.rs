@@ -17,6 +17,10 @@ pub struct Message {
     pub body: Bytes,
     /// Earlier deliveries.
     pub deliveries: u32,
+    /// How often a consumer has put it back.
+    pub put_back: u32,
+    /// How often a consumer had it kept for a while; such a copy is not for readers of the history.
+    pub deferrals: u32,
     /// When it leaves a delay queue, ms of virtual time.
     pub due_ms: u64,
 }
@@ -48,6 +52,8 @@ pub enum Overflow {
 pub struct Queue {
     /// Waiting, the next one first.
     pub ready: VecDeque<Message>,
+    /// On their way to the dead letters, which are full: no consumer gets them any more.
+    pub dying: VecDeque<Message>,
     /// Held, by delivery tag.
     pub held: BTreeMap<u64, Held>,
     /// Most messages waiting.
@@ -61,7 +67,14 @@ pub struct Queue {
 impl Queue {
     /// An empty queue.
     pub fn new(max_length: usize, overflow: Overflow, delivery_limit: u32) -> Self {
-        Self { ready: VecDeque::new(), held: BTreeMap::new(), max_length, overflow, delivery_limit }
+        Self {
+            ready: VecDeque::new(),
+            dying: VecDeque::new(),
+            held: BTreeMap::new(),
+            max_length,
+            overflow,
+            delivery_limit,
+        }
     }
 
     /// Whether it takes another message.
@@ -89,6 +102,14 @@ impl Queue {
         }
         self.ready.push_front(message);
         None
+    }
+
+    /// Whether it has another message about the same job.
+    pub fn has_other_of(&self, message: &Message) -> bool {
+        let subject = |message: &Message| message.id.split('/').next().map(str::to_owned);
+        let all = self.ready.iter().chain(self.held.values().map(|held| &held.message));
+        let wanted = subject(message);
+        all.filter(|other| other.key.starts_with("job.")).any(|other| subject(other) == wanted)
     }
 
     /// Takes out what these connections held, the latest first.

@@ -30,6 +30,8 @@ pub struct BrokerPlan {
     pub latency_ms: (u64, u64),
     /// Jobs a lane holds.
     pub jobs_max: usize,
+    /// Messages a delay queue holds.
+    pub delay_max: usize,
     /// Messages the dead queue holds.
     pub dead_max: usize,
     /// Commands a host's queue holds.
@@ -135,6 +137,10 @@ pub struct State {
     pub(super) alarm: bool,
     /// One in so many publishes is confirmed and forgotten; 0 for none.
     pub(super) lies: u32,
+    /// What was acknowledged, and after how many entries of the history.
+    pub acknowledged: Vec<(usize, Message)>,
+    /// Messages that a consumer puts back again and again.
+    pub loops: Vec<String>,
     /// Ids of messages lost to a lie.
     pub(super) lied: Vec<String>,
 }
@@ -162,6 +168,8 @@ impl State {
             stalled: VecDeque::new(),
             alarm: false,
             lies: 0,
+            acknowledged: Vec::new(),
+            loops: Vec::new(),
             lied: Vec::new(),
         }
     }
@@ -212,6 +220,7 @@ impl State {
             self.act(action);
         }
         self.expire_delays();
+        self.bury_the_dying();
         self.feed_consumers();
         self.feed_readers();
     }
@@ -258,7 +267,7 @@ impl State {
             say!(self.trace, "broker < {from} {} unroutable", message.id);
             return Err(BrokerError::Unroutable(message.key));
         }
-        let told = self.history.is_bound;
+        let told = self.history.is_bound && message.deferrals == 0;
         let is_work = matches!(way, Way::Work(_));
         if is_work && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
             say!(self.trace, "broker < {from} {} confirmed and forgotten", message.id);
@@ -268,6 +277,8 @@ impl State {
         if told {
             self.history.push(&message);
         }
+        let due_ms = if message.due_ms > 0 { self.now_ms + message.due_ms } else { 0 };
+        let message = Message { due_ms, ..message };
         let targets = match way {
             Way::Work(queue) => vec![queue],
             Way::AllHosts => self.plan.hosts.iter().map(|host| host_queue(host)).collect(),
@@ -292,7 +303,7 @@ impl State {
 
     pub(super) fn declare_work(&mut self, name: &str) {
         let (max, limit) = match name.starts_with("stoker.delay.") {
-            true => (self.plan.jobs_max, NO_LIMIT),
+            true => (self.plan.delay_max, NO_LIMIT),
             false => (self.plan.jobs_max, self.plan.delivery_limit),
         };
         self.queues.entry(name.to_owned()).or_insert_with(|| Queue::new(max, Overflow::Reject, limit));
@@ -343,7 +354,7 @@ impl State {
 }
 
 /// A message of the model, made of one that is published.
-pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
+pub fn message_of(outgoing: Outgoing) -> Message {
     let delay = outgoing.delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     Message {
         id: outgoing.message_id,
@@ -351,12 +362,24 @@ pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
         content_type: outgoing.content_type,
         body: outgoing.body,
         deliveries: 0,
-        due_ms: delay.map_or(0, |delay| now_ms + delay.max(1)),
+        put_back: 0,
+        deferrals: 0,
+        // From when it arrives on.
+        due_ms: delay.map_or(0, |delay| delay.max(1)),
     }
 }
 
 /// A message that is put among the dead letters.
 pub fn parked_message(key: String, body: Bytes, id: u64) -> Message {
     use stoker_worker::ports::broker::CONTENT_EVENT;
-    Message { id: format!("parked-{id}"), key, content_type: CONTENT_EVENT, body, deliveries: 0, due_ms: 0 }
+    Message {
+        id: format!("parked-{id}"),
+        key,
+        content_type: CONTENT_EVENT,
+        body,
+        deliveries: 0,
+        put_back: 0,
+        deferrals: 0,
+        due_ms: 0,
+    }
 }

@@ -2,6 +2,7 @@
 
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus};
 
+use super::queue::Message;
 use super::state::{Action, State};
 use crate::say;
 
@@ -125,10 +126,37 @@ impl State {
         }
     }
 
-    /// The stream is deleted and made again.
+    /// The stream is deleted and made again, unless somebody still reads: what they had not read would be lost to
+    /// them for good.
     pub fn recreate_history(&mut self) {
+        let end = self.history.len();
+        if self.readers.is_empty()
+            || self.readers.values().any(|reader| reader.next < end || reader.to.capacity() < reader.to.max_capacity())
+        {
+            say!(self.trace, "history is being read, and stays");
+            return;
+        }
         say!(self.trace, "history is made again");
         self.history.recreate();
+    }
+
+    /// Somebody publishes what no worker can read, past every rule.
+    pub fn inject(&mut self, name: &str, id: String, bytes: usize) {
+        say!(self.trace, "{id} of {bytes} bytes is published to {name}");
+        self.declare_work(name);
+        let message = Message {
+            id,
+            key: "job.enqueued.default.normal".to_owned(),
+            content_type: stoker_worker::ports::broker::CONTENT_EVENT,
+            body: bytes::Bytes::from(vec![b'x'; bytes]),
+            deliveries: 0,
+            put_back: 0,
+            deferrals: 0,
+            due_ms: 0,
+        };
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.offer(message);
+        }
     }
 
     /// Drops what waits in a queue.
