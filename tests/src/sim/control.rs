@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stoker_producer::clock::Clock;
+use stoker_producer::dead_letters;
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::Submitter;
 use stoker_producer::{
@@ -85,7 +86,8 @@ impl SimControl {
             });
             process.spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
             process.spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
-            process.spawn(reconcile::run(model.clone(), submitter.clone(), Patience::default(), stop));
+            process.spawn(reconcile::run(model.clone(), submitter.clone(), Patience::default(), stop.clone()));
+            process.spawn(dead_letters::run(model.clone(), submitter.clone(), stop));
             Ok::<_, String>((link, model, submitter, ended))
         });
         let (link, model, submitter, ended) = life.map_err(|e| format!("the control plane cannot be started: {e}"))?;

@@ -1,6 +1,7 @@
 //! Deliveries: handed out within each consumer's credit, settled, and given back when a connection is lost.
 
 use async_trait::async_trait;
+use stoker_schemas::letter::{Death, GivenUpBy};
 use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery};
 
 use super::Model;
@@ -51,7 +52,12 @@ impl State {
         place.send(Delivery {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
-            about: About { queue: queue_name, message_id: Some(message.id.clone()), ..About::default() },
+            about: About {
+                queue: queue_name,
+                message_id: Some(message.id.clone()),
+                death: message.death.clone(),
+                ..About::default()
+            },
             body: message.body.clone(),
             ack: handles.issue(Box::new(ack)),
         });
@@ -77,15 +83,24 @@ impl State {
                     self.loops.push(message.id.clone());
                 }
                 if let Some(dead) = queue.give_back(message) {
-                    self.bury(name, dead);
+                    self.bury(name, dead, "delivery_limit");
                 }
             }
-            Verdict::Dead => self.bury(name, held.message),
+            Verdict::Dead => self.bury(name, held.message, "rejected"),
         }
     }
 
     /// To the dead letters; while those are full it stays where it is.
-    fn bury(&mut self, name: &str, message: Message) {
+    fn bury(&mut self, name: &str, message: Message, why: &str) {
+        let death = Death {
+            by: GivenUpBy::Broker(why.to_owned()),
+            queue: name.to_owned(),
+            exchange: "stoker.events".to_owned(),
+            routing_key: message.key.clone(),
+            count: 1,
+            at: None,
+        };
+        let message = Message { death: Some(death), ..message };
         say!(self.trace, "broker {} dead-lettered from {name}", message.id);
         if let Err(message) = self.dead_letter(message)
             && let Some(queue) = self.queues.get_mut(name)
@@ -118,7 +133,7 @@ impl State {
                 say!(self.trace, "broker {} goes back to {name}", message.id);
                 let dead = self.queues.get_mut(&name).and_then(|queue| queue.give_back(message));
                 if let Some(dead) = dead {
-                    self.bury(&name, dead);
+                    self.bury(&name, dead, "delivery_limit");
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use stoker_schemas::letter::Death;
 
 /// A message as the broker keeps it.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct Message {
     pub body: Bytes,
     /// Earlier deliveries.
     pub deliveries: u32,
+    /// Who gave it up, among the dead letters.
+    pub death: Option<Death>,
     /// How often a consumer has put it back.
     pub put_back: u32,
     /// When it leaves a delay queue, ms of virtual time.

@@ -269,8 +269,11 @@ impl State {
         }
         let told = self.history.is_bound;
         let is_work = matches!(way, Way::Work(_));
-        if is_work && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
+        if is_work && told && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
             say!(self.trace, "broker < {from} {} confirmed and forgotten", message.id);
+            if told {
+                self.history.push(&message);
+            }
             self.lied.push(message.id.clone());
             return Ok(());
         }
@@ -362,6 +365,7 @@ pub fn message_of(outgoing: Outgoing) -> Message {
         content_type: outgoing.content_type,
         body: outgoing.body,
         deliveries: 0,
+        death: None,
         put_back: 0,
         // From when it arrives on.
         due_ms: delay.map_or(0, |delay| delay.max(1)),
@@ -377,6 +381,7 @@ pub fn parked_message(key: String, body: Bytes, id: u64) -> Message {
         content_type: CONTENT_EVENT,
         body,
         deliveries: 0,
+        death: None,
         put_back: 0,
         due_ms: 0,
     }

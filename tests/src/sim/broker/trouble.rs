@@ -150,6 +150,7 @@ impl State {
             content_type: stoker_worker::ports::broker::CONTENT_EVENT,
             body: bytes::Bytes::from(vec![b'x'; bytes]),
             deliveries: 0,
+            death: None,
             put_back: 0,
             due_ms: 0,
         };
@@ -165,11 +166,11 @@ impl State {
         purged
     }
 
-    /// What waits, is held, or is under way; `None` when nothing does. Dead letters wait for people.
+    /// What waits, is held, or is under way; `None` when nothing does.
     pub fn unrest(&self) -> Option<String> {
         let mut busy = Vec::new();
-        for (name, queue) in self.queues.iter().filter(|(name, _)| *name != super::DEAD) {
-            if !queue.ready.is_empty() || !queue.held.is_empty() {
+        for (name, queue) in &self.queues {
+            if !queue.ready.is_empty() || !queue.held.is_empty() || !queue.dying.is_empty() {
                 let held: Vec<_> = queue.held.values().map(|held| held.message.id.as_str()).take(MAX_NAMED).collect();
                 busy.push(format!("{name}: {} waiting, {} held {held:?}", queue.ready.len(), queue.held.len()));
             }
