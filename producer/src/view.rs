@@ -33,6 +33,9 @@ pub struct JobView {
     pub dead: Option<DeadView>,
     /// Why the last host that got it put it back.
     pub deferred: Option<String>,
+    /// Since when it is put back for that reason: each time it comes to a host again, until something changes.
+    #[serde(default)]
+    pub deferred_since: Option<Time>,
     /// Its message was published again, and no host has taken it since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub republished: Option<RepublishedView>,
@@ -229,6 +232,7 @@ impl JobView {
         });
         let dead = state.dead.values().next_back().filter(|_| phase == Phase::Dead);
         let waits = matches!(phase, Phase::Queued | Phase::Retrying);
+        let deferred = state.deferred.as_ref().filter(|_| waits);
         Self {
             id: state.id,
             phase,
@@ -239,7 +243,8 @@ impl JobView {
             attempts: attempts(state),
             next,
             dead: dead.map(|d| DeadView { reason: d.value.reason, detail: d.value.detail.clone(), at: d.at }),
-            deferred: state.deferred.as_ref().filter(|_| waits).map(|d| d.value.reason.clone()),
+            deferred: deferred.map(|d| d.value.reason.clone()),
+            deferred_since: deferred.map(|d| d.at),
             republished: republished(state).filter(|_| waits),
         }
     }

@@ -61,7 +61,6 @@ impl World {
             let work = match &event.data {
                 EventData::JobEnqueued(_) => Some(1),
                 EventData::JobRetryScheduled(e) => Some(e.attempt),
-                EventData::JobDeferred(e) => Some(e.attempt),
                 EventData::CancelRequested(_)
                 | EventData::StopRequested(_)
                 | EventData::SnoozeRequested(_)

@@ -7,6 +7,7 @@
 pub mod attempt;
 pub mod backoff_policy;
 pub mod blocking;
+pub mod boots;
 pub mod broker;
 pub mod clock;
 pub mod config;

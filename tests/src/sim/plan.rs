@@ -352,6 +352,11 @@ impl Draw {
                 faults.push(Fault { at_ms, what });
             }
         }
+        // What was published while the history was away is in its queue alone: nobody can miss it there.
+        let hides = |fault: &Fault| matches!(fault.what, Trouble::History { .. });
+        if faults.iter().any(hides) {
+            faults.retain(|fault| !matches!(fault.what, Trouble::Purge { .. } | Trouble::Lie { .. }));
+        }
         faults.sort_by_key(|fault| fault.at_ms);
         faults
     }

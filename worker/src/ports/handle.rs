@@ -4,13 +4,15 @@
 //! that has lost all of its credit delivers nothing any more. So adapters wrap what settles a
 //! delivery here: the handles that are out are counted, and one that is dropped gives its delivery back.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Ack, BrokerError, Delivery, Source};
+use super::broker::{Ack, BrokerError, Delivery, NotDeferred, Source};
 use crate::counts::DELIVERIES_DROPPED;
 
 /// Issues the handles of one subscription, or of one channel of it.
@@ -39,7 +41,7 @@ impl Handles {
     /// A handle for one delivery.
     pub fn issue(&self, ack: Box<dyn Ack>) -> Handle {
         self.inner.alive.fetch_add(1, Ordering::Relaxed);
-        Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))) }
+        Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))), holds: None }
     }
 
     /// Handles that are out and not settled yet.
@@ -75,6 +77,8 @@ impl Drop for Alive {
 pub struct Handle {
     /// `None` once settled.
     ack: Option<(Box<dyn Ack>, Alive)>,
+    /// Dropped with it.
+    holds: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Handle {
@@ -98,6 +102,30 @@ impl Handle {
             Some((ack, _alive)) => ack.requeue().await,
             None => Err(BrokerError::Stale),
         }
+    }
+
+    /// Not for a while: see [`Ack::defer`].
+    ///
+    /// # Errors
+    /// [`NotDeferred`] with the handle: the delivery is still the caller's.
+    pub async fn defer(mut self, delay: Duration) -> Result<(), NotDeferred<Self>> {
+        let Some((ack, alive)) = self.ack.take() else {
+            return Err(NotDeferred { ack: self, error: BrokerError::Stale });
+        };
+        match ack.defer(delay).await {
+            Ok(()) => Ok(()),
+            Err(NotDeferred { ack, error }) => {
+                self.ack = Some((ack, alive));
+                Err(NotDeferred { ack: self, error })
+            }
+        }
+    }
+
+    /// The handle, with something that is dropped when it is settled.
+    pub fn holding(self, what: impl Any + Send + Sync) -> Self {
+        let mut handle = self;
+        handle.holds = Some(Box::new(what));
+        handle
     }
 
     /// Never: see [`Ack::dead_letter`].
@@ -169,6 +197,10 @@ mod tests {
         }
         async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
             self.0.lock().unwrap().push("dead_letter");
+            Ok(())
+        }
+        async fn defer(self: Box<Self>, _: Duration) -> Result<(), NotDeferred> {
+            self.0.lock().unwrap().push("defer");
             Ok(())
         }
     }

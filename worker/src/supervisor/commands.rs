@@ -45,6 +45,14 @@ impl Supervisor {
                 if seeded::is_on(Bug::CancelNotKept) {
                     return Ok(());
                 }
+                if let Some(state) = self.waiting_for(id).and_then(|waiting| waiting.state.as_mut()) {
+                    let before = state.clone();
+                    state.apply(event);
+                    let changed = *state != before;
+                    // It may not have to wait any more.
+                    self.room_made = true;
+                    return if changed { self.keep(event, turn) } else { Ok(()) };
+                }
                 let known = self.load(id, turn)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
                 state.apply(event);

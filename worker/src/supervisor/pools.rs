@@ -73,13 +73,13 @@ impl Supervisor {
         self.keep(event, turn)?;
         // Jobs that wait here would keep other pools' from being sent.
         let (stay, go): (Vec<_>, Vec<_>) =
-            self.waiting.drain(..).partition(|claim| !self.pools.is_paused(&claim.spec.pool));
+            self.waiting.drain(..).partition(|waiting| !self.pools.is_paused(&waiting.claim.spec.pool));
         self.waiting.extend(stay);
-        for claim in go {
+        for waiting in go {
             if seeded::is_on(Bug::PauseDropsWaiting) {
                 continue;
             }
-            tokio::spawn(claim.ack.requeue());
+            tokio::spawn(waiting.claim.held.ack.requeue());
         }
         self.room_made = true;
         Ok(())

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::settling::Owed;
+use super::waiting::Waiting;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
@@ -69,6 +70,8 @@ pub(super) struct Turn {
     warm: Vec<VmId>,
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
+    /// Messages that the broker is to keep for so long.
+    pub(super) put_back: Vec<(Waiting, Duration)>,
     /// To acknowledge now (they were confirmed earlier).
     pub(super) settle: Vec<Handle>,
     /// To acknowledge once what their jobs wrote in this turn is published.
@@ -99,9 +102,9 @@ impl Turn {
         }
     }
 
-    /// What it has of a job that is not in the log yet.
-    pub(super) fn of(&self, job: JobId) -> &[Bytes] {
-        self.at.get(&job.0).and_then(|at| self.appends.get(*at)).map_or(&[], |append| &append.events)
+    /// What is to be written about a stream.
+    pub(super) fn written(&self, stream: Uuid) -> &[Bytes] {
+        self.at.get(&stream).map_or(&[], |at| &self.appends[*at].events)
     }
 
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
@@ -162,6 +165,7 @@ impl Supervisor {
                 turn.settle_after(job, handle);
             }
         }
+        self.put_all_back(std::mem::take(&mut turn.put_back));
         self.settle(turn);
         self.update_credit();
         Ok(())
@@ -211,7 +215,7 @@ impl Supervisor {
             if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
-            return self.jobs.remove(&id).and_then(|job| job.ack);
+            return self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
         }
         if live.running.is_none() {
             let started = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref())?;

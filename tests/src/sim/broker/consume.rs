@@ -1,12 +1,16 @@
 //! Deliveries: handed out within each consumer's credit, settled, and given back when a connection is lost.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use stoker_schemas::letter::{Death, GivenUpBy};
-use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery};
+use stoker_schemas::topology::delay_tier_ms;
+use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery, NotDeferred};
 
 use super::Model;
+use super::publish::submit;
 use super::queue::{Held, Message};
-use super::state::{Action, State, Verdict};
+use super::state::{Action, Exchange, State, Verdict};
 use crate::say;
 
 /// A message that is put back so often is worked on by nobody and keeps everybody busy.
@@ -52,6 +56,7 @@ impl State {
         place.send(Delivery {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
+            deferrals: message.deferrals,
             about: About {
                 queue: queue_name,
                 message_id: Some(message.id.clone()),
@@ -153,6 +158,22 @@ struct SimAck {
 }
 
 impl SimAck {
+    /// The message as it is put back for a while.
+    fn copy(&self, delay: Duration) -> Result<Message, BrokerError> {
+        let state = self.model.lock();
+        let held = state.queues.get(&self.queue).and_then(|queue| queue.held.get(&self.tag));
+        let message = held.map(|held| held.message.clone()).ok_or(BrokerError::Stale)?;
+        let lane = self.queue.strip_prefix("stoker.jobs.");
+        let lane = lane.ok_or_else(|| BrokerError::Refused("only jobs can be put back for a while".to_owned()))?;
+        Ok(Message {
+            key: format!("job.deferred.{lane}.{}", delay_tier_ms(delay)),
+            deferrals: message.deferrals + 1,
+            deliveries: 0,
+            due_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).max(1),
+            ..message
+        })
+    }
+
     fn settle(&self, verdict: Verdict) -> Result<(), BrokerError> {
         let mut state = self.model.lock();
         let is_current = state.links.get(&self.link).is_some_and(|l| l.up && l.generation == self.generation);
@@ -174,6 +195,21 @@ impl Ack for SimAck {
 
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
         self.settle(Verdict::Requeue)
+    }
+
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
+        let copied = match self.copy(delay) {
+            Ok(copy) => submit(&self.model, self.link, copy, Exchange::Deferred).await,
+            Err(error) => Err(error),
+        };
+        match copied {
+            Ok(()) => {
+                // Where its connection is gone it comes twice, which its worker recognises.
+                let _ = self.settle(Verdict::Done);
+                Ok(())
+            }
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
     }
 
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {

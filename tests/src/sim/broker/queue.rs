@@ -20,6 +20,8 @@ pub struct Message {
     pub deliveries: u32,
     /// Who gave it up, among the dead letters.
     pub death: Option<Death>,
+    /// How often it was put back for a while.
+    pub deferrals: u32,
     /// How often a consumer has put it back.
     pub put_back: u32,
     /// When it leaves a delay queue, ms of virtual time.

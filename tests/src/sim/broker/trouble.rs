@@ -151,6 +151,7 @@ impl State {
             body: bytes::Bytes::from(vec![b'x'; bytes]),
             deliveries: 0,
             death: None,
+            deferrals: 0,
             put_back: 0,
             due_ms: 0,
         };
