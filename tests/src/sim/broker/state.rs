@@ -347,6 +347,7 @@ impl State {
         }
     }
 
+    #[allow(clippy::result_large_err, reason = "the message goes back to where it was")]
     pub(super) fn dead_letter(&mut self, message: Message) -> Result<(), Message> {
         let Some(dead) = self.queues.get_mut(DEAD) else { return Err(message) };
         let message = Message { due_ms: 0, deliveries: 0, ..message };

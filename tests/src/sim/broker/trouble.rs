@@ -129,7 +129,7 @@ impl State {
     /// The stream is deleted and made again, unless somebody still reads: what they had not read would be lost to
     /// them for good.
     pub fn recreate_history(&mut self) {
-        let end = self.history.len();
+        let end = self.history.end();
         if self.readers.is_empty()
             || self.readers.values().any(|reader| reader.next < end || reader.to.capacity() < reader.to.max_capacity())
         {
