@@ -92,6 +92,12 @@ bugs! {
     NotAdopted,
     /// A stopped VM's network card stays.
     CardKept,
+    /// A job whose message is gone is not driven again.
+    NotReconciled,
+    /// The dead letters have no reader.
+    DeadLettersUnread,
+    /// A wish to stop counts only when it is later than the start by two machines' clocks.
+    ClocksCompared,
 }
 
 #[cfg(debug_assertions)]

@@ -151,12 +151,19 @@ fn jobs_ended(truth: &Truth, control: &SimControl, wrong: &mut Vec<String>) {
             Some(state) if state.phase() != Phase::Ready && !state.phase().is_closed() => {
                 wrong.push(format!("job {id} was confirmed and rests as {}", state.phase()));
             }
+            Some(state) if stops_and_is_up(state) => wrong.push(format!("job {id} is to stop and is up")),
             Some(state) if state.pending_cancel().is_some() => {
                 wrong.push(format!("job {id} is to be cancelled and rests as {}", state.phase()));
             }
             Some(_) => {}
         }
     }
+}
+
+/// Somebody asked to stop it, knowing of the attempt that is up. By hand: the rules of the code under test may be wrong.
+fn stops_and_is_up(state: &JobState) -> bool {
+    let asked = state.stop_requested.values().filter_map(|request| request.value.attempt).max();
+    state.tries().any(|(epoch, attempt)| attempt.is_up() && asked.is_some_and(|asked| epoch.attempt <= asked))
 }
 
 /// Each guest belongs to a job that is up, and each such job has one.

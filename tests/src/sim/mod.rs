@@ -20,11 +20,13 @@ pub mod node;
 pub mod plan;
 pub mod rules;
 pub mod run;
+pub mod shrink;
 pub mod trace;
 pub mod user;
 
 pub use plan::{Draw, Plan};
 pub use run::{Outcome, run, run_seed};
+pub use shrink::shrink;
 
 /// Name of a host.
 pub fn host_name(number: usize) -> String {

@@ -173,6 +173,18 @@ pub enum Trouble {
     },
     /// The history is deleted and made again.
     Recreate,
+    /// What waits in the lanes of a pool is gone.
+    Purge {
+        /// Which.
+        pool: String,
+    },
+    /// The broker confirms one in so many messages of work and forgets it.
+    Lie {
+        /// One in so many.
+        one_in: u32,
+        /// For so long, ms.
+        for_ms: u64,
+    },
     /// The VMs of a host die.
     Vms {
         /// Which host's.
@@ -323,8 +335,10 @@ impl Draw {
     fn faults(&mut self, hosts: usize, active_ms: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
         // Each kind is on or off for the whole run: rare mixes are reached by leaving others out.
-        for kind in 0..10 {
-            if !self.chance(30) {
+        for kind in 0..12 {
+            // Those that only the control plane can make good take minutes of virtual time.
+            let percent = if kind >= 10 { 8 } else { 30 };
+            if !self.chance(percent) {
                 continue;
             }
             for _ in 0..self.pick(&[1, 1, 2, 5]) {
@@ -337,6 +351,11 @@ impl Draw {
                 }
                 faults.push(Fault { at_ms, what });
             }
+        }
+        // What was published while the history was away is in its queue alone: nobody can miss it there.
+        let hides = |fault: &Fault| matches!(fault.what, Trouble::History { .. });
+        if faults.iter().any(hides) {
+            faults.retain(|fault| !matches!(fault.what, Trouble::Purge { .. } | Trouble::Lie { .. }));
         }
         faults.sort_by_key(|fault| fault.at_ms);
         faults
@@ -361,7 +380,9 @@ impl Draw {
             6 => Trouble::History { for_ms },
             7 => Trouble::Disk { host, written: self.chance(50) },
             8 => Trouble::Vms { host },
-            _ => Trouble::Recreate,
+            9 => Trouble::Recreate,
+            10 => Trouble::Purge { pool: "default".to_owned() },
+            _ => Trouble::Lie { one_in: self.pick(&[1, 3, 10]), for_ms },
         }
     }
 }

@@ -36,7 +36,8 @@ impl Rules {
     /// Those that can be looked at under this plan.
     pub fn new(plan: &Plan) -> Self {
         let one_clock = plan.hosts.iter().all(|host| host.skew_s == 0);
-        let whole_history = !plan.faults.iter().any(|fault| matches!(fault.what, Trouble::History { .. }));
+        let hides = |trouble: &Trouble| matches!(trouble, Trouble::History { .. } | Trouble::Lie { .. });
+        let whole_history = !plan.faults.iter().any(|fault| hides(&fault.what));
         Self { one_clock, whole_history, ..Self::default() }
     }
 

@@ -11,6 +11,7 @@ use stoker_worker::log::Fate;
 use tempfile::TempDir;
 
 use super::broker::Model;
+use super::broker::route::lane_queue;
 use super::check::{Truth, at_rest};
 use super::control::SimControl;
 use super::host::{SimDisk, SimHost};
@@ -31,7 +32,7 @@ const RESTART_MS: u64 = 1_000;
 /// The pool that users pause.
 const DEFAULT_POOL: &str = "default";
 /// All must have come to rest so long after the faults have ended, and a little longer for each job.
-const REST_WITHIN_MS: u64 = 300_000;
+const REST_WITHIN_MS: u64 = 1_200_000;
 const REST_PER_JOB_MS: u64 = 6_000;
 /// Between two looks at whether it has.
 const LOOK_MS: u64 = 1_000;
@@ -100,6 +101,7 @@ enum Relief {
     Broker,
     Alarm,
     History,
+    Truth,
     Pool(String),
 }
 
@@ -337,6 +339,7 @@ impl<'a> Run<'a> {
             }
             Relief::Alarm => self.broker.lock().set_alarm(false),
             Relief::History => self.broker.lock().bind_history(true),
+            Relief::Truth => self.broker.lock().lie(0),
             Relief::Pool(pool) => self.control.ask(Wish::Pool(pool, false)),
         }
     }
@@ -377,6 +380,15 @@ impl<'a> Run<'a> {
             }
             Trouble::Disk { host, written } => {
                 self.hosts[host].disk.fail_next(if written { Fate::SyncFails } else { Fate::Refused });
+            }
+            Trouble::Purge { ref pool } => {
+                for lane in ["high", "normal"] {
+                    self.broker.lock().purge(&lane_queue(pool, lane));
+                }
+            }
+            Trouble::Lie { one_in, for_ms } => {
+                self.broker.lock().lie(one_in);
+                self.later(for_ms, Relief::Truth);
             }
             Trouble::Recreate => self.broker.lock().recreate_history(),
             Trouble::Vms { host } => self.hosts[host].kill_vms(),

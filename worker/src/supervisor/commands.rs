@@ -42,6 +42,9 @@ impl Supervisor {
                 if !matches!(event.data, EventData::CancelRequested(_) | EventData::SnoozeRequested(_)) {
                     return Ok(()); // It runs elsewhere, or nowhere.
                 }
+                if seeded::is_on(Bug::CancelNotKept) {
+                    return Ok(());
+                }
                 if let Some(state) = self.waiting_for(id).and_then(|waiting| waiting.state.as_mut()) {
                     let before = state.clone();
                     state.apply(event);
@@ -49,9 +52,6 @@ impl Supervisor {
                     // It may not have to wait any more.
                     self.room_made = true;
                     return if changed { self.keep(event, turn) } else { Ok(()) };
-                }
-                if seeded::is_on(Bug::CancelNotKept) {
-                    return Ok(());
                 }
                 let known = self.load(id, turn)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));

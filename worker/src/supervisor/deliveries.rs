@@ -102,7 +102,8 @@ impl Supervisor {
         }
         let now = self.rig.clock.now();
         let waited = self.waited(claim);
-        if claim.time_to_live_left(waited).is_some_and(|left| left.is_zero()) && !seeded::is_on(Bug::TtlIgnored) {
+        let left = claim.time_to_live_left(waited).filter(|_| !seeded::is_on(Bug::TtlIgnored));
+        if left.is_some_and(|left| left.is_zero()) {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, waiting.claim, turn);
         }
@@ -298,21 +299,18 @@ impl Supervisor {
     /// this process it is the job's only one, and reading it again costs a fifth of a turn's work.
     fn load_beyond(&self, id: JobId, known: &[u8], turn: &Turn) -> Result<Option<JobState>, SupervisorError> {
         let mut state: Option<JobState> = None;
-        let mut add = |payload: &[u8], position: u64| {
+        let records = self.log.read_stream(id.0)?;
+        let written = records.iter().map(|record| (record.position, &record.payload));
+        let head = self.log.durable();
+        let fresh = if seeded::is_on(Bug::TurnNotSeen) { &[] } else { turn.written(id.0) };
+        for (position, payload) in written.chain(fresh.iter().map(|payload| (head + 1, payload))) {
+            if payload == known {
+                continue;
+            }
             let event = Event::decode(payload, self.rig.clock.now())
                 .map_err(|e| SupervisorError::Corrupt { position, cause: e.to_string() })?;
             state.get_or_insert_with(|| JobState::new(id)).apply(&event);
-            Ok::<_, SupervisorError>(())
-        };
-        for record in self.log.read_stream(id.0)?.iter().filter(|record| record.payload != known) {
-            add(&record.payload, record.position)?;
         }
-        // A command that came just before is not on disk yet, and counts.
-        let fresh = if seeded::is_on(Bug::TurnNotSeen) { &[] } else { turn.written(id.0) };
-        fresh
-            .iter()
-            .filter(|payload| *payload != known)
-            .try_for_each(|payload| add(payload, self.log.durable() + 1))?;
         Ok(state)
     }
 }

@@ -7,14 +7,16 @@ mod bugs;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stoker_schemas::seeded::Bug;
-use stoker_tests::sim::{Draw, Outcome, quiet_panics, run_seed};
+use stoker_tests::sim::{Draw, Outcome, Plan, quiet_panics, run, run_seed, shrink};
 
 /// Failing seeds shown in full.
 const MAX_SHOWN: usize = 5;
+/// How long a failing plan is made smaller.
+const SHRINK_FOR: Duration = Duration::from_secs(30);
 
 /// Runs Stoker's real code on virtual time, seed by seed.
 #[derive(Parser)]
@@ -28,6 +30,9 @@ struct Args {
     /// One seed only, with its plan and its trace
     #[arg(long)]
     seed: Option<u64>,
+    /// Do not make its plan smaller when it fails
+    #[arg(long, requires = "seed")]
+    whole: bool,
     /// With this fault put in
     #[arg(long, value_parser = bugs::parse)]
     bug: Option<Bug>,
@@ -52,16 +57,23 @@ fn main() -> ExitCode {
     let args = Args::parse();
     quiet_panics();
     let holds = match args.seed {
-        Some(seed) => one(seed, args.bug),
+        Some(seed) => one(seed, &args),
         None if args.bugs => bugs::table(args.from, args.seeds, args.jobs()),
         None => many(&args),
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn one(seed: u64, bug: Option<Bug>) -> bool {
-    println!("{:#?}", Draw::plan(seed));
-    let outcome = run_seed(seed, bug, true);
+fn one(seed: u64, args: &Args) -> bool {
+    let mut plan: Plan = Draw::plan(seed);
+    if !args.whole {
+        let (smaller, _) = shrink(seed, &plan, args.bug, SHRINK_FOR);
+        let (loads, faults) = (plan.loads.len(), plan.faults.len());
+        println!("{} of {loads} loads and {} of {faults} faults:", smaller.loads.len(), smaller.faults.len());
+        plan = smaller;
+    }
+    println!("{plan:#?}");
+    let outcome = run(seed, &plan, args.bug, true);
     for line in &outcome.lines {
         println!("{line}");
     }

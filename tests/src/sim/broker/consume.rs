@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use stoker_schemas::letter::{Death, GivenUpBy};
 use stoker_schemas::topology::delay_tier_ms;
 use stoker_worker::ports::broker::{About, Ack, BrokerError, Delivery, NotDeferred};
 
 use super::Model;
-use super::port::SimBroker;
+use super::publish::submit;
 use super::queue::{Held, Message};
-use super::state::{Action, State, Verdict};
+use super::state::{Action, Exchange, State, Verdict};
 use crate::say;
 
 /// A message that is put back so often is worked on by nobody and keeps everybody busy.
@@ -51,13 +52,17 @@ impl State {
         let Some(message) = queue.ready.pop_front() else { return false };
         say!(self.trace, "broker > {who} {} from {name} #{tag} delivery {}", message.id, message.deliveries);
         let queue_name = name.clone();
-        let lane = lane_of(&name);
-        let ack = SimAck { model, link: number, generation, queue: name, tag, lane, message: message.clone() };
+        let ack = SimAck { model, link: number, generation, queue: name, tag };
         place.send(Delivery {
             routing_key: message.key.clone(),
             delivery_count: message.deliveries,
             deferrals: message.deferrals,
-            about: About { queue: queue_name, message_id: Some(message.id.clone()), ..About::default() },
+            about: About {
+                queue: queue_name,
+                message_id: Some(message.id.clone()),
+                death: message.death.clone(),
+                ..About::default()
+            },
             body: message.body.clone(),
             ack: handles.issue(Box::new(ack)),
         });
@@ -83,15 +88,24 @@ impl State {
                     self.loops.push(message.id.clone());
                 }
                 if let Some(dead) = queue.give_back(message) {
-                    self.bury(name, dead);
+                    self.bury(name, dead, "delivery_limit");
                 }
             }
-            Verdict::Dead => self.bury(name, held.message),
+            Verdict::Dead => self.bury(name, held.message, "rejected"),
         }
     }
 
     /// To the dead letters; while those are full it stays where it is.
-    fn bury(&mut self, name: &str, message: Message) {
+    fn bury(&mut self, name: &str, message: Message, why: &str) {
+        let death = Death {
+            by: GivenUpBy::Broker(why.to_owned()),
+            queue: name.to_owned(),
+            exchange: "stoker.events".to_owned(),
+            routing_key: message.key.clone(),
+            count: 1,
+            at: None,
+        };
+        let message = Message { death: Some(death), ..message };
         say!(self.trace, "broker {} dead-lettered from {name}", message.id);
         if let Err(message) = self.dead_letter(message)
             && let Some(queue) = self.queues.get_mut(name)
@@ -124,7 +138,7 @@ impl State {
                 say!(self.trace, "broker {} goes back to {name}", message.id);
                 let dead = self.queues.get_mut(&name).and_then(|queue| queue.give_back(message));
                 if let Some(dead) = dead {
-                    self.bury(&name, dead);
+                    self.bury(&name, dead, "delivery_limit");
                 }
             }
         }
@@ -141,29 +155,22 @@ struct SimAck {
     generation: u64,
     queue: String,
     tag: u64,
-    /// Pool and lane, if it is a job.
-    lane: Option<(String, String)>,
-    message: Message,
 }
 
 impl SimAck {
-    fn is_current(&self) -> bool {
+    /// The message as it is put back for a while.
+    fn copy(&self, delay: Duration) -> Result<Message, BrokerError> {
         let state = self.model.lock();
-        state.links.get(&self.link).is_some_and(|l| l.up && l.generation == self.generation)
-    }
-
-    /// The copy that a delay queue keeps.
-    fn copy(&self, delay: Duration) -> Option<Message> {
-        let (pool, lane) = self.lane.as_ref()?;
-        let tier = delay_tier_ms(delay);
-        let due_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).clamp(1, tier);
-        Some(Message {
-            key: format!("job.deferred.{pool}.{lane}.{tier}"),
+        let held = state.queues.get(&self.queue).and_then(|queue| queue.held.get(&self.tag));
+        let message = held.map(|held| held.message.clone()).ok_or(BrokerError::Stale)?;
+        let lane = self.queue.strip_prefix("stoker.jobs.");
+        let lane = lane.ok_or_else(|| BrokerError::Refused("only jobs can be put back for a while".to_owned()))?;
+        Ok(Message {
+            key: format!("job.deferred.{lane}.{}", delay_tier_ms(delay)),
+            deferrals: message.deferrals + 1,
             deliveries: 0,
-            put_back: 0,
-            deferrals: self.message.deferrals + 1,
-            due_ms,
-            ..self.message.clone()
+            due_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).max(1),
+            ..message
         })
     }
 
@@ -191,17 +198,13 @@ impl Ack for SimAck {
     }
 
     async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
-        let Some(copy) = self.copy(delay) else {
-            let error = BrokerError::Refused("only jobs are kept for a while".to_owned());
-            return Err(NotDeferred { ack: self, error });
+        let copied = match self.copy(delay) {
+            Ok(copy) => submit(&self.model, self.link, copy, Exchange::Deferred).await,
+            Err(error) => Err(error),
         };
-        if !self.is_current() {
-            return Err(NotDeferred { ack: self, error: BrokerError::Stale });
-        }
-        let kept = SimBroker::over(self.model.clone(), self.link).submit(|_| copy, false).await;
-        match kept {
-            // A settlement that does not arrive leaves it twice.
+        match copied {
             Ok(()) => {
+                // Where its connection is gone it comes twice, which its worker recognises.
                 let _ = self.settle(Verdict::Done);
                 Ok(())
             }
@@ -212,10 +215,4 @@ impl Ack for SimAck {
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
         self.settle(Verdict::Dead)
     }
-}
-
-/// Pool and lane of a queue of jobs.
-fn lane_of(queue: &str) -> Option<(String, String)> {
-    let (pool, lane) = queue.strip_prefix("stoker.jobs.")?.rsplit_once('.')?;
-    Some((pool.to_owned(), lane.to_owned()))
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use stoker_schemas::letter::Death;
 
 /// A message as the broker keeps it.
 #[derive(Debug, Clone)]
@@ -17,10 +18,12 @@ pub struct Message {
     pub body: Bytes,
     /// Earlier deliveries.
     pub deliveries: u32,
+    /// Who gave it up, among the dead letters.
+    pub death: Option<Death>,
+    /// How often it was put back for a while.
+    pub deferrals: u32,
     /// How often a consumer has put it back.
     pub put_back: u32,
-    /// How often a consumer had it kept for a while; such a copy is not for readers of the history.
-    pub deferrals: u32,
     /// When it leaves a delay queue, ms of virtual time.
     pub due_ms: u64,
 }

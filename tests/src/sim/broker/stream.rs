@@ -29,7 +29,7 @@ impl History {
     /// Adds a message.
     pub fn push(&mut self, message: &Message) {
         self.archive.push(HistoryEntry {
-            offset: self.len(),
+            offset: self.end(),
             content_type: message.content_type.to_owned(),
             routing_key: message.key.clone(),
             body: message.body.clone(),
@@ -42,7 +42,7 @@ impl History {
     }
 
     /// Entries that readers see.
-    pub fn len(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         (self.archive.len() - self.begin) as u64
     }
 
