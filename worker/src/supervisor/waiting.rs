@@ -274,12 +274,19 @@ async fn defer(waiting: Waiting, delay: Duration, not_put_back: mpsc::Sender<Wai
     let Claim { held: Held { ack, lane, since: held_since }, .. } = claim;
     match ack.defer(delay).await {
         Ok(()) => {}
-        Err(NotDeferred { error: BrokerError::Stale, .. }) => tracing::debug!("delivery is stale and comes again"),
+        Err(NotDeferred { ack, error: BrokerError::Stale }) => {
+            tracing::debug!("delivery is stale and comes again");
+            // Settled, as far as we are concerned; the broker knows nothing of it any more.
+            let _ = ack.requeue().await;
+        }
         Err(NotDeferred { ack, error }) => {
             tracing::warn!(job = %claim.job, %error, "message not put back, it stays here for now");
             let held = Held { ack, lane, since: held_since };
-            // A supervisor that is gone has given its messages back.
-            let _ = not_put_back.send(Waiting { claim: Claim { held, ..claim }, state, since, again }).await;
+            let waiting = Waiting { claim: Claim { held, ..claim }, state, since, again };
+            if let Err(mpsc::error::SendError(waiting)) = not_put_back.send(waiting).await {
+                // The supervisor is gone, and its messages go back.
+                let _ = waiting.claim.held.ack.requeue().await;
+            }
         }
     }
 }
