@@ -135,8 +135,8 @@ async fn a_job_without_room_is_kept_by_the_broker_and_recorded_once() {
         let clock = enqueue(&*host.broker, clock).await;
         host.until("four seconds", DEADLINE, |host| host.state(clock).phase() == Phase::Dead).await;
         assert_eq!(host.kinds(second), ["job.deferred"]);
-        tell(&*host.broker, first, EventData::StopRequested(Request { by: "test".to_owned(), reason: String::new() }))
-            .await;
+        let stop = Request { by: "test".to_owned(), reason: String::new() };
+        tell(&*host.broker, first, EventData::StopRequested(stop.into())).await;
         host.until("ready", DEADLINE, |host| host.state(second).phase() == Phase::Ready).await;
         assert_eq!(host.state(second).attempts.len(), 1);
         host.end(DEADLINE).await;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
-use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Priority;
 use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, PoolName, Time};
@@ -114,7 +113,6 @@ impl Supervisor {
         let budget = room.min(boots);
         // Open, but only because their next message finds no room in its queue: they take no place of others.
         let budget = if self.draining || budget == 0 { 0 } else { budget.saturating_add(self.settling.held()) };
-        let budget = if seeded::is_on(Bug::CreditStaysZero) && self.up > 0 { 0 } else { budget };
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.update(budget, |lane| match self.pools.is_paused(&lane.pool) {
             true => 0,

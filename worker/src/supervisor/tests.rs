@@ -47,8 +47,10 @@ impl Ack for Message {
             return Err(NotDeferred { ack: self, error: BrokerError::Refused("full".to_owned()) });
         }
         self.delays.lock().unwrap().push(delay);
-        let noted = self.note("defer");
-        noted.map_err(|error| NotDeferred { ack: self, error })
+        match self.note("defer") {
+            Ok(()) => Ok(()),
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
     }
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
         self.note("dead_letter")
