@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stoker_producer::clock::Clock;
-use stoker_producer::dead_letters;
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::Submitter;
 use stoker_producer::{

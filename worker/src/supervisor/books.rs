@@ -114,7 +114,6 @@ impl Supervisor {
         let budget = room.min(boots);
         // Open, but only because their next message finds no room in its queue: they take no place of others.
         let budget = if self.draining || budget == 0 { 0 } else { budget.saturating_add(self.settling.held()) };
-        let budget = if seeded::is_on(Bug::CreditStaysZero) && self.up > 0 { 0 } else { budget };
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.update(budget, |lane| match self.pools.is_paused(&lane.pool) {
             true => 0,
