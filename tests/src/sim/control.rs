@@ -9,7 +9,7 @@ use stoker_producer::clock::Clock;
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::Submitter;
 use stoker_producer::{
-    pools,
+    dead_letters, pools,
     reconcile::{self, Patience},
     supersede,
 };

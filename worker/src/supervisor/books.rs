@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stoker_schemas::diagnosis::Diagnosis;
-use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Priority;
 use stoker_schemas::state::Attempt;
 use stoker_schemas::{Epoch, Event, JobId, JobSpec, JobState, PoolName, Time};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use stoker_schemas::PoolName;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::Priority;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -120,7 +121,9 @@ impl Lanes {
         let wanted = demands.iter().any(|demand| demand.wants_more && demand.used < demand.most);
         let wanted = wanted && is_time(self.dealt_at);
         if basis != self.basis || wanted {
+            let stays_closed = seeded::is_on(Bug::CreditStaysZero) && self.used_since.is_some();
             for (lane, share) in self.lanes.iter_mut().zip(deal(budget, &demands)) {
+                let share = if stays_closed && *lane.credit.borrow() == 0 { 0 } else { share };
                 lane.credit.send_if_modified(|credit| std::mem::replace(credit, share) != share);
             }
             self.basis = basis;
