@@ -20,6 +20,7 @@ pub mod host;
 pub mod images;
 pub mod log;
 pub mod logging;
+pub mod metrics;
 mod metrics_file;
 mod mounts;
 pub mod net;

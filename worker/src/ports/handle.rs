@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::{Ack, BrokerError, Delivery, Source};
-use crate::counts::DELIVERIES_DROPPED;
+use crate::counts::{DELIVERIES_DROPPED, JOBS_UNACKNOWLEDGED, Level, OTHERS_UNACKNOWLEDGED};
 
 /// Issues the handles of one subscription, or of one channel of it.
 #[derive(Clone)]
@@ -39,6 +39,7 @@ impl Handles {
     /// A handle for one delivery.
     pub fn issue(&self, ack: Box<dyn Ack>) -> Handle {
         self.inner.alive.fetch_add(1, Ordering::Relaxed);
+        self.inner.unacknowledged().up();
         Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))) }
     }
 
@@ -54,6 +55,11 @@ impl Handles {
 }
 
 impl Inner {
+    /// All of its kind in this process.
+    fn unacknowledged(&self) -> &'static Level {
+        if matches!(self.source, Source::Jobs(..)) { &JOBS_UNACKNOWLEDGED } else { &OTHERS_UNACKNOWLEDGED }
+    }
+
     /// Once the subscriber or the broker has ended, all that is open goes back by itself.
     fn is_open(&self) -> bool {
         !self.closing.is_cancelled() && self.out.upgrade().is_some_and(|out| !out.is_closed())
@@ -66,6 +72,7 @@ struct Alive(Arc<Inner>);
 impl Drop for Alive {
     fn drop(&mut self) {
         self.0.alive.fetch_sub(1, Ordering::Relaxed);
+        self.0.unacknowledged().down();
     }
 }
 

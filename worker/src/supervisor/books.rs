@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Supervisor;
 use super::admission::Capacity;
 use crate::attempt::Running;
+use crate::counts::USE;
 use crate::ports::handle::Handle;
 
 /// A job with something on this host.
@@ -73,12 +74,26 @@ impl Supervisor {
         // A warm VM's place is a job's: it gets the VM, or the VM goes.
         let room = self.books.free().slots + self.stock.len() + self.booting();
         let credit = if self.draining { 0 } else { room.min(self.settings.max_booting) };
+        let mut granted = 0;
         for (pool, sender) in &self.credits {
             let credit =
                 if self.pools.is_paused(pool) { 0 } else { credit.min(self.pool_room(pool).unwrap_or(credit)) };
             // Open, but only because their next message finds no room in its queue.
             let credit = if credit > 0 { credit.saturating_add(self.settling.held_of(pool)) } else { credit };
+            granted += u64::from(credit);
             sender.send_if_modified(|current| std::mem::replace(current, credit) != credit);
         }
+        self.count_use(granted);
+    }
+
+    fn count_use(&self, granted: u64) {
+        let (total, free) = (self.settings.capacity.slots, self.books.free().slots);
+        USE.slots.set(total.into());
+        USE.slots_used.set(total.saturating_sub(free).into());
+        USE.booting.set(self.booting().into());
+        USE.ready.set(self.up().into());
+        USE.warm.set(self.stock.len().into());
+        USE.credit.set(granted);
+        USE.waiting.set(u64::try_from(self.waiting.len()).unwrap_or(u64::MAX));
     }
 }

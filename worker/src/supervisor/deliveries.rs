@@ -15,6 +15,7 @@ use super::admission::{Capacity, Full};
 use super::books::{Claim, Job, Live};
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
+use crate::counts::ATTEMPTS;
 use crate::ports::broker::{BrokerError, Delivery, Parked};
 
 /// Wait before a job that this host cannot take is offered again.
@@ -245,6 +246,7 @@ impl Supervisor {
         };
         for (epoch, data) in facts {
             state.apply_data(epoch, now, &data);
+            ATTEMPTS.add(&data, epoch, state);
             let event = Event::about_job(state.id, epoch, &self.source, now, data);
             self.write(turn, &event, self.index_of(state))?;
         }
