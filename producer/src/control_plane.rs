@@ -107,7 +107,14 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Opens the rows, and starts reading, serving and removing.
     pub fn start(parts: Parts) -> Result<Self, ControlError> {
-        let Parts { name, listener, front: Front { access, hooks, patience, stalled_after, .. }, data, broker, consoles } = parts;
+        let Parts {
+            name,
+            listener,
+            front: Front { access, hooks, patience, stalled_after, .. },
+            data,
+            broker,
+            consoles,
+        } = parts;
         let clock = clock::system();
         let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
         let submitter = Submitter::new(broker.clone(), name, clock.clone());

@@ -54,7 +54,13 @@ impl Control {
     pub async fn start(broker: Arc<dyn Broker>) -> Self {
         let data = tempfile::tempdir().unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let front = Front { listen, access: Access::Open, hooks: None, patience: Patience::default(), stalled_after: STALLED_AFTER };
+        let front = Front {
+            listen,
+            access: Access::Open,
+            hooks: None,
+            patience: Patience::default(),
+            stalled_after: STALLED_AFTER,
+        };
         let listener = front.bind().await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (name, consoles) = ("test", Arc::new(NoConsoles));

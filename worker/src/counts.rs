@@ -160,7 +160,11 @@ pub fn metrics() -> Vec<Metric> {
             [("jobs", &JOBS_UNACKNOWLEDGED), ("other", &OTHERS_UNACKNOWLEDGED)]
                 .map(|(source, level)| (label("source", source), level.now())),
         ),
-        Metric::level("stoker_deliveries_waiting", "Of the jobs among them, those that wait for room.", USE.waiting.now()),
+        Metric::level(
+            "stoker_deliveries_waiting",
+            "Of the jobs among them, those that wait for room.",
+            USE.waiting.now(),
+        ),
         Metric::total(
             "stoker_deliveries_dropped_total",
             "Deliveries dropped unsettled and given back: faults of the program.",

@@ -21,7 +21,7 @@ pub mod images;
 pub mod log;
 pub mod logging;
 pub mod metrics;
-mod metrics_file;
+pub mod metrics_file;
 mod mounts;
 pub mod net;
 pub mod outbox;

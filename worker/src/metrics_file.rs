@@ -42,12 +42,17 @@ pub async fn keep(file: PathBuf, counted: Counted) {
 
 /// Writes it once.
 pub fn write(file: &Path, counted: &Counted) {
-    if let Err(error) = replace(file, &render(&counted.metrics())) {
+    if let Err(error) = replace(file, &counted.text()) {
         tracing::warn!(file = %file.display(), %error, "counters could not be written");
     }
 }
 
 impl Counted {
+    /// What stands in the file.
+    pub fn text(&self) -> String {
+        render(&self.metrics())
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         let counters = self.hypervisor.counters().into_iter();
         let mut metrics: Vec<_> =

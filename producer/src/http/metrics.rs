@@ -77,10 +77,11 @@ fn of_hosts(hosts: &[HostView]) -> Vec<Metric> {
     let (booting, ready) = (sum(|host| host.booting), sum(|host| host.ready));
     let used = running().map(|host| host.booting + host.ready).sum();
     let kept = |of: fn(&WarmView) -> u32| hosts.iter().flat_map(|h| &h.warm).map(|kind| u64::from(of(kind))).sum();
-    let warm = [("ready", kept(|kind| kind.ready)), ("booting", kept(|kind| kind.booting)), (
-        "wanted",
-        kept(|kind| kind.wanted),
-    )];
+    let warm = [
+        ("ready", kept(|kind| kind.ready)),
+        ("booting", kept(|kind| kind.booting)),
+        ("wanted", kept(|kind| kind.wanted)),
+    ];
     let refused = |host: &HostView| host.refusals.iter().map(|refusal| refusal.messages).sum();
     let refused = hosts.iter().map(|host| (label("host", &host.name), refused(host)));
     let by_state = |(state, n)| (label("state", state), n);
@@ -92,11 +93,7 @@ fn of_hosts(hosts: &[HostView]) -> Vec<Metric> {
             [("total", slots), ("used", used)].map(by_state),
         ),
         Metric::gauge("stoker_vms", "VMs of jobs.", [("booting", booting), ("ready", ready)].map(by_state)),
-        Metric::gauge(
-            "stoker_warm_vms",
-            "VMs kept up for jobs to come, and how many are wanted.",
-            warm.map(by_state),
-        ),
+        Metric::gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm.map(by_state)),
         Metric::gauge(
             "stoker_outbox_refused_messages",
             "Messages that a host keeps because their queue refuses them, as the host last said.",

@@ -208,4 +208,32 @@ mod tests {
         let needs = needs(&[host("h-01", refusal.clone()), host("h-02", json!([])), host("h-03", refusal)]);
         assert!(needs.len() == 1 && needs[0].contains("2 hosts") && !needs[0].contains("h-0"), "{needs:?}");
     }
+
+    fn blocked(pool: &str, why: Why) -> Blocked {
+        let lasts = std::time::Duration::from_secs(94);
+        Blocked { pool: pool.to_owned(), why, waiting: 12, with_room: 3, lasts }
+    }
+
+    #[test]
+    fn a_stall_outweighs_a_pool_without_hosts_and_is_told_of_some_pools() {
+        assert_eq!(WorkHealth::of(&Work::default(), true), WorkHealth::Unknown);
+        let of = |blocked| WorkHealth::of(&Work { is_known: true, blocked }, true);
+        assert_eq!(of(Vec::new()), WorkHealth::Flowing);
+        let unserved = of(vec![blocked("gpu", Why::NoHost)]);
+        assert!(matches!(&unserved, WorkHealth::Unserved(reason) if reason.contains("pool gpu")), "{unserved:?}");
+        let pools = ["a", "b", "c", "d", "e"].map(|pool| blocked(pool, Why::NothingStarts));
+        let stalled = of(pools.into_iter().chain([blocked("gpu", Why::NoHost)]).collect());
+        let WorkHealth::Stalled(reason) = &stalled else { panic!("{stalled:?}") };
+        assert!(reason.contains("in pool c,") && reason.ends_with("; the same in 2 more pools"), "{reason}");
+        assert!(!reason.contains("gpu"), "{reason}");
+    }
+
+    #[test]
+    fn where_anybody_may_ask_no_pool_is_named() {
+        for why in [Why::NothingStarts, Why::NoHost] {
+            let work = WorkHealth::of(&Work { is_known: true, blocked: vec![blocked("gpu", why)] }, false);
+            let reason = work.reason().unwrap();
+            assert!(reason.contains("12 jobs wait") && !reason.contains("gpu"), "{reason}");
+        }
+    }
 }

@@ -147,7 +147,9 @@ impl Blocked {
     /// What to do about it.
     pub const fn remedy(&self) -> &'static str {
         match self.why {
-            Why::NothingStarts => "look at the logs of its workers; restart one (its VMs stay), drain a host that is gone",
+            Why::NothingStarts => {
+                "look at the logs of its workers; restart one (its VMs stay), drain a host that is gone"
+            }
             Why::NoHost => "start a worker that serves the pool, or cancel its jobs",
         }
     }
@@ -226,8 +228,7 @@ mod tests {
     #[test]
     fn the_sentence_has_the_numbers_and_names_the_pool_to_those_whom_it_concerns() {
         let lasts = Duration::from_secs(94);
-        let mut blocked =
-            Blocked { pool: "gpu".to_owned(), why: Why::NothingStarts, waiting: 12, with_room: 3, lasts };
+        let mut blocked = Blocked { pool: "gpu".to_owned(), why: Why::NothingStarts, waiting: 12, with_room: 3, lasts };
         let wanted = "12 jobs wait in pool gpu, 3 hosts have room, and nothing has started for 94 s";
         assert_eq!(blocked.sentence(true), wanted);
         assert!(!blocked.sentence(false).contains("gpu"));

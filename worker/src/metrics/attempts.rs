@@ -61,9 +61,7 @@ impl AttemptTotals {
 
     /// As metrics.
     pub fn metrics(&self) -> Vec<Metric> {
-        let outcome = |outcome: &str, cause: &str| {
-            vec![("outcome", outcome.to_owned()), ("cause", cause.to_owned())]
-        };
+        let outcome = |outcome: &str, cause: &str| vec![("outcome", outcome.to_owned()), ("cause", cause.to_owned())];
         let failed = self.failed.iter().map(|(cause, n)| (outcome("failed", cause.as_str()), *n));
         let attempts = [(outcome("ready", NO_CAUSE), self.ready)].into_iter().chain(failed);
         let stages = self.stages.iter().map(|(stage, took)| (label("stage", stage), took.clone()));

@@ -227,7 +227,13 @@ impl Server {
             broker: Arc::new(rabbit.connect(None).await?),
             broker_name: "the run's node".to_owned(),
             data: data.to_owned(),
-            front: Front { listen, access: Access::Open, hooks: None, patience: Patience::default(), stalled_after: STALLED_AFTER },
+            front: Front {
+                listen,
+                access: Access::Open,
+                hooks: None,
+                patience: Patience::default(),
+                stalled_after: STALLED_AFTER,
+            },
         };
         let (ask, asked) = watch::channel(Shutdown::No);
         let (out, address) = oneshot::channel();
