@@ -215,7 +215,7 @@ mod tests {
         handles.issue(Box::new(notes.clone())).ack().await.unwrap();
         handles.issue(Box::new(notes.clone())).requeue().await.unwrap();
         handles.issue(Box::new(notes.clone())).dead_letter().await.unwrap();
-        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "ack"]));
+        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "dead_letter"]));
     }
 
     #[tokio::test]
