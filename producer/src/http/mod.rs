@@ -125,7 +125,7 @@ impl Api {
             patience: PATIENCE,
             access: Access::Open,
             webhooks: None,
-            // Not known, for as long as nobody looks.
+            // Unknown until a watcher runs.
             work: watch::channel(Work::default()).1,
             many: many::Many::default(),
             configuring: Arc::default(),

@@ -14,8 +14,8 @@ use crate::work::{Blocked, Why, Work};
 
 /// Entries shown of what could not be decoded.
 const MAX_UNDECODABLE: usize = 100;
-/// Pools told of in one sentence; the overview has all of them.
-const MAX_POOLS_TOLD: usize = 3;
+/// Pools named in one sentence; the overview has all of them.
+const MAX_POOLS_NAMED: usize = 3;
 
 /// How the front is.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
@@ -79,11 +79,11 @@ pub enum WorkHealth {
 impl WorkHealth {
     /// From what was seen. Who asks may be anybody where tokens are: pools are named only where all may see everything.
     fn of(work: &Work, is_named: bool) -> Self {
-        let told = |why| {
+        let reason = |why| {
             let blocked: Vec<_> = work.blocked_by(why).collect();
             (!blocked.is_empty()).then(|| sentences(&blocked, is_named))
         };
-        match (told(Why::NothingStarts), told(Why::NoHost)) {
+        match (reason(Why::NothingStarts), reason(Why::NoHost)) {
             _ if !work.is_known => Self::Unknown,
             (Some(reason), _) => Self::Stalled(reason),
             (None, Some(reason)) => Self::Unserved(reason),
@@ -101,13 +101,13 @@ impl WorkHealth {
 }
 
 fn sentences(blocked: &[&Blocked], is_named: bool) -> String {
-    let told: Vec<_> = blocked.iter().take(MAX_POOLS_TOLD).map(|blocked| blocked.sentence(is_named)).collect();
-    let more = match blocked.len() - told.len() {
+    let named: Vec<_> = blocked.iter().take(MAX_POOLS_NAMED).map(|blocked| blocked.sentence(is_named)).collect();
+    let more = match blocked.len() - named.len() {
         0 => String::new(),
         1 => "; the same in 1 more pool".to_owned(),
         more => format!("; the same in {more} more pools"),
     };
-    told.join("; ") + &more
+    named.join("; ") + &more
 }
 
 /// Told when requests may be sent here.

@@ -32,12 +32,12 @@ const MAX_PACE: Duration = Duration::from_secs(5);
 /// Rows of jobs that wait for another attempt looked at each time, those of which nothing was heard longest first.
 const MAX_RETRIES: usize = 512;
 
-/// Looks and tells, until told to stop.
+/// Looks and publishes what it sees, until it is stopped.
 pub async fn run(
     model: ReadModel,
     submitter: Submitter,
     after: Duration,
-    told: watch::Sender<Work>,
+    seen: watch::Sender<Work>,
     stop: CancellationToken,
 ) {
     let mut pace = interval((after / LOOKS).clamp(Duration::from_millis(1), MAX_PACE));
@@ -53,13 +53,13 @@ pub async fn run(
             tracing::warn!(%error, "whether the work flows is not known; looking again");
             watcher.forget()
         });
-        tell(&told, work);
+        tell(&seen, work);
     }
 }
 
 /// A stall stands in the log once, not at every look.
-fn tell(told: &watch::Sender<Work>, work: Work) {
-    let before = told.send_replace(work.clone());
+fn tell(seen: &watch::Sender<Work>, work: Work) {
+    let before = seen.send_replace(work.clone());
     let is_known = |blocked: &Blocked| before.blocked.iter().any(|b| (&b.pool, b.why) == (&blocked.pool, blocked.why));
     for blocked in work.blocked.iter().filter(|blocked| !is_known(blocked)) {
         tracing::warn!(remedy = blocked.remedy(), "{}", blocked.sentence(true));
