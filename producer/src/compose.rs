@@ -156,7 +156,8 @@ fn front(args: &FrontArgs) -> Result<Front, ComposeError> {
         hint: "try it with: stoker hooks test --hooks FILE --payload FILE".to_owned(),
     })?;
     let patience = Patience::new(Duration::from_secs(args.reconcile_after_s));
-    Ok(Front { listen: args.listen, access, hooks, patience })
+    let stalled_after = Duration::from_secs(args.stalled_after_s);
+    Ok(Front { listen: args.listen, access, hooks, patience, stalled_after })
 }
 
 /// The image that Stoker ships for a hypervisor.

@@ -325,17 +325,8 @@ const fn is_unit(stage: Stage) -> bool {
 }
 
 fn stages(state: &JobState, epoch: Epoch, a: &Attempt, start: Time) -> Vec<StageView> {
-    let mut marks: Vec<_> = a.marks.iter().filter(|m| !is_unit(m.stage) && m.stage != Stage::Accepted).collect();
-    marks.sort_by_key(|m| (m.at, m.stage));
-    // A stage is reached once: later marks of it (a second DHCP exchange) are not a new stage.
-    let mut seen = Vec::new();
-    marks.retain(|m| {
-        let new = !seen.contains(&m.stage);
-        seen.push(m.stage);
-        new
-    });
-    // The first attempt waited since it was enqueued, a later one since it was due.
-    let since = state.due(epoch.attempt).or_else(|| state.enqueued_at());
+    let marks = a.stages();
+    let since = state.waits_since(epoch.attempt);
     let mut views = Vec::with_capacity(marks.len() + 1);
     if let Some(since) = since {
         let took_ms = ms_between(since, start);

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use step::Patience;
 use step::{Heard, Step, step};
-use waited::Waited;
+pub(crate) use waited::Waited;
 
 use crate::readmodel::{AwaitedJob, ReadModel, ReadModelError};
 use crate::submit::{PublishError, Submitter, publish_event};

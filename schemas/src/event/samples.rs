@@ -147,6 +147,7 @@ fn of_host(kind: &str) -> Option<EventData> {
             slots: 32,
             vcpus: 64,
             memory_mib: 131_072,
+            max_booting: None,
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             pools: vec!["default".to_owned()],
             hypervisor: "Firecracker 1.12.1".to_owned(),

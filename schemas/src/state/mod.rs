@@ -16,6 +16,7 @@
 mod awaited;
 mod duplicates;
 mod phase;
+mod timing;
 
 pub use awaited::{Awaited, AwaitedFrom};
 pub use duplicates::{Duplicate, duplicates};

@@ -176,6 +176,7 @@ async fn a_stale_delivery_is_not_copied() {
         let again = next(&mut subscription).await;
         let refused = held.ack.defer(Duration::from_millis(100)).await.unwrap_err();
         assert!(matches!(refused.error, BrokerError::Stale), "{refused:?}");
+        assert!(matches!(refused.ack.requeue().await, Err(BrokerError::Stale)));
         again.ack.ack().await.unwrap();
         quiet(&mut subscription).await;
     })
@@ -189,7 +190,9 @@ async fn deferrals_of_earlier_releases_still_arrive() {
         let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
         let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 1).await;
         broker.publish(deferred(POOL, Priority::Normal, Duration::from_millis(100), "old")).await.unwrap();
-        assert_eq!(text(&next(&mut subscription).await), "old");
+        let old = next(&mut subscription).await;
+        assert_eq!(text(&old), "old");
+        old.ack.ack().await.unwrap();
     })
     .await;
 }

@@ -80,6 +80,7 @@ async fn a_long_attempt_does_not_keep_its_message_and_outlives_its_worker() {
         while let Ok(Some(delivery)) = timeout(QUIET, lane.deliveries.recv()).await {
             let event = Event::decode(&delivery.body, Clock::system().now()).unwrap();
             assert_ne!(event.job(), Some(id), "{delivery:?}");
+            delivery.ack.ack().await.unwrap();
         }
         drop(lane);
         other.close().await;

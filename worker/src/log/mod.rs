@@ -34,7 +34,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
+
+use crate::counts::LOG_APPENDS;
 
 pub use append::{Append, Appended, Expected};
 pub use compact::Compacted;
@@ -131,7 +134,10 @@ impl EventLog {
         let log = self.clone();
         async move {
             append::check_size(&appends)?;
-            log.ask(|reply| Command::Append { appends, reply }).await
+            let asked = Instant::now();
+            let appended = log.ask(|reply| Command::Append { appends, reply }).await?;
+            LOG_APPENDS.add(asked.elapsed());
+            Ok(appended)
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::{Ack, BrokerError, Delivery, NotDeferred, Source};
-use crate::counts::DELIVERIES_DROPPED;
+use crate::counts::{DELIVERIES_DROPPED, JOBS_UNACKNOWLEDGED, Level, OTHERS_UNACKNOWLEDGED};
 
 /// Issues the handles of one subscription, or of one channel of it.
 #[derive(Clone)]
@@ -41,6 +41,7 @@ impl Handles {
     /// A handle for one delivery.
     pub fn issue(&self, ack: Box<dyn Ack>) -> Handle {
         self.inner.alive.fetch_add(1, Ordering::Relaxed);
+        self.inner.unacknowledged().up();
         Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))), holds: None }
     }
 
@@ -56,6 +57,11 @@ impl Handles {
 }
 
 impl Inner {
+    /// All of its kind in this process.
+    fn unacknowledged(&self) -> &'static Level {
+        if matches!(self.source, Source::Jobs(..)) { &JOBS_UNACKNOWLEDGED } else { &OTHERS_UNACKNOWLEDGED }
+    }
+
     /// Once the subscriber or the broker has ended, all that is open goes back by itself.
     fn is_open(&self) -> bool {
         !self.closing.is_cancelled() && self.out.upgrade().is_some_and(|out| !out.is_closed())
@@ -68,6 +74,7 @@ struct Alive(Arc<Inner>);
 impl Drop for Alive {
     fn drop(&mut self) {
         self.0.alive.fetch_sub(1, Ordering::Relaxed);
+        self.0.unacknowledged().down();
     }
 }
 
@@ -240,7 +247,7 @@ mod tests {
         handles.issue(Box::new(notes.clone())).ack().await.unwrap();
         handles.issue(Box::new(notes.clone())).requeue().await.unwrap();
         handles.issue(Box::new(notes.clone())).dead_letter().await.unwrap();
-        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "ack"]));
+        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "dead_letter"]));
     }
 
     #[tokio::test]

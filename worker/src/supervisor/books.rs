@@ -15,6 +15,7 @@ use super::admission::Capacity;
 use super::credit::Lane;
 use crate::attempt::Running;
 use crate::boots::Booting;
+use crate::counts::USE;
 use crate::ports::handle::Handle;
 
 /// A job with something on this host.
@@ -121,5 +122,17 @@ impl Supervisor {
             }),
         });
         self.lanes = lanes;
+        self.count_use();
+    }
+
+    fn count_use(&self) {
+        let (total, free) = (self.settings.capacity.slots, self.books.free().slots);
+        USE.slots.set(total.into());
+        USE.slots_used.set(total.saturating_sub(free).into());
+        USE.booting.set(self.booting().into());
+        USE.ready.set(self.up().into());
+        USE.warm.set(self.stock.len().into());
+        USE.credit.set(self.lanes.granted());
+        USE.waiting.set(u64::try_from(self.waiting.len()).unwrap_or(u64::MAX));
     }
 }

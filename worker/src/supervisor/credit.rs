@@ -109,6 +109,11 @@ impl Lanes {
         Counter(held)
     }
 
+    /// What all lanes together may hold.
+    pub(super) fn granted(&self) -> u64 {
+        self.lanes.iter().map(|lane| u64::from(*lane.credit.borrow())).sum()
+    }
+
     /// Deals out what may be held, where something has changed or a lane wants more.
     pub(super) fn update(&mut self, budget: u32, most: impl Fn(&Lane) -> u32) {
         for lane in &mut self.lanes {

@@ -17,6 +17,7 @@ use super::turn::Turn;
 use super::waiting::{Obstacle, Waiting};
 use super::{Supervisor, SupervisorError};
 use crate::boots::Booting;
+use crate::counts::ATTEMPTS;
 use crate::ports::broker::{BrokerError, Delivery, Parked};
 
 /// What an attempt gets of the host.
@@ -259,6 +260,7 @@ impl Supervisor {
         };
         for (epoch, data) in facts {
             state.apply_data(epoch, now, &data);
+            ATTEMPTS.add(&data, epoch, state);
             let event = Event::about_job(state.id, epoch, &self.source, now, data);
             self.write(turn, &event, self.index_of(state))?;
         }

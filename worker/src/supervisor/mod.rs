@@ -188,8 +188,9 @@ pub struct Supervisor {
     up: u32,
     /// A VM went: what waits may fit now.
     room_made: bool,
-    /// The turn that the log did not take. The worker ends by it, and its deliveries with the subscriptions.
-    failed: Option<Turn>,
+    /// The turn that is being put on disk. Where that fails or is cut off, the worker ends, and its deliveries go back
+    /// with the subscriptions.
+    in_hand: Option<Turn>,
 }
 
 impl Supervisor {
@@ -229,7 +230,7 @@ impl Supervisor {
             draining: false,
             up: 0,
             room_made: false,
-            failed: None,
+            in_hand: None,
         };
         supervisor.restore()?;
         Ok(supervisor)
@@ -289,7 +290,7 @@ impl Supervisor {
             let mut turn = Turn::default();
             while let Some(input) = batch.pop_front() {
                 if let Err(error) = self.handle(input, &mut turn) {
-                    self.failed = Some(turn);
+                    self.in_hand = Some(turn);
                     return Err(error);
                 }
             }

@@ -73,6 +73,7 @@ impl Supervisor {
             slots,
             vcpus,
             memory_mib,
+            max_booting: Some(self.settings.max_booting),
             labels: self.settings.labels.clone(),
             pools: self.settings.pools.iter().map(ToString::to_string).collect(),
             hypervisor: self.rig.hypervisor.describe(),

@@ -153,10 +153,18 @@ impl Supervisor {
 
     /// Puts the turn's facts on disk, then does what follows from them.
     pub(super) async fn commit(&mut self, mut turn: Turn) -> Result<(), SupervisorError> {
-        if let Err(error) = self.put_on_disk(&mut turn).await {
-            self.failed = Some(turn);
-            return Err(error);
+        let written = self.write_host_facts(&mut turn);
+        if seeded::is_on(Bug::AckBeforeFlush) {
+            let settle = std::mem::take(&mut turn.settle_after).into_iter().map(|owed| owed.handle).collect();
+            self.settle(Turn { settle, ..Turn::default() });
         }
+        let appends = calls(std::mem::take(&mut turn.appends));
+        self.in_hand = Some(turn);
+        written?;
+        for call in appends {
+            self.log.append(call).await?;
+        }
+        let Some(mut turn) = self.in_hand.take() else { return Ok(()) };
         for vm in std::mem::take(&mut turn.warm) {
             self.start_warm(vm);
         }
@@ -171,7 +179,7 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn put_on_disk(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+    fn write_host_facts(&self, turn: &mut Turn) -> Result<(), SupervisorError> {
         for data in std::mem::take(&mut turn.host_facts) {
             let event = Event {
                 source: self.source.clone(),
@@ -187,13 +195,6 @@ impl Supervisor {
                 _ => IndexChange::Keep,
             };
             self.write(turn, &event, index)?;
-        }
-        if seeded::is_on(Bug::AckBeforeFlush) {
-            let settle = std::mem::take(&mut turn.settle_after).into_iter().map(|owed| owed.handle).collect();
-            self.settle(Turn { settle, ..Turn::default() });
-        }
-        for call in calls(std::mem::take(&mut turn.appends)) {
-            self.log.append(call).await?;
         }
         Ok(())
     }
