@@ -137,9 +137,11 @@ pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
 /// Resolves when a broker that was never of use cannot be used. One that was is waited for: its operator may be at it.
 async fn refused_at_first(broker: &AmqpBroker) -> BrokerError {
     let mut status = broker.status();
+    // What a watch hands out keeps its writers waiting: not to be held on to.
+    let connected = async { status.wait_for(|status| *status == BrokerStatus::Connected).await.is_ok() };
     tokio::select! {
         refused = broker.refused() => refused,
-        _ = status.wait_for(|status| *status == BrokerStatus::Connected) => std::future::pending().await,
+        _ = connected => std::future::pending().await,
     }
 }
 
