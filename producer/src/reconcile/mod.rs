@@ -3,7 +3,7 @@
 //! may be there to carry out a cancellation or a time-to-live. Here they are driven again or ended.
 //!
 //! What is looked at are rows, some in each pass, those of which nothing was heard longest first. How long that is, is
-//! measured here ([`Waited`]), and only while broker and history are there. A message is published again only where its
+//! measured here (`Waited`), and only while broker and history are there. A message is published again only where its
 //! lane has moved past it, so that a long queue is not doubled; and under the identity that it had, so that hosts
 //! know it where the first one comes after all. Several control planes may do this: each hears of the others' work.
 
