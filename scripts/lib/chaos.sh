@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Faults of the broker, often, on more than one release of RabbitMQ; and a table of what came of them.
 
-#: chaos [RELEASE]... | RabbitMQ killed, frozen and restarted under load, often, for half an hour each: the host's own ("host") and of other Debian releases (trixie has 4.0)
+#: chaos [RELEASE]... | RabbitMQ killed, frozen and restarted under load, many times; takes long: the host's own ("host") and of other Debian releases (trixie has 4.0)
 cmd_chaos() {
   need_cargo
   local releases=("$@") release table failed=0
