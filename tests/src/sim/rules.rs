@@ -10,8 +10,8 @@ use super::broker::queue::Message;
 use super::host::SimHost;
 use super::plan::{Plan, Trouble};
 
-/// How long the control plane may take to end a job whose time to live has passed.
-const LATE_EXPIRY: Duration = Duration::from_secs(30);
+/// What two readings of a clock and a turn may make of a moment.
+const SLACK: Duration = Duration::from_millis(1_500);
 /// Broken rules told of one run.
 const MAX_TOLD: usize = 10;
 
@@ -106,10 +106,7 @@ impl Rules {
             return;
         }
         let waited = event.time.since(started.enqueued_at);
-        // Of the first job that a worker sees it does not know how old it is, and a control plane that was restarted
-        // begins to count again: a job may start late, by its time to live once more.
-        let latest = |ttl: u64| 2 * Duration::from_secs(ttl) + LATE_EXPIRY;
-        if attempt == 1 && started.spec.ttl_s.is_some_and(|ttl| waited > latest(ttl)) {
+        if attempt == 1 && started.spec.ttl_s.is_some_and(|ttl| waited > Duration::from_secs(ttl) + SLACK) {
             self.break_one(format!("job {id} starts after {waited:?}, when its time to live had passed"));
         }
         let due = self.due.get(&(id, attempt)).filter(|_| self.whole_history);
@@ -132,7 +129,7 @@ impl Rules {
             _ => return,
         };
         let Some(id) = event.job() else { return };
-        if !told.get(&id).is_some_and(|job| job.is_past(attempt) || is_settled(job, attempt, &event)) {
+        if !told.get(&id).is_some_and(|job| is_settled(job, attempt, &event)) {
             self.break_one(format!("{} was acknowledged, and the broker knows of nothing that follows", message.id));
         }
     }
