@@ -31,7 +31,7 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
             may_start(state, "defer", attempt)?;
             let (asked_at, asked_attempt, why) = (state.asked_at, state.asked_attempt, Some(why));
             let deferred = JobDeferred { attempt, delay_ms, reason, why, spec, enqueued_at, asked_at, asked_attempt };
-            let news = is_news(state, &deferred, context.now);
+            let news = is_news(state, &deferred, context.now) || seeded::is_on(Bug::DeferralsTold);
             Ok(news.then_some((JOB_LEVEL, EventData::JobDeferred(deferred))).into_iter().collect())
         }
         Command::Expire { spec, attempt } => expire(state, spec, attempt),

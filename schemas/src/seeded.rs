@@ -38,7 +38,7 @@ bugs! {
     SecondVm,
     /// The duplicate of a delivery replaces the one in hand, which is never settled.
     DuplicateReplaces,
-    /// A delivery is attached to a job that has ended in the same turn.
+    /// A delivery is attached to a job that has ended in the same turn, and forgotten with it.
     AttachedToEnded,
     /// The address of a VM that is gone stays taken.
     AddressKept,
@@ -98,6 +98,12 @@ bugs! {
     DeadLettersUnread,
     /// A wish to stop counts only when it is later than the start by two machines' clocks.
     ClocksCompared,
+    /// Each time a job does not fit is an event.
+    DeferralsTold,
+    /// A job that does not fit is held until it does.
+    HeldForEver,
+    /// Jobs of high priority boot beside as many others as may.
+    BootingPerLane,
 }
 
 #[cfg(debug_assertions)]

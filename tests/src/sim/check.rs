@@ -12,6 +12,7 @@ use super::control::SimControl;
 use super::host::SimHost;
 use super::plan::Plan;
 use super::rules::Rules;
+use super::run::wall_at;
 
 /// Violations told of one run; the first ones say enough.
 const MAX_TOLD: usize = 20;
@@ -59,15 +60,21 @@ impl Truth {
         self.rules.next_reading();
         let mut said = Vec::new();
         let state = broker.lock();
+        for subject in &state.refused {
+            self.rules.refused(subject);
+        }
         for (number, entry) in (self.read..).zip(&state.history.archive[self.read..]) {
             let earlier = state.acknowledged[self.acknowledged..].iter().take_while(|(after, _)| *after <= number);
             for (_, message) in earlier {
                 self.acknowledged += 1;
                 self.rules.acknowledged(message, &self.told);
             }
+            let arrived = state.history.arrived[number];
             for event in events_of(entry)? {
-                if let Some(host) = event.source.strip_prefix(HOST_SOURCE) {
-                    self.published.entry(host.to_owned()).or_default().insert(event.id());
+                if let Some(host) = event.source.strip_prefix(HOST_SOURCE)
+                    && self.published.entry(host.to_owned()).or_default().insert(event.id())
+                {
+                    self.rules.arrived(&event, host, wall_at(arrived));
                 }
                 if let Some(id) = event.job() {
                     self.told.entry(id).or_insert_with(|| JobState::new(id)).apply(&event);
@@ -79,6 +86,8 @@ impl Truth {
             self.rules.acknowledged(message, &self.told);
         }
         self.acknowledged = state.acknowledged.len();
+        let held = state.held_long.iter().map(|id| format!("message {id} was held for longer than it may be"));
+        self.rules.broken.extend(held);
         self.rules.broken.extend(state.loops.iter().map(|id| format!("message {id} is put back again and again")));
         self.read = state.history.archive.len();
         drop(state);

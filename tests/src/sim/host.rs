@@ -110,6 +110,11 @@ impl SimHost {
         self.plan.warm as usize
     }
 
+    /// VMs that may boot on it at once.
+    pub fn max_booting(&self) -> usize {
+        self.plan.max_booting as usize
+    }
+
     /// Its settings.
     fn config(&self) -> Config {
         let flags = Flags {
@@ -125,10 +130,11 @@ impl SimHost {
             ..Flags::default()
         };
         let mut config = Config::merge(RawConfig::default(), flags).expect("settings of a simulated host");
-        let HostPlan { slots, memory_mib, max_booting, hold_ms, .. } = self.plan;
+        let HostPlan { slots, memory_mib, max_booting, hold_ms, settle_after_ms, .. } = self.plan;
         config.capacity = Capacity { slots, vcpus: slots * 4, memory_mib };
         config.max_booting = max_booting;
         config.hold = Duration::from_millis(hold_ms);
+        config.settle_after = Duration::from_millis(settle_after_ms);
         config.drain = Duration::from_secs(5);
         config
     }

@@ -33,6 +33,8 @@ pub struct HostPlan {
     pub max_booting: u32,
     /// How long a job that does not fit is held, ms.
     pub hold_ms: u64,
+    /// How long a message is held while its job boots, ms.
+    pub settle_after_ms: u64,
     /// How long removing what a VM has left takes, ms.
     pub removal_ms: u64,
     /// Warm VMs.
@@ -41,6 +43,19 @@ pub struct HostPlan {
     pub skew_s: i64,
     /// Pools that it serves.
     pub pools: Vec<String>,
+}
+
+/// A job that warm VMs make room for may be held this long, ms.
+const WARM_GOES_WITHIN_MS: u64 = 30_000;
+/// Booting, removing and publishing may take this much longer than the longest deadline, ms.
+const SLACK_MS: u64 = 10_000;
+
+impl HostPlan {
+    /// How long it may hold a message, ms: while its job waits, then while it boots.
+    fn longest_hold_ms(&self) -> u64 {
+        let warm_ms = if self.warm > 0 { WARM_GOES_WITHIN_MS } else { 0 };
+        self.hold_ms.max(warm_ms) + self.settle_after_ms.min(LONGEST_DEADLINE_MS) + SLACK_MS
+    }
 }
 
 /// Something that users do.
@@ -159,6 +174,13 @@ pub enum Trouble {
         /// For so long, ms.
         for_ms: u64,
     },
+    /// A kind of queue takes nothing: most of its replicas are away.
+    Refuse {
+        /// The delay queues, or else the lanes.
+        delays: bool,
+        /// For so long, ms.
+        for_ms: u64,
+    },
     /// The history is cut off.
     History {
         /// For so long, ms.
@@ -192,6 +214,11 @@ pub enum Trouble {
     },
 }
 
+/// Deadline of the boots that take longest, ms.
+const LONGEST_DEADLINE_MS: u64 = 30_000;
+/// So long a message may be held where attempts take longer than that.
+const SHORT_SETTLE_MS: u64 = 15_000;
+
 /// Picks the job that was enqueued last.
 pub const LATEST: u64 = u64::MAX;
 
@@ -219,7 +246,7 @@ impl Draw {
         let pools: Vec<String> = pools.into_iter().map(str::to_owned).collect();
         let count = self.pick(&[1, 1, 2, 3]);
         let hosts: Vec<HostPlan> = (0..count).map(|_| self.host(&pools)).collect();
-        let broker = self.broker(hosts.len());
+        let broker = self.broker(&hosts);
         let loads = self.loads(&hosts, &pools, active_ms);
         let faults = self.faults(hosts.len(), active_ms);
         let disk_ms = self.pick(&[(0, 0), (0, 2), (1, 10), (1, 60)]);
@@ -235,6 +262,7 @@ impl Draw {
             addresses: if self.chance(20) { slots.div_ceil(2) } else { 256 },
             max_booting: self.pick(&[1, 2, 8]),
             hold_ms: self.pick(&[0, 500, 3_000]),
+            settle_after_ms: self.pick(&[600_000, SHORT_SETTLE_MS]),
             removal_ms: self.pick(&[0, 0, 20, 1_000]),
             warm: if slots > 2 && self.chance(20) { 1 } else { 0 },
             skew_s: if self.chance(25) { self.0.i64(-3_600..3_600) } else { 0 },
@@ -242,7 +270,7 @@ impl Draw {
         }
     }
 
-    fn broker(&mut self, hosts: usize) -> BrokerPlan {
+    fn broker(&mut self, hosts: &[HostPlan]) -> BrokerPlan {
         BrokerPlan {
             latency_ms: self.pick(&[(1, 1), (1, 5), (1, 40), (5, 300)]),
             jobs_max: if self.chance(15) { 8 } else { 1_000_000 },
@@ -250,8 +278,9 @@ impl Draw {
             dead_max: if self.chance(30) { 2 } else { 100_000 },
             host_max: 10_000,
             delivery_limit: 50,
+            held_ms: hosts.iter().map(HostPlan::longest_hold_ms).max().unwrap_or(0),
             detect_ms: self.pick(&[0, 500, 10_000]),
-            hosts: (0..hosts).map(super::host_name).collect(),
+            hosts: (0..hosts.len()).map(super::host_name).collect(),
         }
     }
 
@@ -325,7 +354,7 @@ impl Draw {
             guest,
             memory_mib: self.pick(&[64, 256]),
             max_attempts: self.pick(&[1, 2, 3]),
-            deadline_ms: self.pick(&[3_000, 10_000]),
+            deadline_ms: self.pick(&[3_000, 3_000, 10_000, LONGEST_DEADLINE_MS]),
             ttl_s: if self.chance(10) { Some(self.0.u64(1..20)) } else { None },
             high: self.chance(20),
             pool: self.pick(pools),
@@ -335,9 +364,9 @@ impl Draw {
     fn faults(&mut self, hosts: usize, active_ms: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
         // Each kind is on or off for the whole run: rare mixes are reached by leaving others out.
-        for kind in 0..12 {
+        for kind in 0..13 {
             // Those that only the control plane can make good take minutes of virtual time.
-            let percent = if kind >= 10 { 8 } else { 30 };
+            let percent = if matches!(kind, 10 | 11) { 8 } else { 30 };
             if !self.chance(percent) {
                 continue;
             }
@@ -381,6 +410,7 @@ impl Draw {
             7 => Trouble::Disk { host, written: self.chance(50) },
             8 => Trouble::Vms { host },
             9 => Trouble::Recreate,
+            12 => Trouble::Refuse { delays: self.chance(70), for_ms: for_ms + self.0.u64(..20_000) },
             10 => Trouble::Purge { pool: "default".to_owned() },
             _ => Trouble::Lie { one_in: self.pick(&[1, 3, 10]), for_ms },
         }

@@ -102,7 +102,13 @@ enum Relief {
     Alarm,
     History,
     Truth,
+    Queues,
     Pool(String),
+}
+
+/// What a true clock shows then.
+pub(super) fn wall_at(now_ms: u64) -> Time {
+    Time::from_unix_micros(BEGIN_MICROS).plus(Duration::from_millis(now_ms))
 }
 
 struct Run<'a> {
@@ -150,7 +156,7 @@ impl<'a> Run<'a> {
     }
 
     fn wall(&self) -> Time {
-        Time::from_unix_micros(BEGIN_MICROS).plus(Duration::from_millis(self.now_ms))
+        wall_at(self.now_ms)
     }
 
     /// The whole run; what did not hold.
@@ -225,8 +231,13 @@ impl<'a> Run<'a> {
 
     fn look(&mut self) -> Vec<String> {
         match self.truth.update(&mut self.hosts, &self.broker) {
-            Ok(()) if !self.truth.rules.broken.is_empty() => self.truth.rules.broken.clone(),
-            Ok(()) => at_rest(&self.truth, &self.hosts, &self.control, &self.broker),
+            Ok(()) => {
+                self.hosts.iter().for_each(|host| self.truth.rules.boots_were_few(host));
+                if !self.truth.rules.broken.is_empty() {
+                    return self.truth.rules.broken.clone();
+                }
+                at_rest(&self.truth, &self.hosts, &self.control, &self.broker)
+            }
             Err(error) => vec![error],
         }
     }
@@ -274,11 +285,13 @@ impl<'a> Run<'a> {
             }
             let started = host.start(now, wall, &self.broker);
             say!(self.trace, "{} starts", host.name);
+            self.truth.rules.disturb_host(&host.name, wall);
             self.failures.extend(started.err());
             self.connect(number);
         }
         if !self.control.is_running() && self.control.start_at_ms <= now {
             say!(self.trace, "control starts");
+            self.disturb(Some(self.hosts.len()));
             self.failures.extend(self.control.start(wall, &self.broker).err());
             self.connect(self.hosts.len());
         }
@@ -312,6 +325,7 @@ impl<'a> Run<'a> {
             self.failures.push(error);
         }
         let host = &mut self.hosts[number];
+        self.truth.rules.worker_ended(host);
         host.kill(0, &self.broker);
         host.start_at_ms = self.now_ms + RESTART_MS;
     }
@@ -322,7 +336,25 @@ impl<'a> Run<'a> {
         self.relief.insert((at, number), relief);
     }
 
+    /// From now on something is different for a host, for the control plane (the number behind the hosts'), or for all.
+    fn disturb(&mut self, who: Option<usize>) {
+        let Some(who) = who else { return };
+        let now = self.wall();
+        for host in self.hosts.iter().enumerate().filter(|(number, _)| who == *number || who == usize::MAX) {
+            self.truth.rules.disturb_host(&host.1.name, now);
+        }
+        if who >= self.hosts.len() {
+            self.truth.rules.disturb(now);
+        }
+        self.broker.lock().disturbed_ms = self.now_ms;
+    }
+
     fn relieve(&mut self, relief: Relief) {
+        self.disturb(match relief {
+            Relief::Link(who) => Some(who),
+            Relief::Broker | Relief::Alarm | Relief::History | Relief::Truth => Some(usize::MAX),
+            Relief::Queues | Relief::Pool(_) => None,
+        });
         match relief {
             Relief::Link(who) => {
                 if !self.broker_down
@@ -340,17 +372,29 @@ impl<'a> Run<'a> {
             Relief::Alarm => self.broker.lock().set_alarm(false),
             Relief::History => self.broker.lock().bind_history(true),
             Relief::Truth => self.broker.lock().lie(0),
+            Relief::Queues => self.broker.lock().refuse(None),
             Relief::Pool(pool) => self.control.ask(Wish::Pool(pool, false)),
         }
     }
 
     fn cause(&mut self, trouble: &Trouble) {
         say!(self.trace, "{trouble:?}");
+        self.disturb(match *trouble {
+            Trouble::Kill { host, .. } | Trouble::Restart { host } | Trouble::Disk { host, .. } => Some(host),
+            Trouble::Cut { who, .. } => Some(who),
+            Trouble::KillControl { .. } => Some(self.hosts.len()),
+            Trouble::Broker { .. } | Trouble::Alarm { .. } | Trouble::History { .. } => Some(usize::MAX),
+            _ => None,
+        });
         match *trouble {
             Trouble::Kill { host, looks, down_ms, vms_too } => {
                 if vms_too {
                     self.hosts[host].kill_vms();
                 }
+                if self.hosts[host].is_running() {
+                    self.failures.extend(self.truth.update(&mut self.hosts, &self.broker).err());
+                }
+                self.truth.rules.worker_ended(&self.hosts[host]);
                 self.hosts[host].kill(looks, &self.broker);
                 self.hosts[host].start_at_ms = (self.now_ms + down_ms).min(self.plan.active_ms);
             }
@@ -389,6 +433,10 @@ impl<'a> Run<'a> {
             Trouble::Lie { one_in, for_ms } => {
                 self.broker.lock().lie(one_in);
                 self.later(for_ms, Relief::Truth);
+            }
+            Trouble::Refuse { delays, for_ms } => {
+                self.broker.lock().refuse(Some(delays));
+                self.later(for_ms, Relief::Queues);
             }
             Trouble::Recreate => self.broker.lock().recreate_history(),
             Trouble::Vms { host } => self.hosts[host].kill_vms(),

@@ -216,7 +216,8 @@ impl Supervisor {
             if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
-            return self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
+            let handle = self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
+            return handle.filter(|_| !seeded::is_on(Bug::AttachedToEnded));
         }
         if live.running.is_none() {
             let started = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref())?;

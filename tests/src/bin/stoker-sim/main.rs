@@ -102,7 +102,9 @@ fn many(args: &Args) -> bool {
     let rate = args.seeds as f64 / took;
     println!("{} seeds in {took:.1} s, {rate:.1} seeds/s; {} failed", args.seeds, failed.len());
     if failed.len() > MAX_SHOWN {
-        println!("failed: {:?}", failed.iter().map(|outcome| outcome.seed).collect::<Vec<_>>());
+        for outcome in &failed {
+            println!("failed: {} {}", outcome.seed, outcome.violations.first().map_or("", String::as_str));
+        }
     }
     failed.is_empty()
 }

@@ -46,6 +46,7 @@ impl State {
             return false;
         }
         let (name, who) = (consumer.queue.clone(), link.name.clone());
+        let since_ms = self.now_ms;
         let Ok(place) = to.try_reserve() else { return false };
         let (tag, model) = (self.fresh_id(), self.me());
         let Some(queue) = self.queues.get_mut(&name) else { return false };
@@ -66,7 +67,7 @@ impl State {
             body: message.body.clone(),
             ack: handles.issue(Box::new(ack)),
         });
-        queue.held.insert(tag, Held { message, consumer: id, link: number, generation });
+        queue.held.insert(tag, Held { message, consumer: id, link: number, generation, since_ms });
         true
     }
 
@@ -74,6 +75,10 @@ impl State {
         let Some(queue) = self.queues.get_mut(name) else { return };
         let Some(held) = queue.held.remove(&tag) else { return };
         say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
+        let held_ms = self.now_ms - held.since_ms.max(self.disturbed_ms);
+        if held_ms > self.plan.held_ms {
+            self.held_long.push(held.message.id.clone());
+        }
         match verdict {
             Verdict::Done => {
                 // While another message stands for the job, nothing need follow from this one.

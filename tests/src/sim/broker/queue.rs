@@ -39,6 +39,8 @@ pub struct Held {
     pub link: u64,
     /// Over which connection of its link.
     pub generation: u64,
+    /// Since when, ms of virtual time.
+    pub since_ms: u64,
 }
 
 /// What a full queue does.

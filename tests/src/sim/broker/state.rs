@@ -1,6 +1,6 @@
 //! The broker between two moments: its queues, its history, and the connections to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, Weak};
 
 use stoker_schemas::letter::{Death, GivenUpBy};
@@ -40,6 +40,8 @@ pub struct BrokerPlan {
     pub host_max: usize,
     /// Deliveries before a message is dead-lettered.
     pub delivery_limit: u32,
+    /// How long a consumer may hold a message while nothing else is wrong, ms.
+    pub held_ms: u64,
     /// How long the broker takes to notice that a connection is gone, ms: at most.
     pub detect_ms: u64,
     /// Hosts whose command queues exist.
@@ -154,6 +156,14 @@ pub struct State {
     pub acknowledged: Vec<(usize, Message)>,
     /// Messages that a consumer puts back again and again.
     pub loops: Vec<String>,
+    /// The delay queues (or else the lanes) take nothing.
+    pub(super) refuses_delays: Option<bool>,
+    /// Jobs of which some message was refused.
+    pub refused: BTreeSet<String>,
+    /// Messages that a consumer held for too long.
+    pub held_long: Vec<String>,
+    /// When something last went wrong or right again, ms of virtual time.
+    pub disturbed_ms: u64,
     /// Ids of messages lost to a lie.
     pub(super) lied: Vec<String>,
 }
@@ -183,6 +193,10 @@ impl State {
             lies: 0,
             acknowledged: Vec::new(),
             loops: Vec::new(),
+            refuses_delays: None,
+            refused: BTreeSet::new(),
+            held_long: Vec::new(),
+            disturbed_ms: 0,
             lied: Vec::new(),
         }
     }
@@ -289,13 +303,13 @@ impl State {
         if is_work && told && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
             say!(self.trace, "broker < {from} {} confirmed and forgotten", message.id);
             if told {
-                self.history.push(&message);
+                self.history.push(&message, self.now_ms);
             }
             self.lied.push(message.id.clone());
             return Ok(());
         }
         if told {
-            self.history.push(&message);
+            self.history.push(&message, self.now_ms);
         }
         let due_ms = if message.due_ms > 0 { self.now_ms + message.due_ms } else { 0 };
         let message = Message { due_ms, ..message };
@@ -307,12 +321,12 @@ impl State {
         };
         let mut reached = told;
         for name in targets {
+            reached |= is_work || self.queues.contains_key(&name);
             if is_work {
                 self.declare_work(&name);
             }
-            let Some(queue) = self.queues.get_mut(&name) else { continue };
-            reached = true;
-            if !queue.offer(message.clone()) {
+            if !self.offer(&name, message.clone()) {
+                self.note_refusal(&message);
                 say!(self.trace, "broker < {from} {} refused, {name} is full", message.id);
                 return Err(BrokerError::Refused("a queue it goes to is full or unavailable".to_owned()));
             }
@@ -329,12 +343,29 @@ impl State {
         self.queues.entry(name.to_owned()).or_insert_with(|| Queue::new(max, Overflow::Reject, limit));
     }
 
+    /// Adds a message to a queue, unless that is full or has lost most of its replicas. One that does not exist is
+    /// none of its matter.
+    fn offer(&mut self, name: &str, message: Message) -> bool {
+        let is_delay = name.starts_with("stoker.delay.");
+        let is_lane = name.starts_with("stoker.jobs.");
+        if self.refuses_delays.is_some_and(|delays| if delays { is_delay } else { is_lane }) {
+            return false;
+        }
+        self.queues.get_mut(name).is_none_or(|queue| queue.offer(message))
+    }
+
+    fn note_refusal(&mut self, message: &Message) {
+        if let Some(subject) = message.id.split('/').next() {
+            self.refused.insert(subject.to_owned());
+        }
+    }
+
     fn take_deferred(&mut self, message: Message) -> Answer {
         let Way::Work(name) = way(&message.key) else { return Err(BrokerError::Unroutable(message.key)) };
         self.declare_work(&name);
         let id = message.id.clone();
         let message = Message { due_ms: self.now_ms + message.due_ms, ..message };
-        let taken = self.queues.get_mut(&name).is_some_and(|queue| queue.offer(message));
+        let taken = self.offer(&name, message);
         say!(self.trace, "broker < {id} put back for a while: {taken}");
         if taken { Ok(()) } else { Err(BrokerError::Refused(format!("{name} is full"))) }
     }
@@ -366,7 +397,7 @@ impl State {
                 let Some(target) = due_way(&message.key) else { continue };
                 self.declare_work(&target);
                 let due = Message { due_ms: 0, ..message.clone() };
-                let taken = self.queues.get_mut(&target).is_some_and(|queue| queue.offer(due));
+                let taken = self.offer(&target, due);
                 if !taken {
                     // At least once: it stays until there is room.
                     let again = Message { due_ms: self.now_ms + DUE_RETRY_MS, ..message };

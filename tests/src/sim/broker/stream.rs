@@ -11,6 +11,8 @@ use super::state::State;
 pub struct History {
     /// Everything that was ever in it, for the simulation itself.
     pub archive: Vec<HistoryEntry>,
+    /// When each of them came, ms of virtual time.
+    pub arrived: Vec<u64>,
     /// Where in it the stream begins that readers see.
     begin: usize,
     /// Whether the events' exchange leads to it.
@@ -21,13 +23,14 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        Self { archive: Vec::new(), begin: 0, is_bound: true, generation: 0 }
+        Self { archive: Vec::new(), arrived: Vec::new(), begin: 0, is_bound: true, generation: 0 }
     }
 }
 
 impl History {
     /// Adds a message.
-    pub fn push(&mut self, message: &Message) {
+    pub fn push(&mut self, message: &Message, now_ms: u64) {
+        self.arrived.push(now_ms);
         self.archive.push(HistoryEntry {
             offset: self.end(),
             content_type: message.content_type.to_owned(),

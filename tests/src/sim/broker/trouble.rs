@@ -84,6 +84,12 @@ impl State {
         self.stalled.clear();
     }
 
+    /// From now on the delay queues (or else the lanes) take nothing; or all take again.
+    pub fn refuse(&mut self, delays: Option<bool>) {
+        say!(self.trace, "queues refuse: {delays:?}");
+        self.refuses_delays = delays;
+    }
+
     /// An alarm begins or ends.
     pub fn set_alarm(&mut self, alarm: bool) {
         if self.alarm == alarm {

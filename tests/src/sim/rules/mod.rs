@@ -1,17 +1,25 @@
 //! What must hold of each event when it is written, and of each acknowledgement when it arrives.
 
+mod boots;
+mod lag;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stoker_schemas::event::{AttemptStarted, GoneWhy};
+use stoker_schemas::event::{AttemptStarted, DeferredWhy, GoneWhy, HOST_SOURCE, JobDeferred};
 use stoker_schemas::{Event, EventData, JobId, JobState, PoolName, Time};
 
 use super::broker::queue::Message;
 use super::host::SimHost;
-use super::plan::{Plan, Trouble};
+use super::plan::{Ask, Plan, Trouble};
+use boots::Boots;
+use lag::Lag;
 
-/// What two readings of a clock and a turn may make of a moment.
-const SLACK: Duration = Duration::from_millis(1_500);
+/// How long a control plane that hears everything may take to end a job whose time to live has passed. A worker
+/// does not know how old the first job is that it sees.
+const LATE_EXPIRY: Duration = Duration::from_secs(20);
+/// And so much longer for each job: it ends some in each pass.
+const LATE_EXPIRY_PER_JOB: Duration = Duration::from_millis(50);
 /// Broken rules told of one run.
 const MAX_TOLD: usize = 10;
 
@@ -30,6 +38,16 @@ pub struct Rules {
     ended: BTreeMap<(String, JobId), u32>,
     /// The earliest time that was said of an attempt.
     due: BTreeMap<(JobId, u32), Time>,
+    /// When the control plane began to hear everything, or ceased to.
+    disturbed: Vec<Time>,
+    /// No message is ever lost: nothing is to be driven again.
+    loses_nothing: bool,
+    /// Why each host last said that an attempt waits.
+    deferred: BTreeMap<(String, JobId, u32), Option<DeferredWhy>>,
+    boots: Boots,
+    lag: Lag,
+    /// How far the clocks of hosts are ahead, s.
+    skews: BTreeMap<String, i64>,
 }
 
 impl Rules {
@@ -38,7 +56,11 @@ impl Rules {
         let one_clock = plan.hosts.iter().all(|host| host.skew_s == 0);
         let hides = |trouble: &Trouble| matches!(trouble, Trouble::History { .. } | Trouble::Lie { .. });
         let whole_history = !plan.faults.iter().any(|fault| hides(&fault.what));
-        Self { one_clock, whole_history, ..Self::default() }
+        let loses = |trouble: &Trouble| matches!(trouble, Trouble::Purge { .. });
+        let loses_nothing = whole_history && !plan.faults.iter().any(|fault| loses(&fault.what));
+        let garbage = plan.loads.iter().any(|load| matches!(load.what, Ask::Garbage { .. }));
+        let skews = (0..).zip(&plan.hosts).map(|(number, host)| (super::host_name(number), host.skew_s)).collect();
+        Self { one_clock, whole_history, loses_nothing: loses_nothing && !garbage, skews, ..Self::default() }
     }
 
     fn break_one(&mut self, what: String) {
@@ -52,8 +74,55 @@ impl Rules {
         self.reading += 1;
     }
 
+    /// From now on the control plane hears everything, or no longer does.
+    pub fn disturb(&mut self, now: Time) {
+        self.disturbed.push(now);
+    }
+
+    /// Something that this host needs for each event it publishes went away or came back.
+    pub fn disturb_host(&mut self, host: &str, now: Time) {
+        self.lag.disturb(host, now);
+    }
+
+    /// A worker has ended, in whatever way, and all that it wrote was seen.
+    pub fn worker_ended(&mut self, host: &SimHost) {
+        self.boots_were_few(host);
+        self.boots.worker_ended(&host.name);
+    }
+
+    /// A queue refused a message of this job.
+    pub fn refused(&mut self, subject: &str) {
+        self.lag.refused(subject);
+    }
+
+    /// A host's event reached the history.
+    pub fn arrived(&mut self, event: &Event, host: &str, at: Time) {
+        let skew_s = self.skews.get(host).copied().unwrap_or(0);
+        if let Some(late) = self.lag.late(event, host, skew_s, at) {
+            self.break_one(late);
+        }
+    }
+
+    /// Never more VMs boot at once than may.
+    pub fn boots_were_few(&mut self, host: &SimHost) {
+        let most = self.boots.most(&host.name);
+        if most > host.max_booting() {
+            self.break_one(format!("{} boots {most} VMs at once, and may {}", host.name, host.max_booting()));
+        }
+    }
+
     /// This was said, by anybody.
     pub fn hear(&mut self, event: &Event) {
+        let is_by_host = event.source.starts_with(HOST_SOURCE);
+        let drives = |data: &EventData| match data {
+            EventData::JobRepublished(republished) => republished.by.is_none(),
+            EventData::AttemptFailed(_) | EventData::VmGone(_) => true,
+            _ => false,
+        };
+        if self.loses_nothing && !is_by_host && drives(&event.data) {
+            let (kind, subject) = (event.data.kind(), &event.subject);
+            self.break_one(format!("{kind} of job {subject} by the control plane, and no message was lost"));
+        }
         if let (EventData::JobRetryScheduled(retry), Some(id)) = (&event.data, event.job()) {
             let due = self.due.entry((id, retry.attempt)).or_insert(retry.not_before);
             *due = retry.not_before.min(*due);
@@ -63,8 +132,15 @@ impl Rules {
     /// A host has written this. `jobs` is what was known before.
     pub fn see(&mut self, event: &Event, host: &SimHost, jobs: &BTreeMap<JobId, JobState>) {
         let name = &host.name;
+        self.boots.see(event, name);
         match (&event.data, event.job()) {
-            (EventData::AttemptStarted(started), Some(id)) => self.started(event, started, id, name),
+            (EventData::JobDeferred(deferred), Some(id)) => self.deferred(deferred, id, name),
+            (EventData::AttemptStarted(started), Some(id)) => {
+                self.started(event, started, id, name);
+                if self.one_clock && event.epoch.attempt == 1 {
+                    self.started_in_time(event, started, id, jobs.len());
+                }
+            }
             (EventData::JobDead(dead), Some(id)) => self.has_ended(name, id, dead.attempt),
             (EventData::JobCancelled(cancelled), Some(id)) => self.has_ended(name, id, cancelled.attempt),
             (EventData::VmGone(gone), Some(id)) if gone.why == GoneWhy::Exited => {
@@ -88,6 +164,14 @@ impl Rules {
         }
     }
 
+    /// Waiting costs no event for each try.
+    fn deferred(&mut self, deferred: &JobDeferred, id: JobId, host: &str) {
+        let last = self.deferred.insert((host.to_owned(), id, deferred.attempt), deferred.why);
+        if last == Some(deferred.why) && deferred.why != Some(DeferredWhy::Snoozed) {
+            self.break_one(format!("{host} says twice that job {id} waits: {}", deferred.reason));
+        }
+    }
+
     fn has_ended(&mut self, host: &str, id: JobId, attempt: u32) {
         let last = self.ended.entry((host.to_owned(), id)).or_default();
         *last = attempt.max(*last);
@@ -105,13 +189,22 @@ impl Rules {
         if !self.one_clock {
             return;
         }
-        let waited = event.time.since(started.enqueued_at);
-        if attempt == 1 && started.spec.ttl_s.is_some_and(|ttl| waited > Duration::from_secs(ttl) + SLACK) {
-            self.break_one(format!("job {id} starts after {waited:?}, when its time to live had passed"));
-        }
         let due = self.due.get(&(id, attempt)).filter(|_| self.whole_history);
         if due.is_some_and(|due| event.time.plus(EARLY) < *due) {
             self.break_one(format!("attempt {attempt} of job {id} starts before it is due"));
+        }
+    }
+
+    /// What has waited for longer than its time to live is ended, at the latest by a control plane that has heard
+    /// everything all that time.
+    fn started_in_time(&mut self, event: &Event, started: &AttemptStarted, id: JobId, jobs: usize) {
+        let Some(ttl) = started.spec.ttl_s.map(Duration::from_secs) else { return };
+        let last = self.disturbed.iter().filter(|at| **at <= event.time).max().copied();
+        let since = last.map_or(started.enqueued_at, |last| last.max(started.enqueued_at));
+        let late = LATE_EXPIRY + LATE_EXPIRY_PER_JOB * u32::try_from(jobs).unwrap_or(u32::MAX);
+        if event.time.since(since) > ttl + late {
+            let waited = event.time.since(started.enqueued_at);
+            self.break_one(format!("job {id} starts after {waited:?}, when its time to live had passed"));
         }
     }
 
@@ -146,5 +239,9 @@ fn is_settled(job: &JobState, attempt: u32, message: &Event) -> bool {
             d.value.attempt >= attempt && (d.at > message.time || message.data.kind() != "job.deferred")
         })
     };
-    job.last_attempt() > attempt || job.phase().is_closed() || job.settled_attempt() >= attempt || tried() || deferred()
+    // Of two attempts of the same job, by two hosts, one may be up: unless another was asked for by hand, the message of
+    // what follows the other asks for nothing.
+    let is_up = || job.tries().any(|(epoch, a)| a.is_up() && !job.is_overtaken(epoch));
+    let ended = job.phase().is_closed() || job.settled_attempt() >= attempt;
+    job.last_attempt() > attempt || ended || tried() || is_up() || deferred()
 }
