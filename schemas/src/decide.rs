@@ -93,9 +93,10 @@ fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<()
     if !may_be_closed && phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
         return Err(Rejection::WrongPhase { command, phase, needs: "queued or retrying" });
     }
-    // A later attempt was scheduled: this message was settled and its acknowledgement got lost, or
-    // somebody asked for a new attempt meanwhile.
-    if attempt < state.last_attempt() {
+    // A later attempt was scheduled, or waits: this message was settled and its acknowledgement got lost, it is a
+    // duplicate, or a user asked for a new attempt meanwhile.
+    let waits = state.deferred_since.map_or(0, |(attempt, _)| attempt);
+    if attempt < state.last_attempt().max(waits) {
         return Err(Rejection::AttemptEnded(Epoch::first(attempt)));
     }
     if state.pending_cancel().is_some() { Err(Rejection::CancelPending) } else { Ok(()) }
@@ -110,7 +111,9 @@ fn is_news(state: &JobState, deferred: &JobDeferred, now: Time) -> bool {
         // Its text says until when, which a user asked for; all other texts only count.
         return !same_kind || last.value.reason != deferred.reason;
     }
-    let waited = last.at.since(deferred.enqueued_at);
+    // Both by this host's clock; when the job was enqueued is another's word.
+    let since = state.deferred_since.map_or(last.at, |(_, since)| since);
+    let waited = last.at.since(since);
     !same_kind && now.since(last.at) >= waited / DEFERRED_NEWS_PART
 }
 

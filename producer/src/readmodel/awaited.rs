@@ -20,6 +20,10 @@ pub struct AwaitedJob {
     pub seq: u64,
     /// Number of the first event after which something was to come.
     pub first_seq: u64,
+    /// Number of the first event that says that this attempt waits: its message is not older. (A message that was
+    /// published twice is heard of twice, and has its place by the first.)
+    #[serde(default)]
+    pub message_seq: u64,
     /// Its pool; none where no event with its spec is known.
     pub lane: Option<(PoolName, Priority)>,
     /// What is to come.
@@ -33,7 +37,10 @@ impl AwaitedJob {
         let lane = state.spec().map(|spec| (spec.pool.clone(), spec.priority));
         let first_seq = before.map_or(numbers.0, |before| before.first_seq);
         let seq = before.map_or(numbers.1, |before| before.seq.max(numbers.1));
-        state.awaited().map(|awaited| Self { id: state.id, seq, first_seq, lane, awaited })
+        let awaited = state.awaited()?;
+        let known = before.filter(|before| before.is_queued() && before.awaited.attempt == awaited.attempt);
+        let message_seq = known.map_or(numbers.0, |before| before.message_seq);
+        Some(Self { id: state.id, seq, first_seq, message_seq, lane, awaited })
     }
 
     /// It is looked at before those that only wait: a request is to be carried out, or time runs out.
@@ -47,13 +54,13 @@ impl AwaitedJob {
     }
 }
 
-/// How far lanes have come, as far as a batch moves them: the number of the last event of the latest
-/// job in each that a host took.
+/// How far lanes have come, as far as a batch moves them: the number of the event that published the latest
+/// message in each that a host took.
 #[derive(Debug, Default)]
 pub(super) struct Lanes(BTreeMap<(PoolName, Priority), u64>);
 
 impl Lanes {
-    /// A host took a job whose message was published at or before this number.
+    /// A host took a job whose message was published with this number.
     pub fn passed(&mut self, store: &Store, lane: (PoolName, Priority), seq: u64) -> Result<(), ReadModelError> {
         let known = match self.0.get(&lane) {
             Some(known) => *known,

@@ -357,7 +357,7 @@ impl<'a> Ingest<'a> {
         let numbers = touched.numbers.unwrap_or((self.first, self.first));
         let after = AwaitedJob::of(state, before.as_ref(), numbers);
         // Where its message stood in the lane.
-        let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.seq));
+        let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.message_seq));
         let is_taken = !after.as_ref().is_some_and(AwaitedJob::is_queued) && !state.attempts.is_empty();
         if let (true, Some(message), Some(spec)) = (is_taken, message, state.spec()) {
             self.lanes.passed(self.store, (spec.pool.clone(), spec.priority), message)?;

@@ -77,7 +77,7 @@ mod tests {
 
     fn job(from: AwaitedFrom) -> AwaitedJob {
         let awaited = Awaited { from, attempt: 1, usual_ms: 5_000, cancelling: false, ttl_s: None, republished: 0 };
-        AwaitedJob { id: JobId::from_key("default", "a"), seq: 7, first_seq: 7, lane: None, awaited }
+        AwaitedJob { id: JobId::from_key("default", "a"), seq: 7, first_seq: 7, message_seq: 7, lane: None, awaited }
     }
 
     fn after(job: &AwaitedJob, seconds: u64, may_lose: bool) -> Step {

@@ -215,17 +215,35 @@ fn a_deferral_is_recorded_when_its_reason_changes_and_not_each_time() {
     assert_eq!(events(DeferredWhy::Snoozed, "until 9"), 1, "until when is what a reader wants to know");
 }
 
-/// A month of a reason that alternates each minute.
+/// A month of a reason that alternates each minute, whatever the producer's clock said.
 #[test]
 fn reasons_that_alternate_are_recorded_ever_more_rarely() {
-    let mut history = given([enqueue()]);
-    let mut events = 0;
-    for minute in 0..30 * 24 * 60 {
-        let why = if minute % 2 == 0 { DeferredWhy::Full } else { DeferredWhy::Booting };
-        history.seconds = 60 * minute;
-        events += history.tell(defer(1, why, "")).unwrap().len();
+    const HOUR: u64 = 3_600;
+    for enqueued in [0, HOUR, 100_000 * HOUR] {
+        let mut history = given([enqueue()]);
+        let mut events = 0;
+        for minute in 0..30 * 24 * 60 {
+            let why = if minute % 2 == 0 { DeferredWhy::Full } else { DeferredWhy::Booting };
+            history.seconds = HOUR + 60 * minute;
+            let mut command = defer(1, why, "");
+            if let Command::Defer { enqueued_at, .. } = &mut command {
+                *enqueued_at = at(enqueued);
+            }
+            events += history.tell(command).unwrap().len();
+        }
+        assert!((20..100).contains(&events), "{events} events of a job enqueued at {enqueued}");
     }
-    assert!((20..100).contains(&events), "{events} events");
+}
+
+/// A host knows of the later attempt only by having put it back itself.
+#[test]
+fn a_message_of_an_earlier_attempt_than_the_one_that_waits_asks_for_nothing() {
+    let mut history = given([]);
+    history.tell(defer(2, DeferredWhy::Booting, "")).unwrap();
+    for command in [defer(1, DeferredWhy::Booting, ""), begin(e(1))] {
+        assert_eq!(history.when(command), Err(Rejection::AttemptEnded(e(1))));
+    }
+    assert_eq!(history.when(begin(e(2))).map(|facts| facts.len()), Ok(1));
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub struct JobState {
     pub retries: BTreeMap<u32, At<JobRetryScheduled>>,
     /// Why it was last put back without an attempt, and since when for that reason.
     pub deferred: Option<At<JobDeferred>>,
+    /// Since when the attempt that was put back has waited: its number, and the time of its first deferral.
+    pub deferred_since: Option<(u32, Time)>,
     /// Times that its message was published again.
     pub republished: BTreeSet<At<JobRepublished>>,
     /// Dead after this many attempts.
@@ -165,6 +167,7 @@ impl JobState {
             rivals: BTreeMap::new(),
             retries: BTreeMap::new(),
             deferred: None,
+            deferred_since: None,
             republished: BTreeSet::new(),
             dead: BTreeMap::new(),
             cancelled: BTreeMap::new(),
@@ -209,6 +212,11 @@ impl JobState {
             EventData::JobDeferred(e) => {
                 self.asked(e.asked_attempt, e.asked_at);
                 latest_by(&mut self.deferred, at, e.clone(), |e| e.attempt);
+                self.deferred_since = match self.deferred_since {
+                    Some((attempt, since)) if attempt > e.attempt => Some((attempt, since)),
+                    Some((attempt, since)) if attempt == e.attempt => Some((attempt, since.min(at))),
+                    _ => Some((e.attempt, at)),
+                };
             }
             EventData::JobRepublished(e) => {
                 self.republished.insert(At { at, value: e.clone() });

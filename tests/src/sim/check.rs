@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
 use stoker_schemas::event::HOST_SOURCE;
-use stoker_schemas::{Event, JobId, JobState, Phase, Time, VmId};
+use stoker_schemas::{Event, EventData, JobId, JobState, Phase, Time, VmId};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 
 use super::broker::Model;
@@ -112,7 +112,13 @@ impl Truth {
         let Some(id) = event.job() else { return };
         self.jobs.entry(id).or_insert_with(|| JobState::new(id)).apply(event);
         if from != "history" || !event.source.starts_with(HOST_SOURCE) {
-            self.story.push((id, format!("{} {} {} by {}", event.time, event.epoch, event.data.kind(), event.source)));
+            let why = match &event.data {
+                EventData::JobDeferred(deferred) => format!(": attempt {}, {}", deferred.attempt, deferred.reason),
+                EventData::JobRepublished(republished) => format!(": {}", republished.reason),
+                _ => String::new(),
+            };
+            let line = format!("{} {} {} by {}{why}", event.time, event.epoch, event.data.kind(), event.source);
+            self.story.push((id, line));
         }
     }
 

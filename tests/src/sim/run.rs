@@ -33,6 +33,8 @@ const RESTART_MS: u64 = 1_000;
 const DEFAULT_POOL: &str = "default";
 /// All must have come to rest so long after the faults have ended, and a little longer for each job.
 const REST_WITHIN_MS: u64 = 1_200_000;
+/// The same where messages are lost: one that was put back goes round without a word for long before it counts as lost.
+const REST_AFTER_LOSS_MS: u64 = 5_400_000;
 const REST_PER_JOB_MS: u64 = 6_000;
 /// Between two looks at whether it has.
 const LOOK_MS: u64 = 1_000;
@@ -190,7 +192,9 @@ impl<'a> Run<'a> {
 
     fn come_to_rest(&mut self) -> Vec<String> {
         let jobs = self.control.book.lock().len() as u64;
-        let deadline = self.now_ms + REST_WITHIN_MS + REST_PER_JOB_MS * jobs;
+        let loses = |fault: &super::plan::Fault| matches!(fault.what, Trouble::Purge { .. } | Trouble::Lie { .. });
+        let within = if self.plan.faults.iter().any(loses) { REST_AFTER_LOSS_MS } else { REST_WITHIN_MS };
+        let deadline = self.now_ms + within + REST_PER_JOB_MS * jobs;
         let (mut wrong, mut wait) = (Vec::new(), LOOK_MS);
         while self.failures.is_empty() && self.now_ms < deadline {
             let look = self.now_ms + wait;

@@ -23,14 +23,19 @@ impl Lag {
 
     /// A queue that this job's messages go to took one of them not.
     pub fn refused(&mut self, subject: &str) {
-        if !self.refused.contains(subject) {
+        if !self.was_refused(subject) {
             self.refused.insert(subject.to_owned());
         }
     }
 
+    /// Whether one of its messages was ever refused.
+    pub fn was_refused(&self, subject: &str) -> bool {
+        self.refused.contains(subject)
+    }
+
     /// Why an event that reached the history then is late, if it is. `skew_s` is how far the host's clock is ahead.
     pub fn late(&self, event: &Event, host: &str, skew_s: i64, arrived: Time) -> Option<String> {
-        if self.refused.contains(&event.subject) {
+        if self.was_refused(&event.subject) {
             return None;
         }
         let written = Time::from_unix_micros(event.time.unix_micros() - skew_s * 1_000_000);

@@ -119,7 +119,9 @@ impl Rules {
             EventData::AttemptFailed(_) | EventData::VmGone(_) => true,
             _ => false,
         };
-        if self.loses_nothing && !is_by_host && drives(&event.data) {
+        // What is refused after the history has taken its part is heard of, and is in no queue.
+        let is_refused = self.lag.was_refused(&event.subject);
+        if self.loses_nothing && !is_by_host && !is_refused && drives(&event.data) {
             let (kind, subject) = (event.data.kind(), &event.subject);
             self.break_one(format!("{kind} of job {subject} by the control plane, and no message was lost"));
         }
