@@ -358,7 +358,10 @@ impl<'a> Ingest<'a> {
         let after = AwaitedJob::of(state, before.as_ref(), numbers);
         // Where its message stood in the lane.
         let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.message_seq));
-        let is_taken = !after.as_ref().is_some_and(AwaitedJob::is_queued) && !state.attempts.is_empty();
+        // What a user or a control plane has ended may still have its message.
+        let attempt = before.as_ref().map_or(1, |before| before.awaited.attempt);
+        let has_begun = state.attempts.keys().any(|epoch| epoch.attempt == attempt);
+        let is_taken = has_begun && !after.as_ref().is_some_and(AwaitedJob::is_queued);
         if let (true, Some(message), Some(spec)) = (is_taken, message, state.spec()) {
             self.lanes.passed(self.store, (spec.pool.clone(), spec.priority), message)?;
         }

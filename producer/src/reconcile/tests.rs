@@ -146,6 +146,26 @@ async fn a_long_queue_is_not_doubled() {
 }
 
 #[tokio::test]
+async fn what_was_heard_of_twice_or_never_taken_has_passed_no_other_job() {
+    let mut lab = Lab::new(FakeBroker::default());
+    *lab.broker.depth.lock().unwrap() = 3;
+    let ended = lab.enqueue("ended", json!({})).await;
+    lab.begin(ended, "h-1", 1).await;
+    let twice = lab.enqueue("twice", json!({})).await;
+    let waits = lab.enqueue("waits", json!({})).await;
+    // Its producer published it again, behind the one that waits; hosts take the first of both.
+    lab.enqueue("twice", json!({})).await;
+    lab.begin(twice, "h-1", 1).await;
+    // A second attempt is cancelled before any host has taken it.
+    lab.tell(ended, "/hosts/h-1", Command::Abandon).await;
+    lab.tell(ended, "/producers/test", Command::Cancel(Request { by: "ada".into(), reason: String::new() })).await;
+    lab.after(0).await;
+    assert_eq!(lab.after(10).await, ["job.cancelled"]);
+    lab.after(AFTER).await;
+    assert!(lab.state(waits).republished.is_empty());
+}
+
+#[tokio::test]
 async fn of_many_lost_messages_some_are_published_in_each_pass_until_all_are() {
     let mut lab = Lab::new(FakeBroker::default());
     let jobs = MAX_ACTS * 2 + 7;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use stoker_producer::readmodel::ReadModel;
+use stoker_producer::reconcile::publish_again;
 use stoker_producer::submit::{Asker, Prepared, Submitter, publish_event};
 use stoker_schemas::command::{Command, Context};
 use stoker_schemas::decide::decide;
@@ -153,6 +154,11 @@ async fn ask(id: JobId, what: What, model: &ReadModel, submitter: &Submitter, tr
         }
     };
     for (epoch, data) in facts {
+        if let EventData::JobRepublished(republished) = data {
+            let answer = publish_again(model, submitter, id, republished).await;
+            say!(trace, "user: {what:?} of {id} {}", if answer.is_ok() { "accepted" } else { "not accepted" });
+            continue;
+        }
         let event = Event::about_job(id, epoch, submitter.source(), now, data);
         let answer = publish_event(submitter.broker().as_ref(), &event).await;
         say!(trace, "user: {what:?} of {id} {}", if answer.is_ok() { "accepted" } else { "not accepted" });

@@ -76,7 +76,9 @@ impl State {
         let Some(held) = queue.held.remove(&tag) else { return };
         say!(self.trace, "broker {} #{tag} settled: {verdict:?}", held.message.id);
         let held_ms = self.now_ms - held.since_ms.max(self.disturbed_ms);
-        if held_ms > self.plan.held_ms {
+        // What follows from it may be refused for as long as a queue is.
+        let subject = held.message.id.split('/').next().unwrap_or_default();
+        if held_ms > self.plan.held_ms && !self.refused.contains(subject) {
             self.held_long.push(held.message.id.clone());
         }
         match verdict {
