@@ -98,6 +98,6 @@ cmd_bench() {
 cmd_sim() {
   need_cargo
   needs_groups build
-  (cd "$STOKER_ROOT" && cargo build --locked --workspace --bin stoker-sim --quiet)
-  exec "$STOKER_ROOT/target/debug/stoker-sim" "$@"
+  (cd "$STOKER_ROOT" && cargo build --locked --workspace --profile sim --bin stoker-sim --quiet)
+  exec "$STOKER_ROOT/target/sim/stoker-sim" "$@"
 }
