@@ -16,6 +16,8 @@ pub mod dirs;
 pub mod disk;
 pub mod doctor;
 mod equipment;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod host;
 pub mod images;
 pub mod log;
