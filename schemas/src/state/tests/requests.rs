@@ -80,3 +80,24 @@ fn a_try_that_was_taken_away_is_stopped_and_one_that_failed_is_not() {
 fn phases_are_shown_by_their_names_as_wide_as_asked_for() {
     assert_eq!(format!("{:>6}|{:<6}|{}", Phase::Dead, Phase::Ready, Phase::Queued), "  dead|ready |queued");
 }
+
+#[test]
+fn of_a_fact_told_twice_the_earlier_telling_counts() {
+    let up = given([enqueue(), begin(e(1)), ready(e(1))]);
+    let told = up.state.attempts[&e(1)].ready.clone().unwrap();
+    for (seconds, counts) in [(1, at(1)), (60, told.at)] {
+        let mut state = up.state.clone();
+        state.apply_data(e(1), at(seconds), &EventData::AttemptReady(told.value.clone()));
+        assert_eq!(state.attempts[&e(1)].ready.as_ref().unwrap().at, counts, "told again at {seconds} s");
+    }
+}
+
+#[test]
+fn marks_and_adoptions_of_a_try_are_kept() {
+    let seen = mark(crate::event::Stage::DhcpAck, 5);
+    let progress = Command::Progress { epoch: e(1), marks: vec![seen.clone()] };
+    let history = given([enqueue(), begin(e(1)), progress, Command::Adopt { epoch: e(1), pid: 77 }]);
+    let attempt = &history.state.attempts[&e(1)];
+    assert!(attempt.marks.contains(&seen));
+    assert_eq!(attempt.adopted.iter().map(|adopted| adopted.value).collect::<Vec<_>>(), [77]);
+}
