@@ -16,6 +16,9 @@ use super::Mutator;
 const HANGS_AFTER: Duration = Duration::from_secs(20);
 /// A parser may make the process grow by this much, MiB. Inputs are smaller than 0.1 MiB.
 const MAX_GROWTH_MIB: u64 = 256;
+/// Stack of the thread that parses: a main thread's, on which settings are read. The TOML parser of an
+/// unoptimised build needs more than the 2 MiB of other threads for text that nests as deep as it allows.
+const STACK_BYTES: usize = 8 << 20;
 /// Inputs between two looks at the memory.
 const LOOK_EVERY: u64 = 64;
 /// Time spent on making a failing input smaller.
@@ -63,7 +66,9 @@ pub fn fuzz(target: Target, seed: u64, time: Duration) -> Result<Report, Failure
     let current = Arc::new(Mutex::new(Vec::new()));
     let (done, finished) = channel();
     let shared = Arc::clone(&current);
-    let worker = thread::spawn(move || drop(done.send(feed(target, seed, time, &shared))));
+    let feeder = move || drop(done.send(feed(target, seed, time, &shared)));
+    let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(feeder);
+    let worker = spawned.map_err(|e| failure(target, &format!("no thread: {e}"), Vec::new()))?;
     loop {
         let before = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match finished.recv_timeout(HANGS_AFTER) {
