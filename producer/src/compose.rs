@@ -137,9 +137,11 @@ pub async fn serve(args: ServeArgs) -> Result<(), ComposeError> {
 /// Resolves when a broker that was never of use cannot be used. One that was is waited for: its operator may be at it.
 async fn refused_at_first(broker: &AmqpBroker) -> BrokerError {
     let mut status = broker.status();
+    // What a watch hands out keeps its writers waiting: not to be held on to.
+    let connected = async { status.wait_for(|status| *status == BrokerStatus::Connected).await.is_ok() };
     tokio::select! {
         refused = broker.refused() => refused,
-        _ = status.wait_for(|status| *status == BrokerStatus::Connected) => std::future::pending().await,
+        _ = connected => std::future::pending().await,
     }
 }
 
@@ -156,7 +158,8 @@ fn front(args: &FrontArgs) -> Result<Front, ComposeError> {
         hint: "try it with: stoker hooks test --hooks FILE --payload FILE".to_owned(),
     })?;
     let patience = Patience::new(Duration::from_secs(args.reconcile_after_s));
-    Ok(Front { listen: args.listen, access, hooks, patience })
+    let stalled_after = Duration::from_secs(args.stalled_after_s);
+    Ok(Front { listen: args.listen, access, hooks, patience, stalled_after })
 }
 
 /// The image that Stoker ships for a hypervisor.

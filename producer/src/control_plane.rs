@@ -8,9 +8,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stoker_worker::ports::broker::Broker;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +27,7 @@ use crate::reconcile::{self, Patience};
 use crate::submit::Submitter;
 use crate::supersede;
 use crate::webhooks::{self, StoreError, Webhooks};
+use crate::work::{self, Work};
 
 /// Folder of the rows, below the data folder.
 const ROWS: &str = "control";
@@ -40,6 +43,8 @@ pub struct Front {
     pub hooks: Option<HooksConfig>,
     /// How long nothing may be heard of a job.
     pub patience: Patience,
+    /// How long nothing may start while jobs wait and hosts have room.
+    pub stalled_after: Duration,
 }
 
 impl Front {
@@ -95,18 +100,27 @@ pub struct ControlPlane {
     pools: JoinHandle<()>,
     dead_letters: JoinHandle<()>,
     reconcile: JoinHandle<()>,
+    work: JoinHandle<()>,
     callbacks: Option<JoinHandle<()>>,
 }
 
 impl ControlPlane {
     /// Opens the rows, and starts reading, serving and removing.
     pub fn start(parts: Parts) -> Result<Self, ControlError> {
-        let Parts { name, listener, front: Front { access, hooks, patience, .. }, data, broker, consoles } = parts;
+        let Parts {
+            name,
+            listener,
+            front: Front { access, hooks, patience, stalled_after, .. },
+            data,
+            broker,
+            consoles,
+        } = parts;
         let clock = clock::system();
         let model = ReadModel::open(&data.join(ROWS), clock.clone())?;
         let submitter = Submitter::new(broker.clone(), name, clock.clone());
         let stop = CancellationToken::new();
-        let mut api = Api::new(model.clone(), submitter.clone(), consoles).with_access(access);
+        let (work_told, work_now) = watch::channel(Work::default());
+        let mut api = Api::new(model.clone(), submitter.clone(), consoles).with_access(access).with_work(work_now);
         let mut callbacks = None;
         if let Some(hooks) = hooks {
             let webhooks = Webhooks::open(&data.join(webhooks::FOLDER), hooks)?;
@@ -124,7 +138,9 @@ impl ControlPlane {
         let pools = tokio::spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
         let dead_letters = tokio::spawn(dead_letters::run(model.clone(), submitter.clone(), stop.clone()));
         let reconcile = tokio::spawn(reconcile::run(model.clone(), submitter.clone(), patience, stop.clone()));
-        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, dead_letters, reconcile, callbacks })
+        let work = work::run(model.clone(), submitter.clone(), stalled_after, work_told, stop.clone());
+        let work = tokio::spawn(work);
+        Ok(Self { model, submitter, stop, follow, serve, supersede, pools, dead_letters, reconcile, work, callbacks })
     }
 
     /// Waits until it can no longer do its work: only an error ends it by itself.
@@ -149,7 +165,12 @@ impl ControlPlane {
             tracing::warn!("the task of callbacks had failed");
         }
         let tasks = [self.serve.await.is_ok(), self.follow.await.is_ok(), self.dead_letters.await.is_ok()];
-        let looking_after = [self.supersede.await.is_ok(), self.pools.await.is_ok(), self.reconcile.await.is_ok()];
+        let looking_after = [
+            self.supersede.await.is_ok(),
+            self.pools.await.is_ok(),
+            self.reconcile.await.is_ok(),
+            self.work.await.is_ok(),
+        ];
         for ended in tasks.into_iter().chain(looking_after) {
             if !ended {
                 tracing::warn!("a task of the control plane had failed");

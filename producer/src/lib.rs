@@ -6,7 +6,7 @@
 //! [`hooks`] turns deliveries of others into jobs, [`callbacks`] tells others what became of them.
 //! [`supersede`] has the second VM of a job removed, which only a reader of all hosts can see; [`pools`]
 //! tells hosts that come later what holds for theirs; [`reconcile`] drives or ends jobs that nothing is heard of;
-//! [`dead_letters`] sees to the messages that no worker can work on.
+//! [`dead_letters`] sees to the messages that no worker can work on; [`work`] says when jobs wait and nothing starts.
 
 pub mod callbacks;
 pub mod cli;
@@ -33,3 +33,4 @@ mod unheard;
 pub mod up;
 pub mod view;
 pub mod webhooks;
+pub mod work;

@@ -33,6 +33,9 @@ pub struct JobView {
     pub dead: Option<DeadView>,
     /// Why the last host that got it put it back.
     pub deferred: Option<String>,
+    /// Since when it is put back for that reason: each time it comes to a host again, until something changes.
+    #[serde(default)]
+    pub deferred_since: Option<Time>,
     /// Its message was published again, and no host has taken it since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub republished: Option<RepublishedView>,
@@ -229,6 +232,7 @@ impl JobView {
         });
         let dead = state.dead.values().next_back().filter(|_| phase == Phase::Dead);
         let waits = matches!(phase, Phase::Queued | Phase::Retrying);
+        let deferred = state.deferred.as_ref().filter(|_| waits);
         Self {
             id: state.id,
             phase,
@@ -239,7 +243,8 @@ impl JobView {
             attempts: attempts(state),
             next,
             dead: dead.map(|d| DeadView { reason: d.value.reason, detail: d.value.detail.clone(), at: d.at }),
-            deferred: state.deferred.as_ref().filter(|_| waits).map(|d| d.value.reason.clone()),
+            deferred: deferred.map(|d| d.value.reason.clone()),
+            deferred_since: deferred.map(|d| d.at),
             republished: republished(state).filter(|_| waits),
         }
     }
@@ -320,17 +325,8 @@ const fn is_unit(stage: Stage) -> bool {
 }
 
 fn stages(state: &JobState, epoch: Epoch, a: &Attempt, start: Time) -> Vec<StageView> {
-    let mut marks: Vec<_> = a.marks.iter().filter(|m| !is_unit(m.stage) && m.stage != Stage::Accepted).collect();
-    marks.sort_by_key(|m| (m.at, m.stage));
-    // A stage is reached once: later marks of it (a second DHCP exchange) are not a new stage.
-    let mut seen = Vec::new();
-    marks.retain(|m| {
-        let new = !seen.contains(&m.stage);
-        seen.push(m.stage);
-        new
-    });
-    // The first attempt waited since it was enqueued, a later one since it was due.
-    let since = state.due(epoch.attempt).or_else(|| state.enqueued_at());
+    let marks = a.stages();
+    let since = state.waits_since(epoch.attempt);
     let mut views = Vec::with_capacity(marks.len() + 1);
     if let Some(since) = since {
         let took_ms = ms_between(since, start);

@@ -70,6 +70,7 @@ async fn a_broker_that_is_away_leaves_what_was_known() {
             access: Access::Open,
             hooks: None,
             patience: Patience::default(),
+            stalled_after: SOON,
         },
     };
     let (ask, asked) = watch::channel(Shutdown::No);

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::diagnosis::Diagnosis;
-use crate::event::{AttemptReady, AttemptSuperseded, GoneWhy, Request, StageMark};
+use crate::event::{AttemptReady, AttemptSuperseded, DeferredWhy, GoneWhy, Request, StageMark};
 use crate::id::{Epoch, HostName, VmId};
 use crate::image::Driver;
 use crate::limits::MAX_SNOOZE_S;
@@ -25,13 +25,15 @@ pub enum Command {
     /// Start an attempt on a host. The state must include the event that was delivered (applied,
     /// not necessarily stored): it says when somebody last asked for the job.
     Begin(Begin),
-    /// Put it back without an attempt.
+    /// Put it back without an attempt. Nothing new when the same was said before.
     Defer {
         /// Attempt that goes on waiting.
         attempt: u32,
         /// How long.
         delay_ms: u64,
         /// Why.
+        why: DeferredWhy,
+        /// Why, for people.
         reason: String,
         /// What to boot, from the delivery.
         spec: JobSpec,
@@ -77,6 +79,13 @@ pub enum Command {
         diagnosis: Diagnosis,
         /// Stages not told before.
         marks: Vec<StageMark>,
+    },
+    /// Note that its message was acknowledged although the try goes on. Nothing new the second time.
+    SettleMessage {
+        /// Of which try.
+        epoch: Epoch,
+        /// How long the message had been held, ms.
+        held_ms: u64,
     },
     /// Note that a restarted worker took the VM over.
     Adopt {

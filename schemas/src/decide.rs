@@ -3,16 +3,21 @@
 use crate::command::{Begin, Command, Context, Rejection};
 use crate::diagnosis::Diagnosis;
 use crate::event::{
-    AttemptAdopted, AttemptFailed, AttemptProgressed, AttemptStarted, AttemptSuperseded, DeadReason, EventData,
-    GoneWhy, JOB_LEVEL, JobCancelRequested, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRepublished,
-    JobRetryScheduled, JobSnoozeRequested, JobStopRequested, Request, VmGone,
+    AttemptAdopted, AttemptFailed, AttemptMessageSettled, AttemptProgressed, AttemptStarted, AttemptSuperseded,
+    DeadReason, DeferredWhy, EventData, GoneWhy, JOB_LEVEL, JobCancelRequested, JobCancelled, JobDead, JobDeferred,
+    JobEnqueued, JobRepublished, JobRetryScheduled, JobSnoozeRequested, JobStopRequested, Request, VmGone,
 };
 use crate::id::Epoch;
 use crate::limits::MAX_SNOOZE_S;
 use crate::retry::{self, Verdict};
+use crate::seeded::{self, Bug};
 use crate::spec::JobSpec;
 use crate::state::{Attempt, JobState, Phase};
 use crate::time::Time;
+
+/// Another reason for a deferral is recorded after this part of the time that the job had waited: some
+/// seventy events in a month at most, however often the reason changes.
+const DEFERRED_NEWS_PART: u32 = 4;
 
 /// A fact to be written, with the epoch it belongs to.
 pub type Fact = (Epoch, EventData);
@@ -22,11 +27,12 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
     match command {
         Command::Enqueue { spec, by } => enqueue(state, spec, by),
         Command::Begin(begin) => start(state, begin),
-        Command::Defer { attempt, delay_ms, reason, spec, enqueued_at } => {
+        Command::Defer { attempt, delay_ms, why, reason, spec, enqueued_at } => {
             may_start(state, "defer", attempt)?;
-            let JobState { asked_at, asked_attempt, .. } = *state;
-            let deferred = JobDeferred { attempt, delay_ms, reason, spec, enqueued_at, asked_at, asked_attempt };
-            Ok(vec![(JOB_LEVEL, EventData::JobDeferred(deferred))])
+            let (asked_at, asked_attempt, why) = (state.asked_at, state.asked_attempt, Some(why));
+            let deferred = JobDeferred { attempt, delay_ms, reason, why, spec, enqueued_at, asked_at, asked_attempt };
+            let news = is_news(state, &deferred, context.now);
+            Ok(news.then_some((JOB_LEVEL, EventData::JobDeferred(deferred))).into_iter().collect())
         }
         Command::Expire { spec, attempt } => expire(state, spec, attempt),
         Command::GiveUp { spec, attempt, detail } => give_up(state, spec, attempt, detail),
@@ -43,6 +49,7 @@ pub fn decide(state: &JobState, command: Command, context: Context) -> Result<Ve
             open(state, epoch)?;
             Ok(vec![(epoch, EventData::AttemptFailed(AttemptFailed { diagnosis, marks }))])
         }
+        Command::SettleMessage { epoch, held_ms } => settle_message(state, epoch, held_ms),
         Command::Adopt { epoch, pid } => {
             with_vm(state, epoch)?;
             Ok(vec![(epoch, EventData::AttemptAdopted(AttemptAdopted { pid }))])
@@ -76,12 +83,14 @@ fn original_spec(state: &JobState) -> Option<&JobSpec> {
 
 /// Whether a message about this attempt still asks for something.
 fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<(), Rejection> {
-    if let Some((running, _)) = state.attempts.iter().find(|(_, a)| a.has_vm()) {
+    let running = state.attempts.iter().find(|(_, a)| a.has_vm());
+    if let Some((running, _)) = running.filter(|_| !seeded::is_on(Bug::SecondVm)) {
         return Err(Rejection::AttemptRunning(*running));
     }
     let phase = state.phase();
     // Closed for this attempt number: a late delivery of something that has ended.
-    if phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
+    let may_be_closed = seeded::is_on(Bug::DeadRunsAgain);
+    if !may_be_closed && phase.is_closed() && attempt <= state.last_attempt().max(state.settled_attempt()).max(1) {
         return Err(Rejection::WrongPhase { command, phase, needs: "queued or retrying" });
     }
     // A later attempt was scheduled: this message was settled and its acknowledgement got lost, or
@@ -90,6 +99,25 @@ fn may_start(state: &JobState, command: &'static str, attempt: u32) -> Result<()
         return Err(Rejection::AttemptEnded(Epoch::first(attempt)));
     }
     if state.pending_cancel().is_some() { Err(Rejection::CancelPending) } else { Ok(()) }
+}
+
+/// Whether readers learn something from a deferral. A job may wait for weeks: the same reason is not recorded
+/// twice, and one that alternates the less often the longer the job waits.
+fn is_news(state: &JobState, deferred: &JobDeferred, now: Time) -> bool {
+    let Some(last) = state.deferred.as_ref().filter(|last| last.value.attempt == deferred.attempt) else { return true };
+    let same_kind = last.value.why == deferred.why;
+    if deferred.why == Some(DeferredWhy::Snoozed) {
+        // Its text says until when, which a user asked for; all other texts only count.
+        return !same_kind || last.value.reason != deferred.reason;
+    }
+    let waited = last.at.since(deferred.enqueued_at);
+    !same_kind && now.since(last.at) >= waited / DEFERRED_NEWS_PART
+}
+
+fn settle_message(state: &JobState, epoch: Epoch, held_ms: u64) -> Result<Vec<Fact>, Rejection> {
+    let attempt = with_vm(state, epoch)?;
+    let settled = (epoch, EventData::AttemptMessageSettled(AttemptMessageSettled { held_ms }));
+    Ok(attempt.message_settled.is_none().then_some(settled).into_iter().collect())
 }
 
 fn start(state: &JobState, begin: Begin) -> Result<Vec<Fact>, Rejection> {

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod next;
 pub mod published;
 pub mod retry;
+pub mod seeded;
 pub mod spec;
 pub mod state;
 pub mod time;

@@ -58,6 +58,13 @@ pub fn delay(policy: &RetryPolicy, attempt: u32, jitter: Jitter) -> Duration {
     Duration::from_millis(fixed + random_share * u64::from(jitter.0) / u64::from(Jitter::SCALE))
 }
 
+/// The wait before a job that was put back `times` times before is offered again, ms: doubled each time up to
+/// the cap. Not an attempt, so no policy of the job's counts.
+pub fn deferral_ms(base_ms: u64, cap_ms: u64, times: u32) -> u64 {
+    let doubled = 1_u64.checked_shl(times).and_then(|factor| base_ms.checked_mul(factor));
+    doubled.unwrap_or(cap_ms).min(cap_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -115,6 +122,12 @@ mod tests {
         let p = policy(1_000, 60_000, 20, 50);
         let ms = |parts_per_million| delay(&p, 2, Jitter(parts_per_million)).as_millis();
         assert_eq!([0, 250_000, 500_000, Jitter::SCALE].map(ms), [1_600, 1_700, 1_800, 2_000]);
+    }
+
+    #[test]
+    fn deferrals_double_up_to_their_cap() {
+        let waits = [0, 1, 2, 3, 4, 63, 64, u32::MAX].map(|times| deferral_ms(1_000, 15_000, times));
+        assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000, 15_000]);
     }
 
     #[test]

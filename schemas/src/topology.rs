@@ -5,11 +5,13 @@
 //! topic exchange stoker.events
 //!   job.enqueued.<pool>.<lane>               -> stoker.jobs.<pool>.<lane>   (quorum)
 //!   job.retry-scheduled.<pool>.<lane>.<tier> -> stoker.delay.<tier>         (quorum, TTL)
-//!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
+//!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>         (of earlier releases)
 //!   command.all | command.host.<host>        -> stoker.host.<host>          (quorum)
 //!   #                                        -> topic exchange stoker.history
 //! topic exchange stoker.history              everything, for readers
 //!   #                                        -> stoker.log                  (stream)
+//! topic exchange stoker.deferred             messages that a host puts back for a while; not for readers
+//!   job.deferred.<pool>.<lane>.<tier>        -> stoker.delay.<tier>
 //! topic exchange stoker.dead-letter          what RabbitMQ gives up, original routing key
 //!   #                                        -> stoker.dead                 (quorum, read by the control plane)
 //! topic exchange stoker.due                  what left a delay queue, original routing key
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use crate::event::{Event, EventData, HOST_SOURCE, JobDeferred, JobRetryScheduled};
 use crate::id::{HostName, PoolName};
+use crate::seeded::{self, Bug};
 use crate::spec::Priority;
 
 /// Upper bounds of the delay queues, ms. A message carries its exact delay as its own TTL; it can
@@ -58,6 +61,10 @@ impl Names {
     /// The topic exchange everything is published to.
     pub fn events_exchange(&self) -> String {
         format!("{}.events", self.prefix)
+    }
+    /// The exchange for messages that are put back for a while. Not bound to the history: nothing happened.
+    pub fn deferred_exchange(&self) -> String {
+        format!("{}.deferred", self.prefix)
     }
     /// The exchange that delay queues dead-letter to.
     pub fn due_exchange(&self) -> String {
@@ -111,9 +118,20 @@ pub fn due_binding(pool: &PoolName, lane: Priority) -> String {
     format!("*.*.{pool}.{}.#", lane.as_str())
 }
 
-/// Binding keys from the events exchange to a delay queue.
+/// Binding keys from the events exchange to a delay queue. For workers of earlier releases, `job.deferred` is
+/// the message itself.
 pub fn delay_bindings(tier_ms: u64) -> [String; 2] {
-    [format!("job.retry-scheduled.*.*.{tier_ms}"), format!("job.deferred.*.*.{tier_ms}")]
+    [format!("job.retry-scheduled.*.*.{tier_ms}"), deferred_binding(tier_ms)]
+}
+
+/// Binding key from the deferred exchange to a delay queue.
+pub fn deferred_binding(tier_ms: u64) -> String {
+    format!("job.deferred.*.*.{tier_ms}")
+}
+
+/// Routing key on the deferred exchange: back to this pool and lane after the delay.
+pub fn deferred_key(pool: &PoolName, lane: Priority, delay: Duration) -> String {
+    format!("job.deferred.{pool}.{}.{}", lane.as_str(), delay_tier_ms(delay))
 }
 
 /// Binding keys from the events exchange to a host's command queue.
@@ -149,7 +167,8 @@ fn is_command(data: &EventData) -> bool {
 /// nowhere to go.
 pub fn is_history_only(event: &Event) -> bool {
     match &event.data {
-        EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_) | EventData::JobDeferred(_) => false,
+        EventData::JobEnqueued(_) | EventData::JobRetryScheduled(_) => false,
+        EventData::JobDead(_) if seeded::is_on(Bug::DeadJobsFillQueue) => false,
         told => !is_command(told) || is_retold(event),
     }
 }
@@ -168,11 +187,7 @@ pub fn route(event: &Event) -> (String, Option<Duration>) {
             let tier = delay_tier_ms(delay);
             (format!("job.retry-scheduled.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
         }
-        EventData::JobDeferred(e) => {
-            let delay = Duration::from_millis(e.delay_ms);
-            let tier = delay_tier_ms(delay);
-            (format!("job.deferred.{}.{}.{tier}", e.spec.pool, e.spec.priority.as_str()), Some(delay))
-        }
+        EventData::JobDead(e) if seeded::is_on(Bug::DeadJobsFillQueue) => (format!("dead.{}", e.spec.pool), None),
         told if is_retold(event) => (told.kind().to_owned(), None),
         EventData::CancelRequested(_) | EventData::StopRequested(_) | EventData::SnoozeRequested(_) => {
             (COMMAND_ALL.to_owned(), None)

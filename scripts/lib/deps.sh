@@ -28,6 +28,7 @@ test   /usr/lib/python3.*/ensurepip           python3-venv
 test   /usr/lib/python3/dist-packages/pika    python3-pika
 test   openssl                                openssl
 test   tcpdump                                tcpdump
+test   promtool                               prometheus
 test   shellcheck                             shellcheck
 browser chromium                              chromium
 browser chromedriver                          chromium-driver

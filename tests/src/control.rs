@@ -2,6 +2,7 @@
 
 use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 use stoker_producer::cli::{self, Io};
@@ -42,6 +43,9 @@ impl Write for Captured {
     }
 }
 
+/// Long: a machine that is slow is no failure of these tests.
+const STALLED_AFTER: Duration = Duration::from_secs(300);
+
 impl Control {
     /// Starts one over a broker, with rows that are empty.
     ///
@@ -50,7 +54,13 @@ impl Control {
     pub async fn start(broker: Arc<dyn Broker>) -> Self {
         let data = tempfile::tempdir().unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let front = Front { listen, access: Access::Open, hooks: None, patience: Patience::default() };
+        let front = Front {
+            listen,
+            access: Access::Open,
+            hooks: None,
+            patience: Patience::default(),
+            stalled_after: STALLED_AFTER,
+        };
         let listener = front.bind().await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (name, consoles) = ("test", Arc::new(NoConsoles));

@@ -77,8 +77,16 @@ impl Life {
     /// # Panics
     /// When the broker cannot be opened.
     pub fn begin_on(config: &Config, world: &SimWorld, log: EventLog) -> Self {
+        Self::begin_with(config, rig(world), log)
+    }
+
+    /// Begins a life with this equipment.
+    ///
+    /// # Panics
+    /// When the broker cannot be opened.
+    pub fn begin_with(config: &Config, rig: Rig, log: EventLog) -> Self {
         let clock = Clock::system();
-        let host = Host::with_rig(config, rig(world), log.clone());
+        let host = Host::with_rig(config, rig, log.clone());
         let broker: Arc<dyn Broker> = Arc::new(host.embedded_broker().unwrap());
         let (shutdown, asked) = watch::channel(Shutdown::No);
         let running = tokio::spawn(host.run(broker.clone(), asked));
@@ -143,6 +151,15 @@ impl Life {
             data: EventData::PoolConfigured(rule),
         };
         submit::publish_event(self.broker.as_ref(), &event).await.unwrap();
+    }
+
+    /// The kinds of a job's events in the log, in order.
+    ///
+    /// # Panics
+    /// When the log cannot be read.
+    pub fn kinds(&self, id: JobId) -> Vec<&'static str> {
+        let records = self.log.read_stream(id.0).unwrap();
+        records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap().data.kind()).collect()
     }
 
     /// What the log knows of a job.

@@ -9,6 +9,10 @@
 mod chaos;
 #[path = "broker_amqp/faults.rs"]
 mod faults;
+#[path = "chaos/host.rs"]
+mod host;
+#[path = "broker_amqp/long.rs"]
+mod long;
 #[path = "broker_amqp/proxy.rs"]
 mod proxy;
 #[path = "broker_amqp/rabbit.rs"]

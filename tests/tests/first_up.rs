@@ -134,7 +134,8 @@ fn masked_line(line: &str) -> String {
     }
     let words: Vec<String> = line.split_whitespace().map(masked_word).collect();
     let out = without_times(words).join(" ");
-    let indent = if line.starts_with("      ") { "      " } else { "" };
+    // How far a time is indented says how long it is.
+    let indent = if line.starts_with("      ") && !out.starts_with("T ") { "      " } else { "" };
     format!("{indent}{out}")
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
+#[path = "scenario/booting.rs"]
+mod booting;
 #[path = "scenario/slow.rs"]
 mod slow;
 #[path = "scenario/waiting.rs"]

@@ -31,7 +31,7 @@ fn all(seeds: std::ops::RangeInclusive<u64>, each: impl Fn(u64) + Sync) {
 fn whatever_goes_wrong_every_job_ends_and_nothing_is_left() {
     let failed: Mutex<Vec<Outcome>> = Mutex::default();
     all(1..=SEEDS, |seed| {
-        let outcome = run_seed(seed, false);
+        let outcome = run_seed(seed, None, false);
         if !outcome.violations.is_empty() {
             failed.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
         }
@@ -45,16 +45,16 @@ fn whatever_goes_wrong_every_job_ends_and_nothing_is_left() {
 #[test]
 fn the_same_seed_gives_the_same_trace_byte_for_byte() {
     all(1_001..=1_000 + TWICE, |seed| {
-        let (once, again) = (run_seed(seed, true), run_seed(seed, true));
+        let (once, again) = (run_seed(seed, None, true), run_seed(seed, None, true));
         let differs = once.lines.iter().zip(&again.lines).find(|(a, b)| a != b);
         assert_eq!(differs, None, "seed {seed}");
         assert_eq!((once.hash, once.lines.len()), (again.hash, again.lines.len()), "seed {seed}");
-        assert_eq!(run_seed(seed, false).hash, once.hash, "seed {seed}: recording changes nothing");
+        assert_eq!(run_seed(seed, None, false).hash, once.hash, "seed {seed}: recording changes nothing");
     });
 }
 
 #[test]
 fn another_seed_is_another_run() {
     quiet_panics();
-    assert_ne!(run_seed(2_001, false).hash, run_seed(2_002, false).hash);
+    assert_ne!(run_seed(2_001, None, false).hash, run_seed(2_002, None, false).hash);
 }

@@ -93,6 +93,7 @@ impl Host {
             capacity: config.capacity,
             max_booting: config.max_booting,
             hold: config.hold,
+            settle_after: config.settle_after,
             drain: config.drain,
             warm: config.warm.clone(),
             shares_log: config.broker.is_none(),

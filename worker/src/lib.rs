@@ -7,6 +7,7 @@
 pub mod attempt;
 pub mod backoff_policy;
 pub mod blocking;
+pub mod boots;
 pub mod broker;
 pub mod clock;
 pub mod config;
@@ -22,7 +23,8 @@ pub mod host;
 pub mod images;
 pub mod log;
 pub mod logging;
-mod metrics_file;
+pub mod metrics;
+pub mod metrics_file;
 mod mounts;
 pub mod net;
 pub mod outbox;

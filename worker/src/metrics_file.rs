@@ -1,7 +1,6 @@
 //! What a host's worker and its VMMs count, in a file: a worker has no port of its own, and Prometheus' node exporter
 //! reads such files (its textfile collector).
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::clock::Clock;
 use crate::counts;
 use crate::log::EventLog;
-use crate::outbox::{Lag, Progress, Refusal};
+use crate::metrics::{Metric, label, render};
+use crate::outbox::{Lag, Progress};
 use crate::ports::vm::{Counter, Hypervisor};
 
 /// As often as Prometheus asks by default.
@@ -30,15 +30,6 @@ pub struct Counted {
     pub clock: Clock,
 }
 
-/// One metric, all its series.
-struct Metric {
-    name: &'static str,
-    help: &'static str,
-    kind: &'static str,
-    /// Labels (with their braces) and value.
-    series: Vec<(String, u64)>,
-}
-
 /// Writes it until dropped.
 pub async fn keep(file: PathBuf, counted: Counted) {
     let mut tick = interval(WRITE_EVERY);
@@ -51,52 +42,37 @@ pub async fn keep(file: PathBuf, counted: Counted) {
 
 /// Writes it once.
 pub fn write(file: &Path, counted: &Counted) {
-    if let Err(error) = replace(file, &render(&counted.metrics())) {
+    if let Err(error) = replace(file, &counted.text()) {
         tracing::warn!(file = %file.display(), %error, "counters could not be written");
     }
 }
 
 impl Counted {
+    /// What stands in the file.
+    pub fn text(&self) -> String {
+        render(&self.metrics())
+    }
+
     fn metrics(&self) -> Vec<Metric> {
-        let counter = |name, help, value| Metric { name, help, kind: "counter", series: vec![(String::new(), value)] };
-        let mut metrics: Vec<_> = self
-            .hypervisor
-            .counters()
-            .into_iter()
-            .map(|Counter { name, help, value }| counter(name, help, value))
-            .collect();
+        let counters = self.hypervisor.counters().into_iter();
+        let mut metrics: Vec<_> =
+            counters.map(|Counter { name, help, value }| Metric::total(name, help, value)).collect();
         if let Some((log, progress)) = &self.outbox {
             metrics.extend(outbox(log, &progress.borrow().clone(), self.clock));
         }
-        let dropped = "Deliveries dropped unsettled and given back: faults of the program.";
-        metrics.push(counter("stoker_deliveries_dropped_total", dropped, counts::DELIVERIES_DROPPED.total()));
-        metrics.push(Metric {
-            name: "stoker_consumer_renewals_total",
-            help: "Consumers renewed because deliveries were unaccounted for, or none came although messages waited.",
-            kind: "counter",
-            series: vec![
-                (r#"{reason="unaccounted"}"#.to_owned(), counts::CHANNELS_UNACCOUNTED.total()),
-                (r#"{reason="starved"}"#.to_owned(), counts::CHANNELS_STARVED.total()),
-            ],
-        });
+        metrics.extend(counts::metrics());
         metrics
     }
 }
 
 fn outbox(log: &EventLog, progress: &Progress, clock: Clock) -> Vec<Metric> {
-    let gauge = |name, help, series| Metric { name, help, kind: "gauge", series };
     let lag = Lag::measure(log, progress, clock).unwrap_or_default();
     let (unpublished, age) = (lag.events, lag.oldest.map_or(0, |age| age.as_secs()));
-    let of_queue = |refusal: &Refusal| (format!("{{queue=\"{}\"}}", refusal.queue), refusal.messages);
-    let refused = progress.refusals.iter().map(of_queue).collect();
+    let refused = progress.refusals.iter().map(|refusal| (label("queue", &refusal.queue), refusal.messages));
     vec![
-        gauge(
-            "stoker_outbox_events",
-            "Events in the log that are not published yet.",
-            vec![(String::new(), unpublished)],
-        ),
-        gauge("stoker_outbox_oldest_event_age_seconds", "Age of the oldest of them.", vec![(String::new(), age)]),
-        gauge("stoker_outbox_refused_messages", "Messages kept because their queue refuses them.", refused),
+        Metric::level("stoker_outbox_events", "Events in the log that are not published yet.", unpublished),
+        Metric::level("stoker_outbox_oldest_event_age_seconds", "Age of the oldest of them.", age),
+        Metric::gauge("stoker_outbox_refused_messages", "Messages kept because their queue refuses them.", refused),
     ]
 }
 
@@ -107,30 +83,9 @@ fn replace(file: &Path, text: &str) -> io::Result<()> {
     std::fs::rename(&new, file)
 }
 
-fn render(metrics: &[Metric]) -> String {
-    let mut text = String::new();
-    for Metric { name, help, kind, series } in metrics {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in series {
-            let _ = writeln!(text, "{name}{labels} {value}");
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prometheus_reads_it() {
-        let name = "stoker_vmm_net_received_bytes_total";
-        let help = "Bytes that guests received.";
-        let counter = Metric { name, help, kind: "counter", series: vec![(String::new(), 7)] };
-        let wanted = format!("# HELP {name} Bytes that guests received.\n# TYPE {name} counter\n{name} 7\n");
-        assert_eq!(render(&[counter]), wanted);
-    }
 
     #[test]
     fn a_file_is_replaced_as_a_whole() {

@@ -15,6 +15,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use stoker_schemas::seeded::{self, Bug};
 use tokio::sync::watch;
 
 use self::aside::Aside;
@@ -148,6 +149,9 @@ impl Outbox {
     async fn publish_page(&mut self) -> Result<(), LogError> {
         let records = self.log.scan(self.next, PAGE.min(self.aside.room()))?;
         let Some(last) = records.last().map(|r| r.position) else { return Ok(()) };
+        if seeded::is_on(Bug::CursorTooEarly) {
+            self.log.set_cursor(CURSOR, last)?;
+        }
         let Plan { messages, behind } =
             plan(&records, &self.source, self.clock, For::All, |ticket| self.aside.is_behind(ticket));
         let Outcome { mut told, refused, .. } = send_all(self.broker.as_ref(), messages).await;
@@ -167,6 +171,7 @@ impl Outbox {
         match told {
             Told::Yes if !cut => self.certain = first,
             Told::Unknown if !cut && self.gap.span().is_none() => {}
+            _ if seeded::is_on(Bug::GapForgotten) => {}
             _ => self.gap.extend(Span { first: self.certain, last })?,
         }
         self.log.set_cursor(CURSOR, last)?;

@@ -44,7 +44,7 @@ pub fn lines(event: &Event) -> Vec<Line> {
             };
             one(format!("attempt {} follows in {}{why}", e.attempt, duration(e.delay_ms)))
         }
-        EventData::JobDeferred(e) => one(format!("put back for {}: {}", duration(e.delay_ms), e.reason)),
+        EventData::JobDeferred(e) => one(format!("put back: {}", e.reason)),
         EventData::JobRepublished(e) => one(format!("published again: {}", e.reason)),
         EventData::JobDead(e) => one(format!("dead: {}{}", dead_reason(e.reason), reason(&e.detail))),
         EventData::CancelRequested(e) => one(format!("cancel requested by {}{}", e.by, reason(&e.reason))),
@@ -53,6 +53,10 @@ pub fn lines(event: &Event) -> Vec<Line> {
             one(format!("attempt {} is not to start before {}, said {}{}", e.attempt, e.until, e.by, reason(&e.reason)))
         }
         EventData::JobCancelled(e) => one(format!("cancelled by {}", e.by)),
+        EventData::AttemptMessageSettled(e) => one(format!(
+            "attempt takes longer than {}: its message was acknowledged, this host decides what follows",
+            duration(e.held_ms)
+        )),
         EventData::AttemptAdopted(e) => one(format!("VM taken over by a restarted worker, process {}", e.pid)),
         EventData::AttemptSuperseded(e) => {
             let kept = e.kept.map_or_else(|| "the job has ended".to_owned(), |vm| format!("VM {vm} stays"));

@@ -39,7 +39,10 @@ fn content(api: &Api, state: &JobState, tail: Option<&str>) -> Result<Markup, Pr
                 @if let Some(by) = &next.by { ", asked for by " (by) }
                 @if let Some(by) = &next.snoozed_by { ", snoozed by " (by) } }
         }
-        @if let Some(reason) = &job.deferred { p { "Put back by the last host that had it: " (reason) } }
+        @if let Some(reason) = &job.deferred {
+            p { "Put back by the last host that had it: " (reason)
+                @if let Some(since) = job.deferred_since { " (since " (parts::ago(since)) ")" } }
+        }
         @if let Some(again) = &job.republished {
             p { "Its message was published again " (parts::time(again.at))
                 @if again.times > 1 { ", " (again.times) " times by now" }

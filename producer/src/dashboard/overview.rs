@@ -11,6 +11,7 @@ use super::{hosts, parts, pools, warm};
 use crate::http::{Api, Problem};
 use crate::readmodel::{Counts, Filter, HostStatus, HostView, Minute, begin_of};
 use crate::view::{duration, ms_between};
+use crate::work::Blocked;
 
 /// Minutes that the numbers of the page are about.
 const WINDOW_MIN: u64 = 60;
@@ -65,6 +66,7 @@ fn needs_you(api: &Api, counts: &Counts, hosts: &[HostView]) -> Result<Markup, P
         needs.push(dead(cause, n));
     }
     needs.extend(counts.dead_letters.iter().map(|(reason, n)| message(*reason, *n)));
+    needs.extend(api.work().blocked.iter().map(blocked));
     let now = api.now();
     if let Some(job) = api.model().oldest(Phase::Queued)? {
         let waits = ms_between(job.created, now);
@@ -98,6 +100,13 @@ fn needs_you(api: &Api, counts: &Counts, hosts: &[HostView]) -> Result<Markup, P
             section.needs aria-label="Needs you" { h2 { "Needs you" } ul { @for need in &needs { (need) } } }
         }
     })
+}
+
+fn blocked(blocked: &Blocked) -> Markup {
+    html! { li {
+        span { (blocked.sentence(true)) ": " (blocked.remedy()) }
+        a href={ "/jobs?phase=queued&pool=" (blocked.pool) } { "Look" }
+    } }
 }
 
 fn dead(cause: Cause, n: u64) -> Markup {

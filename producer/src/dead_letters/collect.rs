@@ -24,6 +24,7 @@ pub async fn run(submitter: &Submitter, stop: &CancellationToken) {
         credit.send_replace(CREDIT);
         let arriving = stream::unfold(deliveries, async |mut deliveries| {
             let next = tokio::select! {
+            biased;
                 next = deliveries.recv() => next,
                 // What was handed over already is given back, one by one.
                 () = stop.cancelled() => {
@@ -48,6 +49,7 @@ async fn subscribe(submitter: &Submitter, stop: &CancellationToken) -> Option<Su
             Err(error) => tracing::warn!(%error, "dead letters cannot be read, trying again"),
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return None,
             () = tokio::time::sleep(SUBSCRIBE_RETRY) => {}
         }
@@ -63,6 +65,7 @@ async fn take(submitter: &Submitter, delivery: Delivery, stop: &CancellationToke
     // The body may be large, and what is to be told of it is in the event.
     let Delivery { ack, .. } = delivery;
     let settled = tokio::select! {
+            biased;
         // Another control plane, or the next start, has it then.
         () = stop.cancelled() => ack.requeue().await,
         told = tell(submitter, &event) => settle(ack, told).await,

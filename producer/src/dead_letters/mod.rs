@@ -15,6 +15,7 @@ mod settle;
 
 use stoker_schemas::command::Context;
 use stoker_schemas::retry::Jitter;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_worker::ports::broker::BrokerError;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,9 @@ use crate::submit::Submitter;
 
 /// Reads dead letters and settles the jobs they were about until it is told to stop.
 pub async fn run(model: ReadModel, submitter: Submitter, stop: CancellationToken) {
+    if seeded::is_on(Bug::DeadLettersUnread) {
+        return;
+    }
     tokio::join!(collect::run(&submitter, &stop), settle::run(model, &submitter, &stop));
 }
 

@@ -31,6 +31,7 @@ pub async fn run(model: ReadModel, submitter: &Submitter, stop: &CancellationTok
     let mut news = model.unsettled_news();
     // Before, the rows may say what was overtaken long ago.
     tokio::select! {
+            biased;
         () = stop.cancelled() => return,
         ended = async { model.caught_up().wait_for(|is| *is).await.is_err() } => if ended { return },
     }
@@ -38,6 +39,7 @@ pub async fn run(model: ReadModel, submitter: &Submitter, stop: &CancellationTok
     loop {
         news.borrow_and_update();
         let passed = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             passed = settler.pass() => passed,
         };
@@ -52,6 +54,7 @@ pub async fn run(model: ReadModel, submitter: &Submitter, stop: &CancellationTok
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = wait => {}
             changed = news.changed() => if changed.is_err() { return },

@@ -18,6 +18,7 @@ pub(crate) mod letters;
 pub(crate) mod list;
 mod live;
 pub(crate) mod many;
+mod metrics;
 pub mod openapi;
 mod ops;
 pub(crate) mod pools;
@@ -36,7 +37,7 @@ use axum::serve::ListenerExt;
 use stoker_schemas::{JobId, JobState, Time};
 use stoker_worker::ports::broker::BrokerStatus;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 pub use tokio_util::sync::CancellationToken;
 
 pub use access::Access;
@@ -49,7 +50,7 @@ pub use jobs::{Submitted, SubmittedJob};
 pub use letters::LetterAnswer;
 pub(crate) use list::ListQuery;
 pub use many::{BulkCount, BulkRequest, BulkStarted, BulkView};
-pub use ops::{BrokerHealth, Health, HistoryHealth};
+pub use ops::{BrokerHealth, Health, HistoryHealth, WorkHealth};
 pub use pools::{LimitRequest, PoolAnswer};
 pub use problem::Problem;
 pub use snooze::SnoozeRequest;
@@ -59,6 +60,7 @@ use crate::dashboard;
 use crate::readmodel::{Found, ReadModel};
 use crate::submit::Submitter;
 use crate::webhooks::Webhooks;
+use crate::work::Work;
 
 /// Largest request body: a thousand jobs of some KiB.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
@@ -82,6 +84,7 @@ pub struct Api {
     patience: Duration,
     access: Access,
     webhooks: Option<Webhooks>,
+    work: watch::Receiver<Work>,
     many: many::Many,
     /// Held while a pool's setting is read and told anew.
     configuring: Arc<Mutex<()>>,
@@ -122,6 +125,8 @@ impl Api {
             patience: PATIENCE,
             access: Access::Open,
             webhooks: None,
+            // Unknown until a watcher runs.
+            work: watch::channel(Work::default()).1,
             many: many::Many::default(),
             configuring: Arc::default(),
             stopping: CancellationToken::new(),
@@ -141,6 +146,16 @@ impl Api {
     /// The same, with webhooks in and callbacks out.
     pub fn with_webhooks(self, webhooks: Webhooks) -> Self {
         Self { webhooks: Some(webhooks), ..self }
+    }
+
+    /// The same, saying how the work is.
+    pub fn with_work(self, work: watch::Receiver<Work>) -> Self {
+        Self { work, ..self }
+    }
+
+    /// How the work is.
+    pub(crate) fn work(&self) -> Work {
+        self.work.borrow().clone()
     }
 
     /// Webhooks, if there are settings for them.

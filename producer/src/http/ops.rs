@@ -1,29 +1,26 @@
-//! Hosts, health and metrics.
-
-use std::fmt::Write;
-use std::time::Duration;
+//! Hosts and health.
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use stoker_schemas::Time;
-use stoker_schemas::event::DeadLetterReason;
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus, Offset};
 
 use super::{Api, Problem};
-use crate::readmodel::{Counts, HostStatus, HostView, Undecodable, WarmView};
+use crate::readmodel::{Counts, HostView, Undecodable};
+use crate::work::{Blocked, Why, Work};
 
-/// The broker is asked how many dead letters wait for no longer than this.
-const DEPTH_WITHIN: Duration = Duration::from_secs(1);
 /// Entries shown of what could not be decoded.
 const MAX_UNDECODABLE: usize = 100;
+/// Pools named in one sentence; the overview has all of them.
+const MAX_POOLS_NAMED: usize = 3;
 
 /// How the front is.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Health {
-    /// Whether jobs are taken.
+    /// Whether jobs are taken and started.
     pub ok: bool,
     /// This Stoker's version.
     pub version: String,
@@ -32,6 +29,9 @@ pub struct Health {
     /// The broker's history, which pages are made from.
     #[serde(default)]
     pub history: HistoryHealth,
+    /// The work itself.
+    #[serde(default)]
+    pub work: WorkHealth,
     /// Next entry of the history to be read.
     pub next_offset: Option<u64>,
     /// When the history last said something, since the process began.
@@ -61,6 +61,55 @@ pub enum HistoryHealth {
     Away(String),
 }
 
+/// How the work is: whether jobs that wait are started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
+pub enum WorkHealth {
+    /// Nothing waits without a reason.
+    Flowing,
+    /// Jobs wait, hosts have room, and nothing has started for too long.
+    Stalled(String),
+    /// Jobs wait in a pool that no host serves. Everything else goes on, so it is no failure of the whole.
+    Unserved(String),
+    /// Not known: the history is being read, or the broker or its history is away.
+    #[default]
+    Unknown,
+}
+
+impl WorkHealth {
+    /// From what was seen. Who asks may be anybody where tokens are: pools are named only where all may see everything.
+    fn of(work: &Work, is_named: bool) -> Self {
+        let reason = |why| {
+            let blocked: Vec<_> = work.blocked_by(why).collect();
+            (!blocked.is_empty()).then(|| sentences(&blocked, is_named))
+        };
+        match (reason(Why::NothingStarts), reason(Why::NoHost)) {
+            _ if !work.is_known => Self::Unknown,
+            (Some(reason), _) => Self::Stalled(reason),
+            (None, Some(reason)) => Self::Unserved(reason),
+            (None, None) => Self::Flowing,
+        }
+    }
+
+    /// In words, where it needs a person.
+    fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Stalled(reason) | Self::Unserved(reason) => Some(reason),
+            Self::Flowing | Self::Unknown => None,
+        }
+    }
+}
+
+fn sentences(blocked: &[&Blocked], is_named: bool) -> String {
+    let named: Vec<_> = blocked.iter().take(MAX_POOLS_NAMED).map(|blocked| blocked.sentence(is_named)).collect();
+    let more = match blocked.len() - named.len() {
+        0 => String::new(),
+        1 => "; the same in 1 more pool".to_owned(),
+        more => format!("; the same in {more} more pools"),
+    };
+    named.join("; ") + &more
+}
+
 /// Told when requests may be sent here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Ready {
@@ -69,6 +118,10 @@ pub struct Ready {
     /// What needs a person although jobs are taken, in words.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// The work itself. Requests may be sent here also while it is stalled: what is enqueued is kept, and the pages say
+    /// what to do; `/health` fails.
+    #[serde(default)]
+    pub work: WorkHealth,
 }
 
 /// `GET /v1/hosts`
@@ -97,13 +150,14 @@ pub async fn health(State(api): State<Api>) -> Response {
         HistoryStatus::Available => HistoryHealth::Available,
         HistoryStatus::Away(why) => HistoryHealth::Away(why),
     };
-    let ok = broker == BrokerHealth::Connected;
+    let work = WorkHealth::of(&api.work(), !api.access.is_closed());
+    let ok = broker == BrokerHealth::Connected && !matches!(work, WorkHealth::Stalled(_));
     let next_offset = match api.model.next_offset() {
         Offset::First => None,
         from => Some(from.next()),
     };
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let health = Health { ok, version, broker, history, next_offset, heard_at: api.model.heard_at() };
+    let health = Health { ok, version, broker, history, work, next_offset, heard_at: api.model.heard_at() };
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
@@ -119,13 +173,9 @@ pub async fn ready(State(api): State<Api>) -> Result<Json<Ready>, Problem> {
         let detail = format!("the history is being read: {} events so far", api.model.next_seq());
         return Err(Problem::not_ready(detail, "wait; what is shown is old until then"));
     }
-    let needs = needs(&api.model.hosts()?);
-    Ok(Json(Ready { ready: true, needs }))
-}
-
-/// A label's value as Prometheus reads it.
-fn label(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+    let work = WorkHealth::of(&api.work(), !api.access.is_closed());
+    let needs = work.reason().map(str::to_owned).into_iter().chain(needs(&api.model.hosts()?)).collect();
+    Ok(Json(Ready { ready: true, needs, work }))
 }
 
 /// What needs a person. Who asks may be anybody, so no host or queue is named.
@@ -134,69 +184,6 @@ fn needs(hosts: &[HostView]) -> Vec<String> {
     let of = if refused == 1 { "1 host".to_owned() } else { format!("{refused} hosts") };
     let sentence = format!("queues refuse messages of {of}, whose jobs wait; the overview and /v1/hosts say which");
     (refused > 0).then_some(sentence).into_iter().collect()
-}
-
-/// Dead letters that wait at the broker; `None` when it does not say in time.
-async fn dead_depth(api: &Api) -> Option<u64> {
-    let broker = api.submitter.broker();
-    if matches!(*broker.status().borrow(), BrokerStatus::Down(_)) {
-        return None;
-    }
-    tokio::time::timeout(DEPTH_WITHIN, broker.dead_depth()).await.ok()?.ok()
-}
-
-/// `GET /metrics`, as Prometheus reads it.
-pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
-    let counts = api.model.counts();
-    let hosts = api.model.hosts()?;
-    let mut out = String::new();
-    let mut gauge = |name: &str, help: &str, rows: Vec<(String, u64)>| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-        for (labels, value) in rows {
-            let _ = writeln!(out, "{name}{labels} {value}");
-        }
-    };
-    let phases = counts.phases.iter().map(|(p, n)| (format!("{{phase=\"{p}\"}}"), *n)).collect();
-    gauge("stoker_jobs", "Jobs by phase.", phases);
-    let causes = counts.causes.iter().map(|(c, n)| (format!("{{cause=\"{c}\"}}"), *n)).collect();
-    gauge("stoker_jobs_failing", "Failing, retrying and dead jobs by the cause of their last failure.", causes);
-    let of = |status| u64::try_from(hosts.iter().filter(|h| h.status == status).count()).unwrap_or(u64::MAX);
-    let all = [HostStatus::Up, HostStatus::DrainRequested, HostStatus::Draining, HostStatus::Stopped];
-    let by_status = all.map(|s| (format!("{{status=\"{}\"}}", s.as_str().replace(' ', "_")), of(s)));
-    gauge("stoker_hosts", "Hosts by status.", by_status.to_vec());
-    let kept =
-        |of: fn(&WarmView) -> u32| hosts.iter().flat_map(|h| &h.warm).map(|kind| u64::from(of(kind))).sum::<u64>();
-    let warm = [
-        ("ready", kept(|kind| kind.ready)),
-        ("booting", kept(|kind| kind.booting)),
-        ("wanted", kept(|kind| kind.wanted)),
-    ];
-    let warm = warm.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n)).to_vec();
-    gauge("stoker_warm_vms", "VMs kept up for jobs to come, and how many are wanted.", warm);
-    let letters = DeadLetterReason::ALL.map(|reason| {
-        let open = counts.dead_letters.get(&reason).copied().unwrap_or(0);
-        (format!("{{reason=\"{}\"}}", reason.as_str()), open)
-    });
-    gauge(
-        "stoker_dead_letters",
-        "Open dead letters (messages that no worker could work on) by reason.",
-        letters.to_vec(),
-    );
-    if let Some(depth) = dead_depth(&api).await {
-        let help = "Dead letters at the broker that no control plane has read.";
-        gauge("stoker_dead_letter_queue_messages", help, vec![(String::new(), depth)]);
-    }
-    let refused = |h: &HostView| h.refusals.iter().map(|refusal| refusal.messages).sum();
-    let refused = hosts.iter().map(|h| (format!("{{host=\"{}\"}}", label(&h.name)), refused(h))).collect();
-    let help = "Messages that a host keeps because their queue refuses them, as the host last said.";
-    gauge("stoker_outbox_refused_messages", help, refused);
-    let connected = matches!(*api.submitter.broker().status().borrow(), BrokerStatus::Connected);
-    gauge("stoker_broker_up", "Whether the broker takes messages.", vec![(String::new(), u64::from(connected))]);
-    let undecodable = vec![(String::new(), counts.undecodable)];
-    gauge("stoker_history_undecodable_entries", "History entries that are not events we know.", undecodable);
-    gauge("stoker_events_known", "Events in the read model.", vec![(String::new(), api.model.next_seq())]);
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response())
 }
 
 #[cfg(test)]
@@ -222,8 +209,31 @@ mod tests {
         assert!(needs.len() == 1 && needs[0].contains("2 hosts") && !needs[0].contains("h-0"), "{needs:?}");
     }
 
+    fn blocked(pool: &str, why: Why) -> Blocked {
+        let lasts = std::time::Duration::from_secs(94);
+        Blocked { pool: pool.to_owned(), why, waiting: 12, with_room: 3, lasts }
+    }
+
     #[test]
-    fn a_label_is_escaped() {
-        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
+    fn a_stall_outweighs_a_pool_without_hosts_and_is_told_of_some_pools() {
+        assert_eq!(WorkHealth::of(&Work::default(), true), WorkHealth::Unknown);
+        let of = |blocked| WorkHealth::of(&Work { is_known: true, blocked }, true);
+        assert_eq!(of(Vec::new()), WorkHealth::Flowing);
+        let unserved = of(vec![blocked("gpu", Why::NoHost)]);
+        assert!(matches!(&unserved, WorkHealth::Unserved(reason) if reason.contains("pool gpu")), "{unserved:?}");
+        let pools = ["a", "b", "c", "d", "e"].map(|pool| blocked(pool, Why::NothingStarts));
+        let stalled = of(pools.into_iter().chain([blocked("gpu", Why::NoHost)]).collect());
+        let WorkHealth::Stalled(reason) = &stalled else { panic!("{stalled:?}") };
+        assert!(reason.contains("in pool c,") && reason.ends_with("; the same in 2 more pools"), "{reason}");
+        assert!(!reason.contains("gpu"), "{reason}");
+    }
+
+    #[test]
+    fn where_anybody_may_ask_no_pool_is_named() {
+        for why in [Why::NothingStarts, Why::NoHost] {
+            let work = WorkHealth::of(&Work { is_known: true, blocked: vec![blocked("gpu", why)] }, false);
+            let reason = work.reason().unwrap();
+            assert!(reason.contains("12 jobs wait") && !reason.contains("gpu"), "{reason}");
+        }
     }
 }

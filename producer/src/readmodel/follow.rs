@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use stoker_schemas::seeded::{self, Bug};
 use stoker_worker::blocking;
 use stoker_worker::ports::broker::{Broker, BrokerError, HistoryEntry, HistoryReader};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,10 @@ impl ReadModel {
             match self.hear(broker.as_ref(), &mut reader, &mut entries, &stop).await {
                 Heard::Entries => {
                     let entries = std::mem::take(&mut entries);
+                    if seeded::is_on(Bug::OffsetBeforeRows) {
+                        self.note_too_early(&entries)?;
+                        tokio::time::sleep(HISTORY_RETRY).await;
+                    }
                     self.off_thread(move |model| model.apply_all(&entries)).await?;
                 }
                 Heard::Quiet => self.off_thread(Self::now_caught_up).await?,

@@ -75,6 +75,9 @@ pub struct HostView {
     pub vcpus: u32,
     /// Memory it may give out, MiB.
     pub memory_mib: u32,
+    /// VMs it may boot at once, where its worker says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_booting: Option<u32>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Pools it serves.
@@ -165,6 +168,7 @@ impl HostState {
                 slots: 0,
                 vcpus: 0,
                 memory_mib: 0,
+                max_booting: None,
                 labels: BTreeMap::new(),
                 pools: Vec::new(),
                 hypervisor: self.hypervisor(),
@@ -182,6 +186,7 @@ impl HostState {
             ready,
             vcpus: e.vcpus,
             memory_mib: e.memory_mib,
+            max_booting: e.max_booting,
             labels: e.labels,
             pools: e.pools,
             hypervisor: self.hypervisor(),

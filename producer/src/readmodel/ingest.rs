@@ -322,6 +322,7 @@ impl<'a> Ingest<'a> {
             Entry::Vacant(place) => place.insert(self.store.minute(minute)?.unwrap_or_default()),
         };
         known.add(event, state);
+        self.meta.totals.add(event, state);
         Ok(())
     }
 

@@ -15,9 +15,12 @@ pub(crate) mod packed;
 mod pools;
 pub(crate) mod query;
 mod refusals;
+mod seeded;
 mod series;
 mod store;
 mod summary;
+mod totals;
+mod waiting;
 mod warm;
 
 use std::collections::BTreeMap;
@@ -48,6 +51,7 @@ pub use refusals::RefusalView;
 pub use series::{Histogram, KEPT_MINUTES, Minute, begin_of};
 pub use store::Stored;
 pub use summary::JobSummary;
+pub use totals::Totals;
 pub use warm::WarmView;
 
 use crate::clock::Clock;

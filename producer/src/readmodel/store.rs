@@ -24,9 +24,10 @@ use super::packed;
 use super::pools::PoolState;
 use super::series::Minute;
 use super::summary::{Counters, JobSummary};
+use super::totals::Totals;
 
 /// Raised when rows change their form: the folder is then refilled from the history.
-const FORM: u32 = 8;
+const FORM: u32 = 9;
 
 /// Bookkeeping, written with every batch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct Meta {
     pub counters: Counters,
     /// Numbers of dead letters.
     pub letters: LetterCounts,
+    /// What was counted since the rows began.
+    #[serde(default)]
+    pub totals: Totals,
 }
 
 /// An event with its place in the order of arrival.

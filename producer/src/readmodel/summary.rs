@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use stoker_schemas::diagnosis::Cause;
 use stoker_schemas::spec::Priority;
+use stoker_schemas::state::AwaitedFrom;
 use stoker_schemas::{JobId, JobState, Phase, Time};
 
 use super::keys::Facet;
 use crate::view::ms_between;
+
+/// Beginning of the names of counters of jobs that wait for a host.
+const WAITING: &str = "waiting:";
 
 /// One job in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -47,6 +51,9 @@ pub struct JobSummary {
     pub problem: Option<String>,
     /// When the next attempt is due.
     pub not_before: Option<Time>,
+    /// A host that had it put it back with a reason, and none has taken it since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deferred: bool,
     /// Who wanted it to wait so long; none for the retry policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snoozed_by: Option<String>,
@@ -91,6 +98,7 @@ impl JobSummary {
             cause: diagnosis.map(|d| d.cause),
             problem: diagnosis.map(|d| d.summary.clone()).or(given_up.map(|d| d.value.detail.clone())),
             not_before: due,
+            deferred: state.awaited().is_some_and(|awaited| awaited.from == AwaitedFrom::Deferral),
             snoozed_by: state.snooze(state.last_attempt()).filter(|_| due.is_some()).map(|s| s.value.by.clone()),
             events,
         }
@@ -120,6 +128,9 @@ impl JobSummary {
         // Without a spec nobody knows the pool yet.
         if !self.pool.is_empty() {
             names.push(format!("pool:{}:{}", self.pool, self.phase));
+            if self.phase == Phase::Queued && !self.deferred && !self.cancelling {
+                names.push(format!("{WAITING}{}", self.pool));
+            }
         }
         names
     }
@@ -159,6 +170,12 @@ impl Counters {
     /// Jobs of a pool in a phase.
     pub fn in_pool(&self, pool: &str, phase: Phase) -> u64 {
         self.get(&format!("pool:{pool}:{phase}"))
+    }
+
+    /// Jobs by pool that wait for a host and were not put back by one.
+    pub fn waiting(&self) -> BTreeMap<String, u64> {
+        let named = self.0.range(WAITING.to_owned()..).map_while(|(name, n)| Some((name.strip_prefix(WAITING)?, *n)));
+        named.map(|(pool, n)| (pool.to_owned(), n)).collect()
     }
 
     /// Pools that have jobs.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use stoker_schemas::command::Begin;
-use stoker_schemas::event::{JobEnqueued, Request};
+use stoker_schemas::event::{DeferredWhy, JobEnqueued, Request};
 use stoker_schemas::image::Driver;
 use stoker_schemas::{Epoch, EventData, HostName, JobSpec, Phase, VmId};
 
@@ -176,7 +176,8 @@ async fn a_job_that_a_host_put_back_is_left_to_go_round() {
     let mut lab = Lab::new(FakeBroker::default());
     let id = lab.enqueue("a", json!({})).await;
     let (spec, enqueued_at) = (lab.state(id).spec().unwrap().clone(), lab.reconciler.submitter.now());
-    let defer = Command::Defer { attempt: 1, delay_ms: 1_000, reason: "full".into(), spec, enqueued_at };
+    let why = DeferredWhy::Full;
+    let defer = Command::Defer { attempt: 1, delay_ms: 1_000, why, reason: "full".into(), spec, enqueued_at };
     lab.tell(id, "/hosts/h-1", defer).await;
     lab.after(0).await;
     assert_eq!(lab.after(12 * AFTER).await, [""; 0]);

@@ -82,7 +82,8 @@ fn head(report: &Report) -> String {
         row("enqueued", format!("{at} by {}", job.by.as_deref().unwrap_or("unknown")));
     }
     if let Some(reason) = &job.deferred {
-        row("put back", reason.clone());
+        let since = job.deferred_since.map(|at| format!(", since {at}")).unwrap_or_default();
+        row("put back", format!("{reason}{since}"));
     }
     table(&mut out, &rows);
     out

@@ -21,7 +21,10 @@ use stoker_producer::http::{self, Access, Api, CancellationToken};
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::{Submitter, publish_event};
 use stoker_producer::webhooks::Webhooks;
+use stoker_producer::work::{self, Work};
 use stoker_schemas::{Event, VmId};
+
+use tokio::sync::watch;
 
 pub use broker::FakeBroker;
 #[allow(unused_imports)]
@@ -29,6 +32,9 @@ pub use story::Story;
 
 /// Longest wait for something that must happen.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// Longer than a test takes.
+const STALLED_AFTER: Duration = Duration::from_secs(3_600);
 
 /// Consoles in memory.
 #[derive(Default)]
@@ -64,6 +70,7 @@ pub struct Server {
     pub model: ReadModel,
     pub consoles: Arc<Consoles>,
     pub webhooks: Option<Webhooks>,
+    pub work: watch::Receiver<Work>,
     /// The router as it prints itself: it lists its paths in no other way.
     pub routes: String,
     stop: CancellationToken,
@@ -85,22 +92,35 @@ impl Server {
 
     /// With few live streams and little patience with those who do not read.
     pub async fn start_narrow(streams: usize, patience: Duration) -> Self {
-        Self::start_as(Access::Open, None, |api| api.with_streams(streams, patience)).await
+        Self::start_as(Access::Open, None, STALLED_AFTER, |api| api.with_streams(streams, patience)).await
+    }
+
+    /// Where the work counts as stalled so soon.
+    pub async fn start_watching(stalled_after: Duration) -> Self {
+        Self::start_as(Access::Open, None, stalled_after, |api| api).await
     }
 
     async fn start_all(access: Access, hooks: Option<HooksConfig>) -> Self {
-        Self::start_as(access, hooks, |api| api).await
+        Self::start_as(access, hooks, STALLED_AFTER, |api| api).await
     }
 
-    async fn start_as(access: Access, hooks: Option<HooksConfig>, change: impl FnOnce(Api) -> Api) -> Self {
+    async fn start_as(
+        access: Access,
+        hooks: Option<HooksConfig>,
+        stalled_after: Duration,
+        change: impl FnOnce(Api) -> Api,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let broker = Arc::new(FakeBroker::default());
         let model = ReadModel::open(dir.path(), clock::system()).unwrap();
         let consoles = Arc::new(Consoles::default());
         let stop = CancellationToken::new();
         let submitter = Submitter::new(broker.clone(), "test", clock::system());
+        let (told, work) = watch::channel(Work::default());
         let listener = http::bind("127.0.0.1:0".parse().unwrap(), &access).await.unwrap();
-        let mut api = change(Api::new(model.clone(), submitter, consoles.clone()).with_access(access));
+        let mut api = change(
+            Api::new(model.clone(), submitter.clone(), consoles.clone()).with_access(access).with_work(work.clone()),
+        );
         let webhooks = hooks.map(|hooks| Webhooks::open(&dir.path().join("webhooks"), hooks).unwrap());
         if let Some(webhooks) = &webhooks {
             api = api.with_webhooks(webhooks.clone());
@@ -110,7 +130,8 @@ impl Server {
         let (follower, source, until) = (model.clone(), broker.clone(), stop.clone());
         tokio::spawn(async move { follower.follow(source, until).await });
         tokio::spawn(http::serve(listener, api, stop.clone()));
-        Self { address, broker, model, consoles, webhooks, routes, stop, _dir: dir }
+        tokio::spawn(work::run(model.clone(), submitter, stalled_after, told, stop.clone()));
+        Self { address, broker, model, consoles, webhooks, work, routes, stop, _dir: dir }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -301,6 +301,7 @@ pub fn host_started(name: &str) -> Event {
             slots: 32,
             vcpus: 64,
             memory_mib: 65_536,
+            max_booting: Some(8),
             labels: [("rack".to_owned(), "7".to_owned())].into(),
             pools: vec!["default".to_owned()],
             hypervisor: "Firecracker 1.12.1, KVM".to_owned(),

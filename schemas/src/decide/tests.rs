@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::command::{Begin, Command, Rejection};
 use crate::diagnosis::Cause;
-use crate::event::{AttemptSuperseded, DeadReason, EventData, GoneWhy, Stage};
+use crate::event::{AttemptSuperseded, DeadReason, DeferredWhy, EventData, GoneWhy, Stage};
 use crate::fixtures::*;
 use crate::id::{Epoch, VmId};
 use crate::state::Phase;
@@ -35,10 +35,13 @@ fn places() -> Vec<(&'static str, History)> {
     ]
 }
 
+fn defer(attempt: u32, why: DeferredWhy, reason: &str) -> Command {
+    Command::Defer { attempt, delay_ms: 1_000, why, reason: reason.into(), spec: spec(), enqueued_at: at(0) }
+}
+
 fn commands() -> Vec<(&'static str, Command)> {
     let redelivered = Epoch { attempt: 1, delivery: 1 };
-    let defer =
-        |attempt| Command::Defer { attempt, delay_ms: 1_000, reason: "full".into(), spec: spec(), enqueued_at: at(0) };
+    let defer = |attempt| defer(attempt, DeferredWhy::Full, "full");
     let vm = VmId::derive(job(), e(1), &host("h-1"));
     let duplicate = AttemptSuperseded { host: host("h-1"), vm, kept: None };
     let mut other = spec();
@@ -58,6 +61,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("progress", Command::Progress { epoch: e(1), marks: vec![mark(Stage::DhcpAck, 5)] }),
         ("ready", ready(e(1))),
         ("fail", fail(e(1), Cause::AgentNotListening)),
+        ("settle message", Command::SettleMessage { epoch: e(1), held_ms: 600_000 }),
         ("adopt", Command::Adopt { epoch: e(1), pid: 77 }),
         ("gone failed", gone(e(1), GoneWhy::Failed)),
         ("gone cancelled", gone(e(1), GoneWhy::Cancelled)),
@@ -178,8 +182,7 @@ fn a_host_with_a_stale_wish_to_cancel_lets_a_job_through_that_was_asked_for_sinc
     third.state.apply(&wish);
     let mut deferring = History::on("h-1");
     deferring.state.apply(&asked);
-    let Command::Defer { delay_ms, reason, spec, enqueued_at, .. } = commands()[5].1.clone() else { unreachable!() };
-    let deferred = deferring.tell(Command::Defer { attempt: 2, delay_ms, reason, spec, enqueued_at }).unwrap();
+    let deferred = deferring.tell(defer(2, DeferredWhy::Full, "full")).unwrap();
     third.state.apply(&deferred[0]);
     third.tell(begin_on("h-3", e(2))).unwrap();
 }
@@ -243,6 +246,33 @@ fn a_vm_that_no_try_has_is_not_superseded_in_the_name_of_another() {
 }
 
 #[test]
+fn a_deferral_is_recorded_when_its_reason_changes_and_not_each_time() {
+    let mut history = given([enqueue()]);
+    let mut events = |why, reason: &'static str| history.tell(defer(1, why, reason)).unwrap().len();
+    assert_eq!(events(DeferredWhy::Full, "2 slots free"), 1);
+    for reason in ["1 slot free", "no slot free", "2 slots free"] {
+        assert_eq!(events(DeferredWhy::Full, reason), 0, "the numbers are not the reason");
+    }
+    assert_eq!(events(DeferredWhy::Address, "no address"), 1);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 7"), 1);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 7"), 0);
+    assert_eq!(events(DeferredWhy::Snoozed, "until 9"), 1, "until when is what a reader wants to know");
+}
+
+/// A month of a reason that alternates each minute.
+#[test]
+fn reasons_that_alternate_are_recorded_ever_more_rarely() {
+    let mut history = given([enqueue()]);
+    let mut events = 0;
+    for minute in 0..30 * 24 * 60 {
+        let why = if minute % 2 == 0 { DeferredWhy::Full } else { DeferredWhy::Booting };
+        history.seconds = 60 * minute;
+        events += history.tell(defer(1, why, "")).unwrap().len();
+    }
+    assert!((20..100).contains(&events), "{events} events");
+}
+
+#[test]
 fn cancelled_twice_is_one_wish_and_a_retry_lifts_it() {
     let mut history = given([enqueue(), cancel()]);
     assert_eq!(history.when(cancel()), Ok(Vec::new()));
@@ -259,6 +289,27 @@ fn a_late_delivery_of_an_expired_retry_stays_expired() {
     let mut history = given([enqueue()]);
     history.tell(Command::Expire { spec: spec(), attempt: 3 }).unwrap();
     assert!(matches!(history.when(begin(e(3))), Err(Rejection::WrongPhase { .. })));
+}
+
+/// The host that had the retry delivered does not keep the message, only what follows from it.
+#[test]
+fn a_job_that_was_up_and_is_retried_by_hand_has_all_of_its_attempts() {
+    let stop = [Command::Stop(request("bob")), gone(e(1), GoneWhy::Stopped)];
+    let mut host = given([enqueue(), begin(e(1)), ready(e(1))].into_iter().chain(stop));
+    let asked = host.clone().tell(retry()).unwrap().remove(0);
+    let kept = host.clone();
+    host.state.apply(&asked);
+    host.seconds += 1;
+    let Command::Begin(mut again) = begin(e(2)) else { unreachable!("begin makes a Begin") };
+    again.spec.retry.max_attempts = 5;
+    let begun = host.tell(Command::Begin(again)).unwrap();
+    let mut host = kept;
+    begun.iter().for_each(|event| host.state.apply(event));
+    host.seconds += 2;
+    host.tell(fail(e(2), Cause::AgentNotListening)).unwrap();
+    host.tell(gone(e(2), GoneWhy::Failed)).unwrap();
+    assert_eq!(host.state.phase(), Phase::Retrying);
+    assert_eq!(outcome(&host.when(begin(e(3)))), "attempt.started");
 }
 
 fn give_up(attempt: u32) -> Command {

@@ -72,6 +72,8 @@ events! {
     AttemptReady(AttemptReady) = "attempt.ready" v 1;
     /// The VM will not become ready; why.
     AttemptFailed(AttemptFailed) = "attempt.failed" v 1;
+    /// The attempt takes longer than a message may be held: it was acknowledged, and what follows is up to this host.
+    AttemptMessageSettled(AttemptMessageSettled) = "attempt.message-settled" v 1;
     /// A restarted worker took the running VM over.
     AttemptAdopted(AttemptAdopted) = "attempt.adopted" v 1;
     /// This VM is to go: another one of the job stays, or the job has ended without it.
@@ -177,6 +179,7 @@ impl EventData {
                 | Self::AttemptProgressed(_)
                 | Self::AttemptReady(_)
                 | Self::AttemptFailed(_)
+                | Self::AttemptMessageSettled(_)
                 | Self::AttemptAdopted(_)
                 | Self::AttemptSuperseded(_)
                 | Self::VmGone(_)

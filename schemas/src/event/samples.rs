@@ -104,9 +104,9 @@ fn of_queue(kind: &str, spec: JobSpec, first: Epoch) -> Option<(Epoch, EventData
         }
         "job.deferred" => {
             let reason = "host-01 is full: 0 slots free".to_owned();
-            let (asked_at, asked_attempt) = (None, 0);
+            let (why, asked_at, asked_attempt) = (None, None, 0);
             let deferred =
-                JobDeferred { attempt: 1, delay_ms: 1_000, reason, spec, enqueued_at, asked_at, asked_attempt };
+                JobDeferred { attempt: 1, delay_ms: 1_000, reason, why, spec, enqueued_at, asked_at, asked_attempt };
             (JOB_LEVEL, EventData::JobDeferred(deferred))
         }
         "job.dead" => {
@@ -134,6 +134,7 @@ fn of_try(kind: &str) -> Option<EventData> {
         "attempt.failed" => {
             EventData::AttemptFailed(AttemptFailed { diagnosis: diagnosis(), marks: vec![mark(Stage::DhcpAck, 9)] })
         }
+        "attempt.message-settled" => EventData::AttemptMessageSettled(AttemptMessageSettled { held_ms: 600_000 }),
         "attempt.adopted" => EventData::AttemptAdopted(AttemptAdopted { pid: 4_711 }),
         "vm.gone" => EventData::VmGone(VmGone { why: GoneWhy::Exited, detail: "exit code 0".to_owned() }),
         _ => return None,
@@ -146,6 +147,7 @@ fn of_host(kind: &str) -> Option<EventData> {
             slots: 32,
             vcpus: 64,
             memory_mib: 131_072,
+            max_booting: None,
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             pools: vec!["default".to_owned()],
             hypervisor: "Firecracker 1.12.1".to_owned(),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::event_file;
 use crate::event::{EventData, TYPE_PREFIX, sample};
 use crate::limits::MAX_EVENT_BYTES;
-use crate::topology::{DELAY_TIERS_MS, HISTORY_BINDING, Names, delay_bindings};
+use crate::topology::{DELAY_TIERS_MS, HISTORY_BINDING, Names, deferred_binding, delay_bindings};
 
 /// Media type of one event, as AMQP's content_type.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -54,7 +54,7 @@ fn from_outside(kind: &str) -> bool {
 pub(super) fn key_pattern(kind: &str) -> String {
     match kind {
         "job.enqueued" => "job.enqueued.{pool}.{lane}".to_owned(),
-        "job.retry-scheduled" | "job.deferred" => format!("{kind}.{{pool}}.{{lane}}.{{tier}}"),
+        "job.retry-scheduled" => format!("{kind}.{{pool}}.{{lane}}.{{tier}}"),
         "job.cancel-requested" | "job.stop-requested" | "job.snooze-requested" | "pool.configured" => {
             "command.all".to_owned()
         }
@@ -148,7 +148,9 @@ fn queue_channels() -> Vec<(&'static str, Value)> {
     };
     let (events, due) = (names.events_exchange(), names.due_exchange());
     let on = |exchange: &str, key: &str| json!({ "exchange": exchange, "routingKey": key });
-    let delay = delay_bindings(0).map(|key| on(&events, &key.replace(".0", ".{tier}")));
+    let tier = |exchange: &str, key: &str| on(exchange, &key.replace(".0", ".{tier}"));
+    let mut delay = delay_bindings(0).map(|key| tier(&events, &key)).to_vec();
+    delay.push(tier(&names.deferred_exchange(), &deferred_binding(0)));
     vec![
         (
             "queue-jobs",

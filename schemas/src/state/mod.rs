@@ -16,6 +16,7 @@
 mod awaited;
 mod duplicates;
 mod phase;
+mod timing;
 
 pub use awaited::{Awaited, AwaitedFrom};
 pub use duplicates::{Duplicate, duplicates};
@@ -24,9 +25,9 @@ pub use phase::Phase;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::{
-    AttemptFailed, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData, JobCancelRequested, JobCancelled,
-    JobDead, JobDeferred, JobEnqueued, JobRepublished, JobRetryScheduled, JobSnoozeRequested, JobStopRequested,
-    StageMark, VmGone,
+    AttemptFailed, AttemptMessageSettled, AttemptReady, AttemptStarted, AttemptSuperseded, Event, EventData,
+    JobCancelRequested, JobCancelled, JobDead, JobDeferred, JobEnqueued, JobRepublished, JobRetryScheduled,
+    JobSnoozeRequested, JobStopRequested, StageMark, VmGone,
 };
 use crate::id::{Epoch, HostName, JobId};
 use crate::time::Time;
@@ -53,7 +54,7 @@ pub struct JobState {
     pub rivals: BTreeMap<(Epoch, HostName), Attempt>,
     /// Scheduled attempts, by number.
     pub retries: BTreeMap<u32, At<JobRetryScheduled>>,
-    /// The latest time that its latest attempt was put back.
+    /// Why it was last put back without an attempt, and since when for that reason.
     pub deferred: Option<At<JobDeferred>>,
     /// Times that its message was published again.
     pub republished: BTreeSet<At<JobRepublished>>,
@@ -84,6 +85,8 @@ pub struct Attempt {
     pub ready: Option<At<AttemptReady>>,
     /// Why it is not.
     pub failed: Option<At<AttemptFailed>>,
+    /// Its message was acknowledged before it ended: its host alone decides what follows.
+    pub message_settled: Option<At<AttemptMessageSettled>>,
     /// Times it was taken over, with the VMM's pid.
     pub adopted: BTreeSet<At<u32>>,
     /// Another VM of the job was chosen to stay.
@@ -226,6 +229,7 @@ impl JobState {
             EventData::AttemptProgressed(_)
             | EventData::AttemptReady(_)
             | EventData::AttemptFailed(_)
+            | EventData::AttemptMessageSettled(_)
             | EventData::AttemptAdopted(_)
             | EventData::VmGone(_) => self.add_to_try(epoch, at, data, told_by),
             EventData::HostStarted(_)
@@ -304,6 +308,7 @@ impl Attempt {
                 self.marks.extend(e.marks.iter().cloned());
                 first(&mut self.failed, at, e.clone());
             }
+            EventData::AttemptMessageSettled(e) => first(&mut self.message_settled, at, e.clone()),
             EventData::AttemptAdopted(e) => {
                 self.adopted.insert(At { at, value: e.pid });
             }

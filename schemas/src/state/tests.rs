@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::Command;
 use crate::diagnosis::Cause;
-use crate::event::GoneWhy;
+use crate::event::{DeferredWhy, GoneWhy};
 use crate::fixtures::*;
 
 mod awaited;
@@ -32,7 +32,14 @@ fn command(history: &History, host: &str, choice: u8) -> Command {
         14 => retry(),
         15 => Command::Stop(request("bob")),
         17 => snooze(u64::from(choice) * 60),
-        16 => Command::Defer { attempt, delay_ms: 5, reason: String::new(), spec: spec(), enqueued_at: at(0) },
+        16 => Command::Defer {
+            attempt,
+            delay_ms: 5,
+            why: DeferredWhy::Full,
+            reason: String::new(),
+            spec: spec(),
+            enqueued_at: at(0),
+        },
         _ => Command::Expire { spec: spec(), attempt },
     }
 }

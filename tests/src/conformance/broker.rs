@@ -129,6 +129,7 @@ cases! { $
     a_lowered_credit_waits_for_acknowledgements
     a_delay_is_kept
     a_delayed_message_keeps_its_lane_and_pool
+    a_deferred_message_comes_again_after_its_delay
     lanes_and_pools_are_separate
     history_has_everything_in_order
     history_survives_reopening

@@ -10,13 +10,16 @@ use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
 use super::broker::Model;
 use super::control::SimControl;
 use super::host::SimHost;
+use super::plan::Plan;
+use super::rules::Rules;
 
 /// Violations told of one run; the first ones say enough.
 const MAX_TOLD: usize = 20;
 
 /// All that was ever said.
-#[derive(Default)]
 pub struct Truth {
+    /// What must hold of each event.
+    pub rules: Rules,
     /// Jobs.
     pub jobs: BTreeMap<JobId, JobState>,
     /// What was said, in the order in which it was heard of here.
@@ -27,35 +30,72 @@ pub struct Truth {
     logged: BTreeMap<String, BTreeSet<String>>,
     /// Ids of what was published in a host's name.
     published: BTreeMap<String, BTreeSet<String>>,
+    /// Jobs as the broker was told of them.
+    told: BTreeMap<JobId, JobState>,
+    /// Acknowledgements looked at.
+    acknowledged: usize,
 }
 
 impl Truth {
+    /// Nothing was said yet.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            rules: Rules::new(plan),
+            jobs: BTreeMap::new(),
+            story: Vec::new(),
+            read: 0,
+            logged: BTreeMap::new(),
+            published: BTreeMap::new(),
+            told: BTreeMap::new(),
+            acknowledged: 0,
+        }
+    }
+
     /// Reads what is new in the logs and in the history.
     ///
     /// # Errors
     /// When something cannot be read.
     pub fn update(&mut self, hosts: &mut [SimHost], broker: &Model) -> Result<(), String> {
+        self.rules.next_reading();
+        let mut said = Vec::new();
+        let state = broker.lock();
+        for (number, entry) in (self.read..).zip(&state.history.archive[self.read..]) {
+            let earlier = state.acknowledged[self.acknowledged..].iter().take_while(|(after, _)| *after <= number);
+            for (_, message) in earlier {
+                self.acknowledged += 1;
+                self.rules.acknowledged(message, &self.told);
+            }
+            for event in events_of(entry)? {
+                if let Some(host) = event.source.strip_prefix(HOST_SOURCE) {
+                    self.published.entry(host.to_owned()).or_default().insert(event.id());
+                }
+                if let Some(id) = event.job() {
+                    self.told.entry(id).or_insert_with(|| JobState::new(id)).apply(&event);
+                }
+                said.push(event);
+            }
+        }
+        for (_, message) in &state.acknowledged[self.acknowledged..] {
+            self.rules.acknowledged(message, &self.told);
+        }
+        self.acknowledged = state.acknowledged.len();
+        self.rules.broken.extend(state.loops.iter().map(|id| format!("message {id} is put back again and again")));
+        self.read = state.history.archive.len();
+        drop(state);
+        for event in &said {
+            self.rules.hear(event);
+            self.hear(event, "history");
+        }
         for host in hosts {
             let news = host.news()?;
             let logged = self.logged.entry(host.name.clone()).or_default();
             logged.extend(news.iter().map(Event::id));
             for event in &news {
+                self.rules.hear(event);
+                self.rules.see(event, host, &self.jobs);
                 self.hear(event, &host.name);
             }
         }
-        let mut said = Vec::new();
-        let state = broker.lock();
-        for entry in &state.history.archive[self.read..] {
-            for event in events_of(entry)? {
-                if let Some(host) = event.source.strip_prefix(HOST_SOURCE) {
-                    self.published.entry(host.to_owned()).or_default().insert(event.id());
-                }
-                said.push(event);
-            }
-        }
-        self.read = state.history.archive.len();
-        drop(state);
-        said.iter().for_each(|event| self.hear(event, "history"));
         Ok(())
     }
 
@@ -111,12 +151,19 @@ fn jobs_ended(truth: &Truth, control: &SimControl, wrong: &mut Vec<String>) {
             Some(state) if state.phase() != Phase::Ready && !state.phase().is_closed() => {
                 wrong.push(format!("job {id} was confirmed and rests as {}", state.phase()));
             }
+            Some(state) if stops_and_is_up(state) => wrong.push(format!("job {id} is to stop and is up")),
             Some(state) if state.pending_cancel().is_some() => {
                 wrong.push(format!("job {id} is to be cancelled and rests as {}", state.phase()));
             }
             Some(_) => {}
         }
     }
+}
+
+/// Somebody asked to stop it, knowing of the attempt that is up. By hand: the rules of the code under test may be wrong.
+fn stops_and_is_up(state: &JobState) -> bool {
+    let asked = state.stop_requested.values().filter_map(|request| request.value.attempt).max();
+    state.tries().any(|(epoch, attempt)| attempt.is_up() && asked.is_some_and(|asked| epoch.attempt <= asked))
 }
 
 /// Each guest belongs to a job that is up, and each such job has one.

@@ -9,7 +9,7 @@ use stoker_producer::clock::Clock;
 use stoker_producer::readmodel::ReadModel;
 use stoker_producer::submit::Submitter;
 use stoker_producer::{
-    pools,
+    dead_letters, pools,
     reconcile::{self, Patience},
     supersede,
 };
@@ -85,7 +85,8 @@ impl SimControl {
             });
             process.spawn(supersede::run(model.clone(), submitter.clone(), stop.clone()));
             process.spawn(pools::run(model.clone(), submitter.clone(), stop.clone()));
-            process.spawn(reconcile::run(model.clone(), submitter.clone(), Patience::default(), stop));
+            process.spawn(reconcile::run(model.clone(), submitter.clone(), Patience::default(), stop.clone()));
+            process.spawn(dead_letters::run(model.clone(), submitter.clone(), stop));
             Ok::<_, String>((link, model, submitter, ended))
         });
         let (link, model, submitter, ended) = life.map_err(|e| format!("the control plane cannot be started: {e}"))?;

@@ -91,6 +91,7 @@ impl SimHost {
     /// A host that was never started.
     pub fn new(name: &str, plan: HostPlan, folder: &Path, disk: Arc<SimDisk>) -> Self {
         let (folder, world) = (folder.join(name), SimWorld::new());
+        world.set_removal(Duration::from_millis(plan.removal_ms));
         Self { name: name.to_owned(), world, disk, start_at_ms: 0, plan, folder, life: None, read: 0 }
     }
 
@@ -202,6 +203,13 @@ impl SimHost {
             Some(life) => life.process.within(|| self.world.kill_all()),
             None => self.world.kill_all(),
         }
+    }
+
+    /// Says so when it runs more than it may.
+    pub fn overfull(&self) -> Option<String> {
+        let running = self.living().len();
+        (running > self.plan.slots as usize)
+            .then(|| format!("{} has {} slots and runs {running} VMs", self.name, self.plan.slots))
     }
 
     /// VMs that run on it now.

@@ -18,12 +18,15 @@ pub mod control;
 pub mod host;
 pub mod node;
 pub mod plan;
+pub mod rules;
 pub mod run;
+pub mod shrink;
 pub mod trace;
 pub mod user;
 
 pub use plan::{Draw, Plan};
 pub use run::{Outcome, run, run_seed};
+pub use shrink::shrink;
 
 /// Name of a host.
 pub fn host_name(number: usize) -> String {

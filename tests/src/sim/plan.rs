@@ -33,6 +33,8 @@ pub struct HostPlan {
     pub max_booting: u32,
     /// How long a job that does not fit is held, ms.
     pub hold_ms: u64,
+    /// How long removing what a VM has left takes, ms.
+    pub removal_ms: u64,
     /// Warm VMs.
     pub warm: u32,
     /// How far its clock is off, s.
@@ -75,6 +77,13 @@ pub enum Ask {
     Retry(u64),
     /// Let one wait longer.
     Snooze(u64),
+    /// Messages that no worker can read, of so many bytes.
+    Garbage {
+        /// How many.
+        count: u32,
+        /// How large.
+        bytes: usize,
+    },
     /// Pause a pool; it goes on so much later, ms.
     Pause(u64),
 }
@@ -162,12 +171,29 @@ pub enum Trouble {
         /// It is written all the same.
         written: bool,
     },
+    /// The history is deleted and made again.
+    Recreate,
+    /// What waits in the lanes of a pool is gone.
+    Purge {
+        /// Which.
+        pool: String,
+    },
+    /// The broker confirms one in so many messages of work and forgets it.
+    Lie {
+        /// One in so many.
+        one_in: u32,
+        /// For so long, ms.
+        for_ms: u64,
+    },
     /// The VMs of a host die.
     Vms {
         /// Which host's.
         host: usize,
     },
 }
+
+/// Picks the job that was enqueued last.
+pub const LATEST: u64 = u64::MAX;
 
 /// Draws from a seed.
 pub struct Draw(fastrand::Rng);
@@ -209,6 +235,7 @@ impl Draw {
             addresses: if self.chance(20) { slots.div_ceil(2) } else { 256 },
             max_booting: self.pick(&[1, 2, 8]),
             hold_ms: self.pick(&[0, 500, 3_000]),
+            removal_ms: self.pick(&[0, 0, 20, 1_000]),
             warm: if slots > 2 && self.chance(20) { 1 } else { 0 },
             skew_s: if self.chance(25) { self.0.i64(-3_600..3_600) } else { 0 },
             pools: pools.to_vec(),
@@ -219,7 +246,8 @@ impl Draw {
         BrokerPlan {
             latency_ms: self.pick(&[(1, 1), (1, 5), (1, 40), (5, 300)]),
             jobs_max: if self.chance(15) { 8 } else { 1_000_000 },
-            dead_max: 100_000,
+            delay_max: if self.chance(10) { 3 } else { 1_000_000 },
+            dead_max: if self.chance(30) { 2 } else { 100_000 },
             host_max: 10_000,
             delivery_limit: 50,
             detect_ms: self.pick(&[0, 500, 10_000]),
@@ -247,7 +275,12 @@ impl Draw {
                 true => Ask::Same { times: count.min(20), kind },
                 false => Ask::Enqueue { count, kind },
             };
-            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+            let at_ms = self.0.u64(..active_ms);
+            loads.push(Load { at_ms, what });
+            // Whoever regrets it does so soon.
+            if self.chance(15) {
+                loads.push(Load { at_ms: at_ms + self.0.u64(..1_000), what: Ask::Cancel(LATEST) });
+            }
         }
         for _ in 0..self.pick(&[0, 0, 2, 10]) {
             let pick = self.0.u64(..);
@@ -258,6 +291,11 @@ impl Draw {
                 8 => Ask::Snooze(pick),
                 _ => Ask::Pause(pick % 10_000),
             };
+            loads.push(Load { at_ms: self.0.u64(..active_ms), what });
+        }
+        if self.chance(10) {
+            let bytes = if self.chance(50) { 10 } else { super::broker::MAX_BODY_BYTES + 1 };
+            let what = Ask::Garbage { count: self.0.u32(1..4), bytes };
             loads.push(Load { at_ms: self.0.u64(..active_ms), what });
         }
         loads.sort_by_key(|load| load.at_ms);
@@ -297,14 +335,27 @@ impl Draw {
     fn faults(&mut self, hosts: usize, active_ms: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
         // Each kind is on or off for the whole run: rare mixes are reached by leaving others out.
-        for kind in 0..9 {
-            if !self.chance(30) {
+        for kind in 0..12 {
+            // Those that only the control plane can make good take minutes of virtual time.
+            let percent = if kind >= 10 { 8 } else { 30 };
+            if !self.chance(percent) {
                 continue;
             }
             for _ in 0..self.pick(&[1, 1, 2, 5]) {
                 let what = self.trouble(kind, hosts);
-                faults.push(Fault { at_ms: self.0.u64(..active_ms), what });
+                let at_ms = self.0.u64(..active_ms);
+                // Whatever makes a worker end may do so again at once.
+                if matches!(what, Trouble::Kill { .. }) && self.chance(40) {
+                    let again_ms = at_ms + self.0.u64(1..2_000);
+                    faults.push(Fault { at_ms: again_ms.min(active_ms - 1), what: what.clone() });
+                }
+                faults.push(Fault { at_ms, what });
             }
+        }
+        // What was published while the history was away is in its queue alone: nobody can miss it there.
+        let hides = |fault: &Fault| matches!(fault.what, Trouble::History { .. });
+        if faults.iter().any(hides) {
+            faults.retain(|fault| !matches!(fault.what, Trouble::Purge { .. } | Trouble::Lie { .. }));
         }
         faults.sort_by_key(|fault| fault.at_ms);
         faults
@@ -316,7 +367,11 @@ impl Draw {
         let for_ms = self.pick(&[50, 500, 3_000, 15_000]);
         let for_ms = self.0.u64(1..=for_ms);
         match kind {
-            0 => Trouble::Kill { host, looks, down_ms: for_ms, vms_too: self.chance(20) },
+            0 => {
+                // Often it is back before the broker has noticed.
+                let down_ms = if self.chance(50) { self.0.u64(1..60) } else { for_ms };
+                Trouble::Kill { host, looks, down_ms, vms_too: self.chance(30) }
+            }
             1 => Trouble::Restart { host },
             2 => Trouble::KillControl { looks, down_ms: for_ms },
             3 => Trouble::Cut { who: self.0.usize(..=hosts), for_ms },
@@ -324,7 +379,10 @@ impl Draw {
             5 => Trouble::Alarm { for_ms },
             6 => Trouble::History { for_ms },
             7 => Trouble::Disk { host, written: self.chance(50) },
-            _ => Trouble::Vms { host },
+            8 => Trouble::Vms { host },
+            9 => Trouble::Recreate,
+            10 => Trouble::Purge { pool: "default".to_owned() },
+            _ => Trouble::Lie { one_in: self.pick(&[1, 3, 10]), for_ms },
         }
     }
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, Time};
 use stoker_worker::log::Fate;
 use tempfile::TempDir;
 
 use super::broker::Model;
+use super::broker::route::lane_queue;
 use super::check::{Truth, at_rest};
 use super::control::SimControl;
 use super::host::{SimDisk, SimHost};
@@ -30,7 +32,7 @@ const RESTART_MS: u64 = 1_000;
 /// The pool that users pause.
 const DEFAULT_POOL: &str = "default";
 /// All must have come to rest so long after the faults have ended, and a little longer for each job.
-const REST_WITHIN_MS: u64 = 300_000;
+const REST_WITHIN_MS: u64 = 1_200_000;
 const REST_PER_JOB_MS: u64 = 6_000;
 /// Between two looks at whether it has.
 const LOOK_MS: u64 = 1_000;
@@ -54,15 +56,15 @@ pub struct Outcome {
 }
 
 /// Draws a seed's plan and runs it.
-pub fn run_seed(seed: u64, record: bool) -> Outcome {
-    run(seed, &Draw::plan(seed), record)
+pub fn run_seed(seed: u64, bug: Option<Bug>, record: bool) -> Outcome {
+    run(seed, &Draw::plan(seed), bug, record)
 }
 
 /// Runs a plan. On a thread of its own: what a thread remembers must not matter.
 ///
 /// # Panics
 /// When no thread can be started.
-pub fn run(seed: u64, plan: &Plan, record: bool) -> Outcome {
+pub fn run(seed: u64, plan: &Plan, bug: Option<Bug>, record: bool) -> Outcome {
     let trace = Trace::new(record);
     let told = trace.clone();
     let ended = std::thread::scope(|scope| {
@@ -70,6 +72,7 @@ pub fn run(seed: u64, plan: &Plan, record: bool) -> Outcome {
         let run = move || {
             stoker_worker::blocking::in_place_on_this_thread();
             fastrand::seed(seed);
+            seeded::put_in(bug);
             let went = catch_unwind(AssertUnwindSafe(|| {
                 let mut run = Run::new(seed, plan, trace);
                 let violations = run.all();
@@ -98,6 +101,7 @@ enum Relief {
     Broker,
     Alarm,
     History,
+    Truth,
     Pool(String),
 }
 
@@ -136,7 +140,7 @@ impl<'a> Run<'a> {
             broker,
             hosts,
             control,
-            truth: Truth::default(),
+            truth: Truth::new(plan),
             relief: BTreeMap::new(),
             broker_down: false,
             next: 0,
@@ -189,7 +193,7 @@ impl<'a> Run<'a> {
             }
             let unrest = self.broker.lock().unrest();
             wrong = unrest.map_or_else(|| self.look(), |unrest| vec![unrest]);
-            if wrong.is_empty() {
+            if wrong.is_empty() || !self.truth.rules.broken.is_empty() {
                 break;
             }
             // What is slow to end is looked at less and less often.
@@ -221,6 +225,7 @@ impl<'a> Run<'a> {
 
     fn look(&mut self) -> Vec<String> {
         match self.truth.update(&mut self.hosts, &self.broker) {
+            Ok(()) if !self.truth.rules.broken.is_empty() => self.truth.rules.broken.clone(),
             Ok(()) => at_rest(&self.truth, &self.hosts, &self.control, &self.broker),
             Err(error) => vec![error],
         }
@@ -235,6 +240,7 @@ impl<'a> Run<'a> {
         for process in order {
             self.step_process(process, Duration::from_millis(length));
         }
+        self.failures.extend(self.hosts.iter().filter_map(SimHost::overfull));
         self.failures.extend(PANICS.take().into_iter().map(|what| format!("panicked: {what}")));
         self.now_ms += length;
         self.trace.set_now(self.now_ms);
@@ -333,6 +339,7 @@ impl<'a> Run<'a> {
             }
             Relief::Alarm => self.broker.lock().set_alarm(false),
             Relief::History => self.broker.lock().bind_history(true),
+            Relief::Truth => self.broker.lock().lie(0),
             Relief::Pool(pool) => self.control.ask(Wish::Pool(pool, false)),
         }
     }
@@ -374,6 +381,16 @@ impl<'a> Run<'a> {
             Trouble::Disk { host, written } => {
                 self.hosts[host].disk.fail_next(if written { Fate::SyncFails } else { Fate::Refused });
             }
+            Trouble::Purge { ref pool } => {
+                for lane in ["high", "normal"] {
+                    self.broker.lock().purge(&lane_queue(pool, lane));
+                }
+            }
+            Trouble::Lie { one_in, for_ms } => {
+                self.broker.lock().lie(one_in);
+                self.later(for_ms, Relief::Truth);
+            }
+            Trouble::Recreate => self.broker.lock().recreate_history(),
             Trouble::Vms { host } => self.hosts[host].kill_vms(),
         }
     }
@@ -389,6 +406,12 @@ impl<'a> Run<'a> {
             Ask::Same { times, kind } => {
                 let id = JobId(uuid::Uuid::from_u128(self.rng.u128(..)));
                 (0..*times).for_each(|_| self.control.ask(Wish::Enqueue(id, kind.clone())));
+            }
+            Ask::Garbage { count, bytes } => {
+                for number in 0..*count {
+                    let id = format!("garbage-{}-{number}", self.now_ms);
+                    self.broker.lock().inject("stoker.jobs.default.normal", id, *bytes);
+                }
             }
             Ask::Cancel(pick) => self.wish(*pick, What::Cancel),
             Ask::Stop(pick) => self.wish(*pick, What::Stop),

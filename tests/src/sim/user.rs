@@ -13,7 +13,7 @@ use stoker_schemas::event::{JOB_LEVEL, PoolConfigured, Request};
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::{Event, EventData, JobId, JobSpec};
 
-use super::plan::JobKind;
+use super::plan::{JobKind, LATEST};
 use super::trace::Trace;
 use crate::say;
 
@@ -46,7 +46,10 @@ pub enum What {
 
 /// What users were told. Clones are the same book.
 #[derive(Debug, Clone, Default)]
-pub struct Book(Arc<Mutex<BTreeMap<JobId, Promise>>>);
+pub struct Book {
+    jobs: Arc<Mutex<BTreeMap<JobId, Promise>>>,
+    latest: Arc<Mutex<Option<JobId>>>,
+}
 
 /// What was promised of a job.
 #[derive(Debug, Clone, Default)]
@@ -58,11 +61,20 @@ pub struct Promise {
 impl Book {
     /// Everything.
     pub fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Promise>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody asks for this job.
+    pub fn add(&self, id: JobId) {
+        self.lock().entry(id).or_default();
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
     }
 
     /// A job that somebody asked for.
     pub fn pick(&self, pick: u64) -> Option<JobId> {
+        if pick == LATEST {
+            return *self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        }
         let book = self.lock();
         let len = u64::try_from(book.len()).unwrap_or(1).max(1);
         book.keys().nth(usize::try_from(pick % len).unwrap_or(0)).copied()
@@ -93,7 +105,7 @@ pub fn spec(kind: &JobKind) -> JobSpec {
 pub async fn carry_out(wish: Wish, model: ReadModel, submitter: Submitter, book: Book, trace: Trace) {
     match wish {
         Wish::Enqueue(id, kind) => {
-            book.lock().entry(id).or_default();
+            book.add(id);
             let job = Prepared { id, spec: spec(&kind) };
             let answer = submitter.submit(job, &Asker { by: "user".to_owned(), traceparent: None }).await;
             say!(trace, "user: job {id} {}", if answer.is_ok() { "confirmed" } else { "not confirmed" });

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use stoker_schemas::{letter::GivenUpBy, spec::Priority};
 use stoker_tests::conformance::broker::{
-    DEADLINE, HOST, POOL, QUIET, command_to, deferred, job, jobs, next, quiet, read, run_case, settle, subscribe, take,
-    text, text_of, told,
+    DEADLINE, HOST, POOL, QUIET, command_to, deferred, job, jobs, next, quiet, read, retrying, run_case, settle,
+    subscribe, take, text, text_of, told,
 };
 use stoker_worker::{
     broker::amqp::{AmqpBroker, AmqpConfig},
     counts::CHANNELS_STARVED,
-    ports::broker::{Broker, BrokerError, BrokerStatus, Offset, Source},
+    ports::broker::{Broker, BrokerError, BrokerStatus, NotDeferred, Offset, Source},
 };
 use tokio::time::timeout;
 
@@ -136,6 +136,63 @@ async fn a_full_queue_refuses() {
         let error = timeout(DEADLINE, refused).await.expect("the queue never became full");
         assert!(matches!(error, BrokerError::Refused(_)), "{error:?}");
         publish_to_other_pool(&broker).await;
+    })
+    .await;
+}
+
+/// What is refused stays with its owner, who may try again or give it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_deferral_leaves_the_delivery_with_its_owner() {
+    on_rabbit("a_refused_deferral_leaves_the_delivery_with_its_owner", async |place| {
+        let config = AmqpConfig { jobs_max_length: 5, ..place.config(HOST) };
+        let broker = AmqpBroker::connect(config).await.unwrap();
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 1).await;
+        publish(&broker, "waits").await;
+        let delivery = next(&mut subscription).await;
+        let delay = Duration::from_secs(250);
+        let filled = async { while broker.publish(retrying(POOL, Priority::Normal, delay, "x")).await.is_ok() {} };
+        timeout(DEADLINE, filled).await.expect("the delay queue never became full");
+        let NotDeferred { ack, error } = delivery.ack.defer(delay).await.unwrap_err();
+        assert!(matches!(error, BrokerError::Refused(_)), "{error:?}");
+        // Another delay has another queue.
+        ack.defer(Duration::from_millis(100)).await.unwrap();
+        let again = next(&mut subscription).await;
+        assert_eq!((text(&again).as_str(), again.deferrals), ("waits", 1));
+        again.ack.ack().await.unwrap();
+    })
+    .await;
+}
+
+/// A delivery whose connection is gone comes again by itself: a copy would be one too many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_delivery_is_not_copied() {
+    on_rabbit("a_stale_delivery_is_not_copied", async |place| {
+        let proxy = Proxy::start(&place.url).await;
+        let broker = through(place, &proxy).await;
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 5).await;
+        publish(&broker, "held").await;
+        let held = next(&mut subscription).await;
+        proxy.cut();
+        let again = next(&mut subscription).await;
+        let refused = held.ack.defer(Duration::from_millis(100)).await.unwrap_err();
+        assert!(matches!(refused.error, BrokerError::Stale), "{refused:?}");
+        assert!(matches!(refused.ack.requeue().await, Err(BrokerError::Stale)));
+        again.ack.ack().await.unwrap();
+        quiet(&mut subscription).await;
+    })
+    .await;
+}
+
+/// A worker of an earlier release put the job back with an event that was the message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deferrals_of_earlier_releases_still_arrive() {
+    on_rabbit("deferrals_of_earlier_releases_still_arrive", async |place| {
+        let broker = AmqpBroker::connect(place.config(HOST)).await.unwrap();
+        let mut subscription = subscribe(&broker, jobs(POOL, Priority::Normal), 1).await;
+        broker.publish(deferred(POOL, Priority::Normal, Duration::from_millis(100), "old")).await.unwrap();
+        let old = next(&mut subscription).await;
+        assert_eq!(text(&old), "old");
+        old.ack.ack().await.unwrap();
     })
     .await;
 }

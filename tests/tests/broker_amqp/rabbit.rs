@@ -101,7 +101,8 @@ impl Setup for Rabbit {
         }
         let names = &self.names;
         let history = names.history_exchange();
-        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange(), history] {
+        let (events, deferred) = (names.events_exchange(), names.deferred_exchange());
+        for exchange in [events, deferred, names.due_exchange(), names.dead_exchange(), history] {
             channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
         let _ = connection.close(200, "bye".into()).await;

@@ -14,9 +14,9 @@ use crate::{
 const JOBS_BETWEEN: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes; scripts/dev chaos runs it"]
 async fn a_cluster_without_one_node_loses_nothing() {
     let Some(cluster) = Cluster::start("a_cluster_without_one_node_loses_nothing").await else { return };
-    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).try_init();
     let load = Load::start(&cluster.url).await;
     let queue = Names::default().jobs_queue(&PoolName::default(), Priority::Normal);
     load.goes_on(JOBS_BETWEEN).await;

@@ -1,6 +1,8 @@
 //! A simulated host that is fed by RabbitMQ, as `stoker-worker run --driver simulated` puts it
 //! together, with its log and its world within reach.
 
+#![allow(dead_code, reason = "each suite uses its part")]
+
 use std::{sync::Arc, time::Duration};
 
 use stoker_schemas::{JobId, JobState, Time, event::Event, image::Driver};
@@ -31,8 +33,18 @@ impl SimHost {
 
     /// With another broker's limits than usual.
     pub async fn start_with(config: &Config, url: &str, limits: impl FnOnce(&mut AmqpConfig)) -> Self {
-        let world = SimWorld::new();
         let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
+        Self::start_on(config, url, SimWorld::new(), log, limits).await
+    }
+
+    /// In a world and on a log that an earlier worker left.
+    pub async fn start_on(
+        config: &Config,
+        url: &str,
+        world: SimWorld,
+        log: EventLog,
+        limits: impl FnOnce(&mut AmqpConfig),
+    ) -> Self {
         let mut amqp =
             AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
         limits(&mut amqp);
@@ -48,6 +60,12 @@ impl SimHost {
         let records = self.log.read_stream(id.0).unwrap();
         let events: Vec<_> = records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap()).collect();
         JobState::replay(id, &events).unwrap_or_else(|| JobState::new(id))
+    }
+
+    /// The kinds of a job's events in the log, in order.
+    pub fn kinds(&self, id: JobId) -> Vec<&'static str> {
+        let records = self.log.read_stream(id.0).unwrap();
+        records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap().data.kind()).collect()
     }
 
     /// Whether something holds in time; looks again whenever the log has grown.
@@ -77,6 +95,14 @@ impl SimHost {
             *self.broker.status().borrow()
         );
         assert!(!self.running.is_finished(), "the worker ended");
+    }
+
+    /// Ends as a crash does: nothing is finished, nothing is said, and the broker takes its messages back.
+    pub async fn crash(self) -> (SimWorld, EventLog) {
+        self.running.abort();
+        let _ = self.running.await;
+        self.broker.close().await;
+        (self.world, self.log)
     }
 
     /// Ends in order.

@@ -17,7 +17,7 @@ async fn what_a_dying_broker_confirmed_boots_once() {
     let load = Load::start(&node.url).await;
     node.knows_its_streams().await;
     let mut row = Row::new("the only node killed");
-    for _ in 0..times(10, 50) {
+    for _ in 0..times(5, 50) {
         load.goes_on(JOBS_BETWEEN_KILLS).await;
         node.kill_9().await;
         let begun = Instant::now();

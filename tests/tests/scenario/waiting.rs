@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stoker_schemas::event::{EventData, JobSnoozeRequested, PoolConfigured};
-use stoker_schemas::{JobId, Phase};
+use stoker_schemas::event::{Event, EventData, JobSnoozeRequested, PoolConfigured};
+use stoker_schemas::{JobId, Phase, Time};
 use stoker_tests::harness::{Life, config};
 use stoker_worker::vm::simulated::SimWorld;
 
@@ -126,6 +126,80 @@ async fn a_limited_pool_has_no_more_vms_than_it_may() {
     assert_eq!((up(&life), world.running()), (2, 3), "two of the pool and the other");
     configure(&life, rule(false, None)).await;
     life.reaches(ids[3], Phase::Ready).await;
+    life.drain().await;
+}
+
+/// A host with 32 MiB free, and a job that needs more; the job that takes the rest comes first.
+async fn full_but_for(hold: Duration) -> (tempfile::TempDir, Life, JobId, JobId) {
+    let (dir, _world, life) = begin(|config| {
+        config.hold = hold;
+        config.capacity.memory_mib = 512;
+    });
+    let sized = |mib: u32| {
+        let mut spec = job("");
+        spec["memory_mib"] = json!(mib);
+        spec
+    };
+    let first = life.enqueue(sized(480)).await;
+    life.reaches(first, Phase::Ready).await;
+    let second = life.enqueue(sized(256)).await;
+    (dir, life, first, second)
+}
+
+/// Returns after so long, by the clock of the host: a retry is due.
+async fn pass(life: &Life, wait_ms: u64) {
+    let mut clock = patient(wait_ms);
+    clock["memory_mib"] = json!(16);
+    let clock = life.enqueue(clock).await;
+    life.reaches(clock, Phase::Dead).await;
+}
+
+#[tokio::test]
+async fn a_job_that_never_fits_is_recorded_once_and_not_each_time() {
+    let (_dir, life, first, second) = full_but_for(Duration::from_millis(20)).await;
+    life.until(second, "put back", |state| state.deferred.is_some()).await;
+    pass(&life, 4_000).await;
+    assert_eq!(life.kinds(second), ["job.enqueued", "job.deferred"], "it was put back three times");
+    life.stop(first).await;
+    let state = life.reaches(second, Phase::Ready).await;
+    assert_eq!(state.attempts.len(), 1, "waiting was no attempt");
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_held_is_read_once_however_often_it_is_looked_at() {
+    let (_dir, life, first, second) = full_but_for(Duration::from_secs(60)).await;
+    pass(&life, 10).await;
+    let before = life.log.streams_read();
+    let mut clock = patient(3_000);
+    clock["memory_mib"] = json!(16);
+    let clock = life.enqueue(clock).await;
+    // Looks at the log as a whole, which reads no stream.
+    let mut head = life.log.head();
+    let is_over = || {
+        let records = life.log.scan(1, 10_000).unwrap();
+        let mut events = records.iter().map(|r| Event::decode(&r.payload, Time::UNIX_EPOCH).unwrap());
+        events.any(|event| event.job() == Some(clock) && matches!(event.data, EventData::JobDead(_)))
+    };
+    let over = async {
+        while !is_over() {
+            head.changed().await.unwrap();
+        }
+    };
+    stoker_tests::within("three seconds", over).await;
+    assert_eq!(life.log.streams_read() - before, 2, "the clock's job was read, once for each attempt");
+    assert_eq!(life.kinds(second), ["job.enqueued"]);
+    life.stop(first).await;
+    life.reaches(second, Phase::Ready).await;
+    life.drain().await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_held_is_cancelled_at_once() {
+    let (_dir, life, _first, second) = full_but_for(Duration::from_secs(60)).await;
+    life.cancel(second).await;
+    let state = life.reaches(second, Phase::Cancelled).await;
+    assert!(state.attempts.is_empty());
     life.drain().await;
 }
 

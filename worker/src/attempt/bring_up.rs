@@ -7,6 +7,7 @@ use stoker_schemas::Time;
 use stoker_schemas::diagnosis::HostSignal;
 use stoker_schemas::event::Stage;
 use stoker_schemas::image::{Driver, ImageNetwork, Reach};
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::spec::{
     Network as NetworkSpec,
     kernel_args::{network_parameter, static_argument},
@@ -91,6 +92,9 @@ impl Runner {
 
     /// Takes over what an earlier worker started. `None` when the VM is gone.
     pub(super) async fn resume(&mut self) -> Option<Held> {
+        if seeded::is_on(Bug::NotAdopted) {
+            return None;
+        }
         let vm = match self.find_vm().await {
             Ok(Some(vm)) => vm,
             Ok(None) => {

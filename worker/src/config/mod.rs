@@ -109,10 +109,12 @@ pub struct Config {
     pub network: NetworkMode,
     /// What the host may give out.
     pub capacity: Capacity,
-    /// Boots at the same time.
+    /// VMs that boot at the same time on the whole host.
     pub max_booting: u32,
     /// How long a job that does not fit is held.
     pub hold: Duration,
+    /// How long an attempt keeps its message.
+    pub settle_after: Duration,
     /// How long boots may take at shutdown.
     pub drain: Duration,
     /// How long a guest may take to stop.

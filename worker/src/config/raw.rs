@@ -19,6 +19,15 @@ const MAX_FILE_BYTES: u64 = 256 * 1024;
 /// A control group's path; generous.
 const MAX_CGROUP_BYTES: usize = 200;
 
+/// How long a job that does not fit is held.
+const DEFAULT_HOLD_MS: u64 = 5_000;
+/// How long an attempt keeps its message.
+const DEFAULT_SETTLE_MS: u64 = 600_000;
+/// The most of both. One after the other, with what a warm VM takes to go and the log to be published, they stay
+/// well below RabbitMQ's consumer_timeout.
+const MAX_HOLD_MS: u64 = 300_000;
+const MAX_SETTLE_MS: u64 = 900_000;
+
 /// The file. Every field may be absent.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +54,7 @@ pub struct RawConfig {
     memory_mib: Option<u32>,
     max_booting: Option<u32>,
     hold_ms: Option<u64>,
+    settle_after_ms: Option<u64>,
     drain_ms: Option<u64>,
     stop_grace_ms: Option<u64>,
     log_cache_mib: Option<u64>,
@@ -202,6 +212,9 @@ impl Config {
         };
         let cgroup_parent = cgroup_parent(file.cgroup_parent, &mut errors);
         let broker = flags.broker.or(file.broker).and_then(|url| broker(url, &mut errors));
+        let hold = message_time("hold_ms", file.hold_ms, DEFAULT_HOLD_MS, MAX_HOLD_MS, &mut errors);
+        let settle_after =
+            message_time("settle_after_ms", file.settle_after_ms, DEFAULT_SETTLE_MS, MAX_SETTLE_MS, &mut errors);
         let millis = |value: Option<u64>, default: u64| Duration::from_millis(value.unwrap_or(default));
         let (Some(host), true) = (host, errors.is_empty()) else { return Err(ConfigErrors(errors)) };
         Ok(Self {
@@ -223,7 +236,8 @@ impl Config {
             warm,
             capacity,
             max_booting,
-            hold: millis(file.hold_ms, 5_000),
+            hold,
+            settle_after,
             drain: millis(file.drain_ms, 120_000),
             stop_grace: millis(file.stop_grace_ms, 5_000),
             log_cache_bytes: file.log_cache_mib.unwrap_or(64).clamp(8, 16_384) << 20,
@@ -231,6 +245,18 @@ impl Config {
             broker_ca: flags.broker_ca.or(file.broker_ca),
         })
     }
+}
+
+/// A time for which a message is kept unacknowledged.
+fn message_time(field: &str, given: Option<u64>, default: u64, max: u64, errors: &mut Vec<String>) -> Duration {
+    let ms = given.unwrap_or(default);
+    if ms > max {
+        errors.push(format!(
+            "{field}: {ms} is too long, at most {max}: RabbitMQ takes back what is not acknowledged within its \
+             consumer_timeout (30 minutes)"
+        ));
+    }
+    Duration::from_millis(ms)
 }
 
 fn jailer(given: Option<PathBuf>) -> JailerMode {

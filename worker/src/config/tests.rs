@@ -28,6 +28,18 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn a_message_is_not_kept_longer_than_the_broker_allows() {
+    let merged = |file: &str| Config::merge(RawConfig::parse(file), Flags::default());
+    let config = merged("hold_ms = 300000\nsettle_after_ms = 900000").unwrap();
+    assert!(config.hold + config.settle_after < Duration::from_secs(25 * 60));
+    let error = merged("hold_ms = 300001\nsettle_after_ms = 3600000").unwrap_err().to_string();
+    for part in ["hold_ms: 300001", "at most 300000", "settle_after_ms: 3600000", "at most 900000", "consumer_timeout"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn a_password_is_never_shown() {
     let flags = Flags { broker: Some("amqp://me:secret@rabbit:5672/%2f".to_owned()), ..Flags::default() };
     let config = Config::merge(RawConfig::default(), flags).unwrap();

@@ -29,11 +29,15 @@ mod writer;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
+
+use crate::counts::LOG_APPENDS;
 
 pub use append::{Append, Appended, Expected};
 pub use compact::Compacted;
@@ -69,6 +73,7 @@ struct Inner {
     heads: Heads,
     cursors: DirtyCursors,
     poison: Poison,
+    streams_read: AtomicU64,
     /// `None` once dropping has begun, which is what ends the writer.
     queue: Option<mpsc::Sender<Command>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -113,7 +118,9 @@ impl EventLog {
             }
         };
         let writer = Mutex::new(thread);
-        Ok(Self { inner: Arc::new(Inner { tree, heads, cursors, poison, queue: Some(queue), writer }) })
+        let streams_read = AtomicU64::new(0);
+        let inner = Inner { tree, heads, cursors, poison, streams_read, queue: Some(queue), writer };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Appends events and resolves when they are on disk. A call is atomic: all of it, or none.
@@ -127,7 +134,10 @@ impl EventLog {
         let log = self.clone();
         async move {
             append::check_size(&appends)?;
-            log.ask(|reply| Command::Append { appends, reply }).await
+            let asked = Instant::now();
+            let appended = log.ask(|reply| Command::Append { appends, reply }).await?;
+            LOG_APPENDS.add(asked.elapsed());
+            Ok(appended)
         }
     }
 
@@ -176,7 +186,14 @@ impl EventLog {
     /// # Errors
     /// As [`EventLog::read_stream`].
     pub fn read_stream_after(&self, stream: Uuid, version: u64) -> Result<Vec<Recorded>, LogError> {
+        self.inner.streams_read.fetch_add(1, Ordering::Relaxed);
         read::stream(&self.inner.tree, stream, version, self.durable())
+    }
+
+    /// How many streams were read since the log was opened: what a caller costs that reads again and again.
+    #[must_use]
+    pub fn streams_read(&self) -> u64 {
+        self.inner.streams_read.load(Ordering::Relaxed)
     }
 
     /// Up to `max_events` events (at most [`MAX_READ_EVENTS`]) from a position on.

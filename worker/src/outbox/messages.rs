@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use stoker_schemas::event::Event;
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, Time, topology};
 
 use crate::clock::Clock;
@@ -103,6 +104,7 @@ pub(super) fn plan(
 
 fn single(event: &Event, body: Bytes) -> Outgoing {
     let (routing_key, delay) = topology::route(event);
+    let delay = delay.filter(|_| !seeded::is_on(Bug::DelayIgnored));
     Outgoing { routing_key, message_id: event.id(), content_type: CONTENT_EVENT, delay, body }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use stoker_schemas::JobId;
+use stoker_schemas::seeded::{self, Bug};
 
 use super::messages::{Planned, Ticket};
 use crate::backoff_policy::{Backoff, RECONNECT};
@@ -104,7 +105,12 @@ async fn send(broker: &dyn Broker, message: Outgoing) -> Result<(), String> {
     loop {
         match broker.publish(message.clone()).await {
             Ok(()) => return Ok(()),
-            Err(refusal @ (BrokerError::Unroutable(_) | BrokerError::Refused(_))) => return Err(refusal.to_string()),
+            Err(_) if seeded::is_on(Bug::FailedIsDropped) => return Ok(()),
+            Err(refusal @ (BrokerError::Unroutable(_) | BrokerError::Refused(_)))
+                if !seeded::is_on(Bug::RefusedBlocksAll) =>
+            {
+                return Err(refusal.to_string());
+            }
             Err(error) => {
                 let wait = waits.next_delay();
                 tracing::warn!(%error, ?wait, "event not published, trying again");

@@ -104,6 +104,8 @@ pub struct Delivery {
     pub delivery_count: u32,
     /// What else is known of the message.
     pub about: About,
+    /// How often the message was put back for a while ([`Ack::defer`]) before, as far as the broker knows.
+    pub deferrals: u32,
     /// The payload.
     pub body: Bytes,
     /// How to settle it.
@@ -128,6 +130,7 @@ impl std::fmt::Debug for Delivery {
         f.debug_struct("Delivery")
             .field("routing_key", &self.routing_key)
             .field("delivery_count", &self.delivery_count)
+            .field("deferrals", &self.deferrals)
             .field("bytes", &self.body.len())
             .finish()
     }
@@ -140,8 +143,31 @@ pub trait Ack: Send + Sync {
     async fn ack(self: Box<Self>) -> Result<(), BrokerError>;
     /// Not now: back to the queue.
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Not for a while: the broker delivers it again to its pool and lane, as a message that is the same but for
+    /// [`Delivery::deferrals`]. Readers of the history get nothing. `Ok`: the broker has it. A crash in between may
+    /// leave it twice; its worker recognises that.
+    ///
+    /// # Errors
+    /// [`NotDeferred`] with the handle, for another try: the delivery is still the caller's.
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred>;
     /// Never: the broker makes a dead letter of it, as it is.
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError>;
+}
+
+/// The broker did not take a message back for a while.
+#[derive(thiserror::Error)]
+#[error("message not put back for a while: {error}")]
+pub struct NotDeferred<A = Box<dyn Ack>> {
+    /// Settles the delivery in another way, or the same way later.
+    pub ack: A,
+    /// Why.
+    pub error: BrokerError,
+}
+
+impl<A> std::fmt::Debug for NotDeferred<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NotDeferred").field("error", &self.error).finish_non_exhaustive()
+    }
 }
 
 /// A message that could not be worked on.

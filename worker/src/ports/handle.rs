@@ -4,14 +4,16 @@
 //! that has lost all of its credit delivers nothing any more. So adapters wrap what settles a
 //! delivery here: the handles that are out are counted, and one that is dropped gives its delivery back.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Ack, BrokerError, Delivery, Source};
-use crate::counts::DELIVERIES_DROPPED;
+use super::broker::{Ack, BrokerError, Delivery, NotDeferred, Source};
+use crate::counts::{DELIVERIES_DROPPED, JOBS_UNACKNOWLEDGED, Level, OTHERS_UNACKNOWLEDGED};
 
 /// Issues the handles of one subscription, or of one channel of it.
 #[derive(Clone)]
@@ -39,7 +41,8 @@ impl Handles {
     /// A handle for one delivery.
     pub fn issue(&self, ack: Box<dyn Ack>) -> Handle {
         self.inner.alive.fetch_add(1, Ordering::Relaxed);
-        Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))) }
+        self.inner.unacknowledged().up();
+        Handle { ack: Some((ack, Alive(Arc::clone(&self.inner)))), holds: None }
     }
 
     /// Handles that are out and not settled yet.
@@ -54,6 +57,11 @@ impl Handles {
 }
 
 impl Inner {
+    /// All of its kind in this process.
+    fn unacknowledged(&self) -> &'static Level {
+        if matches!(self.source, Source::Jobs(..)) { &JOBS_UNACKNOWLEDGED } else { &OTHERS_UNACKNOWLEDGED }
+    }
+
     /// Once the subscriber or the broker has ended, all that is open goes back by itself.
     fn is_open(&self) -> bool {
         !self.closing.is_cancelled() && self.out.upgrade().is_some_and(|out| !out.is_closed())
@@ -66,6 +74,7 @@ struct Alive(Arc<Inner>);
 impl Drop for Alive {
     fn drop(&mut self) {
         self.0.alive.fetch_sub(1, Ordering::Relaxed);
+        self.0.unacknowledged().down();
     }
 }
 
@@ -75,6 +84,8 @@ impl Drop for Alive {
 pub struct Handle {
     /// `None` once settled.
     ack: Option<(Box<dyn Ack>, Alive)>,
+    /// Dropped with it.
+    holds: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Handle {
@@ -98,6 +109,30 @@ impl Handle {
             Some((ack, _alive)) => ack.requeue().await,
             None => Err(BrokerError::Stale),
         }
+    }
+
+    /// Not for a while: see [`Ack::defer`].
+    ///
+    /// # Errors
+    /// [`NotDeferred`] with the handle: the delivery is still the caller's.
+    pub async fn defer(mut self, delay: Duration) -> Result<(), NotDeferred<Self>> {
+        let Some((ack, alive)) = self.ack.take() else {
+            return Err(NotDeferred { ack: self, error: BrokerError::Stale });
+        };
+        match ack.defer(delay).await {
+            Ok(()) => Ok(()),
+            Err(NotDeferred { ack, error }) => {
+                self.ack = Some((ack, alive));
+                Err(NotDeferred { ack: self, error })
+            }
+        }
+    }
+
+    /// The handle, with something that is dropped when it is settled.
+    pub fn holding(self, what: impl Any + Send + Sync) -> Self {
+        let mut handle = self;
+        handle.holds = Some(Box::new(what));
+        handle
     }
 
     /// Never: see [`Ack::dead_letter`].
@@ -171,6 +206,10 @@ mod tests {
             self.0.lock().unwrap().push("dead_letter");
             Ok(())
         }
+        async fn defer(self: Box<Self>, _: Duration) -> Result<(), NotDeferred> {
+            self.0.lock().unwrap().push("defer");
+            Ok(())
+        }
     }
 
     fn subscription() -> (Handles, mpsc::Receiver<Delivery>, mpsc::Sender<Delivery>, CancellationToken) {
@@ -208,7 +247,7 @@ mod tests {
         handles.issue(Box::new(notes.clone())).ack().await.unwrap();
         handles.issue(Box::new(notes.clone())).requeue().await.unwrap();
         handles.issue(Box::new(notes.clone())).dead_letter().await.unwrap();
-        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "ack"]));
+        assert_eq!((handles.alive(), notes.0.lock().unwrap().clone()), (0, vec!["ack", "requeue", "dead_letter"]));
     }
 
     #[tokio::test]

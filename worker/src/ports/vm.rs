@@ -9,6 +9,7 @@ use stoker_schemas::{VmId, image::Driver};
 use tokio::sync::{mpsc, watch};
 
 use super::net::Nic;
+use crate::boots::Boots;
 
 /// Everything a driver needs to boot one VM. Paths exist; `dir` is this attempt's own.
 #[derive(Debug, Clone)]
@@ -123,6 +124,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// What became of a VM of this plan. A driver may keep a template of those that became ready,
     /// and throw away one whose copy did not. Returns at once.
     fn learn(&self, _plan: &VmPlan, _ready: bool) {}
+
+    /// How many VMs may boot at once on the host. A driver that boots some on its own account (templates) takes
+    /// places for them.
+    fn share_boots(&self, _boots: Boots) {}
 
     /// What its VMMs have counted, all together; empty where they do not count.
     fn counters(&self) -> Vec<Counter> {

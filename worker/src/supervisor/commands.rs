@@ -4,6 +4,7 @@
 
 use stoker_schemas::JobState;
 use stoker_schemas::event::{Event, EventData};
+use stoker_schemas::seeded::{self, Bug};
 
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
@@ -41,7 +42,18 @@ impl Supervisor {
                 if !matches!(event.data, EventData::CancelRequested(_) | EventData::SnoozeRequested(_)) {
                     return Ok(()); // It runs elsewhere, or nowhere.
                 }
-                let known = self.load(id)?;
+                if seeded::is_on(Bug::CancelNotKept) {
+                    return Ok(());
+                }
+                if let Some(state) = self.waiting_for(id).and_then(|waiting| waiting.state.as_mut()) {
+                    let before = state.clone();
+                    state.apply(event);
+                    let changed = *state != before;
+                    // It may not have to wait any more.
+                    self.room_made = true;
+                    return if changed { self.keep(event, turn) } else { Ok(()) };
+                }
+                let known = self.load(id, turn)?;
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
                 state.apply(event);
                 if known.as_ref() == Some(&state) || state.phase().is_closed() {

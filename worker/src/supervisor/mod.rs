@@ -18,6 +18,7 @@ mod admission;
 mod age;
 mod books;
 mod commands;
+mod credit;
 mod deliveries;
 mod pools;
 mod refusals;
@@ -25,6 +26,7 @@ mod reports;
 mod restore;
 mod settling;
 mod turn;
+mod waiting;
 mod warm;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -41,16 +43,19 @@ use addresses::AddressPool;
 use admission::Admission;
 pub use admission::Capacity;
 use age::Ages;
-use books::{Claim, Job};
+use books::Job;
+use credit::Lanes;
 use pools::Pools;
 use refusals::Refusals;
 use settling::Settling;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
+use waiting::Waiting;
 use warm::Stock;
 pub use warm::Warm;
 
 use crate::attempt::{Rig, Tagged};
+use crate::boots::Boots;
 use crate::log::{EventLog, LogError};
 use crate::outbox::Progress;
 use crate::ports::broker::{Broker, BrokerError, Delivery};
@@ -73,10 +78,12 @@ pub struct Settings {
     pub pools: Vec<PoolName>,
     /// What it may give out.
     pub capacity: Capacity,
-    /// Boots at the same time.
+    /// VMs that boot at the same time on the whole host, warm ones and templates included.
     pub max_booting: u32,
     /// How long a job that does not fit is held before another host may have it.
     pub hold: Duration,
+    /// An attempt that takes longer does not keep its message.
+    pub settle_after: Duration,
     /// How long boots under way may take when the worker is asked to end.
     pub drain: Duration,
     /// The broker lives in this process and shares our log (embedded).
@@ -100,7 +107,7 @@ pub enum Shutdown {
 }
 
 /// What may come in.
-pub(crate) enum Input {
+enum Input {
     /// A job to work on.
     Job(Delivery),
     /// A command to this host.
@@ -111,6 +118,8 @@ pub(crate) enum Input {
     Published(Progress),
     /// The hypervisor boots VMs in another way from now on; why.
     HypervisorChanged(String),
+    /// A message that the broker did not take back.
+    StillHere(Box<Waiting>),
     /// Time passed.
     Tick,
 }
@@ -153,32 +162,44 @@ pub struct Supervisor {
     begun_at: Time,
     ages: Ages,
     /// Deliveries that do not fit now, the high lane first.
-    waiting: VecDeque<Claim>,
+    waiting: VecDeque<Waiting>,
+    /// High jobs that have begun since a normal one did.
+    high_in_a_row: u32,
+    /// Places of VMs that boot, jobs' and others'.
+    boots: Boots,
+    /// Boots whose message was settled.
+    boots_without_message: u32,
     /// Deliveries to acknowledge once what their jobs wrote is published.
     settling: Settling,
     /// Queues that refuse what we publish, as far as it was told.
     refusals: Refusals,
-    /// By pool; each has two, one for a lane.
-    credits: Vec<(PoolName, watch::Sender<u32>)>,
+    lanes: Lanes,
     pools: Pools,
     /// Held because dropping it would end the subscription to commands.
     command_credit: Option<watch::Sender<u32>>,
     reports: mpsc::Sender<Tagged>,
     reports_in: mpsc::Receiver<Tagged>,
+    /// Messages that the broker did not take back.
+    not_put_back: mpsc::Sender<Waiting>,
+    not_put_back_in: mpsc::Receiver<Waiting>,
     jitter: fastrand::Rng,
     draining: bool,
     /// How many of the jobs are up: counting them anew for each turn would cost more than the turn.
     up: u32,
     /// A VM went: what waits may fit now.
     room_made: bool,
-    /// The turn that the log did not take. The worker ends by it, and its deliveries with the subscriptions.
-    failed: Option<Turn>,
+    /// The turn that is being put on disk. Where that fails or is cut off, the worker ends, and its deliveries go back
+    /// with the subscriptions.
+    in_hand: Option<Turn>,
 }
 
 impl Supervisor {
     /// Opens the books from the log: what the host runs, holds and must still remove.
     pub fn open(settings: Settings, rig: Rig, log: EventLog, broker: Arc<dyn Broker>) -> Result<Self, SupervisorError> {
         let (reports, reports_in) = mpsc::channel(INPUT_QUEUE);
+        let (not_put_back, not_put_back_in) = mpsc::channel(INPUT_QUEUE);
+        let boots = Boots::new(settings.max_booting);
+        rig.hypervisor.share_boots(boots.clone());
         let mut supervisor = Self {
             source: format!("/hosts/{}", settings.host),
             books: Admission::new(settings.capacity),
@@ -194,17 +215,22 @@ impl Supervisor {
             broker,
             jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
+            high_in_a_row: 0,
+            boots,
+            boots_without_message: 0,
             settling: Settling::default(),
             refusals: Refusals::default(),
-            credits: Vec::new(),
+            lanes: Lanes::default(),
             pools: Pools::default(),
             command_credit: None,
             reports,
             reports_in,
+            not_put_back,
+            not_put_back_in,
             draining: false,
             up: 0,
             room_made: false,
-            failed: None,
+            in_hand: None,
         };
         supervisor.restore()?;
         Ok(supervisor)
@@ -245,6 +271,7 @@ impl Supervisor {
                     batch.extend(tagged.drain(..).map(Input::Report));
                 }
                 Some(input) = sources.next() => batch.push_back(input),
+                Some(waiting) = self.not_put_back_in.recv() => batch.push_back(Input::StillHere(Box::new(waiting))),
                 Ok(()) = published.changed() => batch.push_back(Input::Published(published.borrow_and_update().clone())),
                 why = changed(&mut hypervisor) => batch.push_back(Input::HypervisorChanged(why)),
                 _ = tick.tick() => batch.push_back(Input::Tick),
@@ -263,7 +290,7 @@ impl Supervisor {
             let mut turn = Turn::default();
             while let Some(input) = batch.pop_front() {
                 if let Err(error) = self.handle(input, &mut turn) {
-                    self.failed = Some(turn);
+                    self.in_hand = Some(turn);
                     return Err(error);
                 }
             }
@@ -302,10 +329,15 @@ impl Supervisor {
                 turn.host_fact(EventData::HostHypervisorChanged(HostHypervisorChanged { hypervisor, reason }));
                 Ok(())
             }
+            Input::StillHere(waiting) => {
+                self.still_here(*waiting);
+                Ok(())
+            }
             Input::Tick => {
                 self.dismiss_outdated();
                 turn.settle.extend(self.settling.expire(Instant::now()));
                 self.tell_refusals(turn);
+                self.settle_long(turn)?;
                 self.retry_waiting(turn)
             }
         }
@@ -317,8 +349,8 @@ impl Supervisor {
             return;
         }
         self.update_credit();
-        for claim in self.waiting.drain(..) {
-            tokio::spawn(claim.ack.requeue());
+        for waiting in self.waiting.drain(..) {
+            tokio::spawn(waiting.claim.held.ack.requeue());
         }
         self.dismiss_all(WarmGoneWhy::Draining);
         turn.host_fact(EventData::HostDraining(HostDraining { booting: self.booting(), running: self.up() }));
@@ -343,3 +375,6 @@ async fn changed(hypervisor: &mut Option<watch::Receiver<Option<String>>>) -> St
     }
     std::future::pending().await
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use stoker_schemas::event::{Event, EventData, PoolConfigured};
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{PoolName, Time};
 
 use super::turn::{HOST_STREAM, Turn};
@@ -43,7 +44,9 @@ impl Supervisor {
         for record in self.log.read_stream(HOST_STREAM)? {
             let event = Event::decode(&record.payload, self.rig.clock.now())
                 .map_err(|e| SupervisorError::Corrupt { position: record.position, cause: e.to_string() })?;
-            if let EventData::PoolConfigured(rule) = &event.data {
+            if let EventData::PoolConfigured(rule) = &event.data
+                && !seeded::is_on(Bug::PauseForgotten)
+            {
                 self.pools.learn(&event.subject, event.time, rule);
             }
         }
@@ -70,10 +73,13 @@ impl Supervisor {
         self.keep(event, turn)?;
         // Jobs that wait here would keep other pools' from being sent.
         let (stay, go): (Vec<_>, Vec<_>) =
-            self.waiting.drain(..).partition(|claim| !self.pools.is_paused(&claim.spec.pool));
+            self.waiting.drain(..).partition(|waiting| !self.pools.is_paused(&waiting.claim.spec.pool));
         self.waiting.extend(stay);
-        for claim in go {
-            tokio::spawn(claim.ack.requeue());
+        for waiting in go {
+            if seeded::is_on(Bug::PauseDropsWaiting) {
+                continue;
+            }
+            tokio::spawn(waiting.claim.held.ack.requeue());
         }
         self.room_made = true;
         Ok(())

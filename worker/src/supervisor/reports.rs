@@ -4,6 +4,8 @@ use stoker_schemas::Epoch;
 use stoker_schemas::command::Command;
 use stoker_schemas::event::GoneWhy;
 
+use stoker_schemas::seeded::{self, Bug};
+
 use super::books::Job;
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
@@ -43,16 +45,21 @@ impl Supervisor {
     /// The message of this try went back to the queue when an earlier worker ended, and has not come
     /// here again: another host may be at it. (The broker in this process has no other hosts.)
     fn is_lost(&self, job: &Job) -> bool {
-        job.ack.is_none() && !job.live.is_up && !self.settings.shares_log
+        // Where we settled it, no other host can have it.
+        let settled = job.attempt().is_some_and(|a| a.message_settled.is_some());
+        job.ack.is_none() && !settled && !job.live.is_up && !self.settings.shares_log
     }
 
     fn on_ready(&mut self, job: &mut Job, ready: Command, turn: &mut Turn) -> Result<(), SupervisorError> {
         if self.fact(job, ready, turn)? {
             job.live.is_up = true;
             self.up += 1;
+            // Another may boot.
+            job.live.boot = None;
+            self.room_made = true;
             // For the queue, the attempt has ended.
-            if let Some(handle) = job.ack.take() {
-                turn.settle_after(job.state.id, handle);
+            if let Some(held) = job.ack.take() {
+                turn.settle_after(job.state.id, held.ack);
             }
         }
         Ok(())
@@ -67,7 +74,7 @@ impl Supervisor {
         turn: &mut Turn,
     ) -> Result<(), SupervisorError> {
         match job.live.lost.take() {
-            Some(diagnosis) if job.ack.is_none() => {
+            Some(diagnosis) if job.ack.is_none() || seeded::is_on(Bug::LostStaysLost) => {
                 self.fact(job, Command::Lost { epoch, diagnosis: *diagnosis, detail }, turn)?;
             }
             lost => {
@@ -78,8 +85,8 @@ impl Supervisor {
                 self.fact(job, Command::Gone { epoch, why, detail }, turn)?;
             }
         }
-        if let Some(handle) = job.ack.take() {
-            turn.settle_after(job.state.id, handle);
+        if let Some(held) = job.ack.take() {
+            turn.settle_after(job.state.id, held.ack);
         }
         self.room_made = true;
         Ok(())

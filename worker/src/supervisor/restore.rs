@@ -22,7 +22,7 @@ impl Supervisor {
         let open: Vec<_> = self.log.open_streams(Some(tags::ACTIVE)).collect::<Result<_, _>>()?;
         for stream in open {
             let id = JobId(stream.stream);
-            let Some(state) = self.load(id)? else { continue };
+            let Some(state) = self.load(id, &Turn::default())? else { continue };
             let Some((epoch, need, address, is_up)) = on_host(&state) else { continue };
             self.books.force(need);
             self.up += u32::from(is_up);
@@ -30,7 +30,9 @@ impl Supervisor {
                 self.addresses.claim(address);
             }
             let pool = state.spec().map(|spec| spec.pool.clone()).unwrap_or_default();
-            let live = Live { epoch, pool, running: None, warm: None, need, address, is_up, lost: None };
+            // With a lower limit than before there may be no place left; it boots all the same.
+            let boot = if is_up { None } else { self.boots.try_begin() };
+            let live = Live { epoch, pool, running: None, warm: None, need, address, boot, is_up, lost: None };
             self.jobs.insert(id, Job { state, live, ack: None });
         }
         Ok(())
@@ -71,6 +73,7 @@ impl Supervisor {
             slots,
             vcpus,
             memory_mib,
+            max_booting: Some(self.settings.max_booting),
             labels: self.settings.labels.clone(),
             pools: self.settings.pools.iter().map(ToString::to_string).collect(),
             hypervisor: self.rig.hypervisor.describe(),
@@ -88,8 +91,8 @@ impl Supervisor {
         for pool in self.settings.pools.clone() {
             for lane in [Priority::High, Priority::Normal] {
                 let subscription = self.broker.subscribe(Source::Jobs(pool.clone(), lane)).await?;
-                self.credits.push((pool.clone(), subscription.credit));
-                sources.push(inputs(subscription.deliveries, Input::Job));
+                let counter = self.lanes.add(pool.clone(), lane, subscription.credit);
+                sources.push(inputs(subscription.deliveries, move |job| Input::Job(counter.count(job))));
             }
         }
         let commands = self.broker.subscribe(Source::HostCommands).await?;
@@ -106,8 +109,11 @@ pub(super) type Sources = SelectAll<BoxStream<'static, Input>>;
 /// Commands in hand at once.
 const COMMAND_CREDIT: u32 = 64;
 
-fn inputs(mut from: mpsc::Receiver<Delivery>, wrap: fn(Delivery) -> Input) -> BoxStream<'static, Input> {
-    stream::poll_fn(move |context| from.poll_recv(context).map(|delivery| delivery.map(wrap))).boxed()
+fn inputs(
+    mut from: mpsc::Receiver<Delivery>,
+    wrap: impl Fn(Delivery) -> Input + Send + 'static,
+) -> BoxStream<'static, Input> {
+    stream::poll_fn(move |context| from.poll_recv(context).map(|delivery| delivery.map(&wrap))).boxed()
 }
 
 /// The try that has something on this host, and what it takes.

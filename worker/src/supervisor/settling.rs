@@ -88,6 +88,11 @@ impl Settling {
         !self.unpublished.is_empty()
     }
 
+    /// All deliveries that only wait for a queue.
+    pub(super) fn held(&self) -> u32 {
+        u32::try_from(self.held.len()).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
@@ -117,7 +122,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::ports::broker::{Ack, BrokerError, Delivery};
+    use crate::ports::broker::{Ack, BrokerError, Delivery, NotDeferred};
     use crate::ports::handle::Handles;
 
     struct Nothing;
@@ -131,6 +136,9 @@ mod tests {
             Ok(())
         }
         async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {
+            Ok(())
+        }
+        async fn defer(self: Box<Self>, _: Duration) -> Result<(), NotDeferred> {
             Ok(())
         }
     }

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stoker_schemas::event::{Event, EventData, JOB_LEVEL};
+use stoker_schemas::event::{Event, EventData, GoneWhy, JOB_LEVEL};
 use stoker_schemas::next::{Next, next};
+use stoker_schemas::seeded::{self, Bug};
 use stoker_schemas::{JobId, JobState, Phase, VmId};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::settling::Owed;
+use super::waiting::Waiting;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
 use crate::log::{Append, Expected, IndexChange, MAX_CALL_BYTES, MAX_CALL_EVENTS};
@@ -68,6 +70,8 @@ pub(super) struct Turn {
     warm: Vec<VmId>,
     /// Jobs to look at with `next` once the facts are on disk.
     touched: Vec<JobId>,
+    /// Messages that the broker is to keep for so long.
+    pub(super) put_back: Vec<(Waiting, Duration)>,
     /// To acknowledge now (they were confirmed earlier).
     pub(super) settle: Vec<Handle>,
     /// To acknowledge once what their jobs wrote in this turn is published.
@@ -96,6 +100,11 @@ impl Turn {
         if self.touched.last() != Some(&job) {
             self.touched.push(job);
         }
+    }
+
+    /// What is to be written about a stream.
+    pub(super) fn written(&self, stream: Uuid) -> &[Bytes] {
+        self.at.get(&stream).map_or(&[], |at| &self.appends[*at].events)
     }
 
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
@@ -144,10 +153,18 @@ impl Supervisor {
 
     /// Puts the turn's facts on disk, then does what follows from them.
     pub(super) async fn commit(&mut self, mut turn: Turn) -> Result<(), SupervisorError> {
-        if let Err(error) = self.put_on_disk(&mut turn).await {
-            self.failed = Some(turn);
-            return Err(error);
+        let written = self.write_host_facts(&mut turn);
+        if seeded::is_on(Bug::AckBeforeFlush) {
+            let settle = std::mem::take(&mut turn.settle_after).into_iter().map(|owed| owed.handle).collect();
+            self.settle(Turn { settle, ..Turn::default() });
         }
+        let appends = calls(std::mem::take(&mut turn.appends));
+        self.in_hand = Some(turn);
+        written?;
+        for call in appends {
+            self.log.append(call).await?;
+        }
+        let Some(mut turn) = self.in_hand.take() else { return Ok(()) };
         for vm in std::mem::take(&mut turn.warm) {
             self.start_warm(vm);
         }
@@ -156,12 +173,13 @@ impl Supervisor {
                 turn.settle_after(job, handle);
             }
         }
+        self.put_all_back(std::mem::take(&mut turn.put_back));
         self.settle(turn);
         self.update_credit();
         Ok(())
     }
 
-    async fn put_on_disk(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+    fn write_host_facts(&self, turn: &mut Turn) -> Result<(), SupervisorError> {
         for data in std::mem::take(&mut turn.host_facts) {
             let event = Event {
                 source: self.source.clone(),
@@ -178,9 +196,6 @@ impl Supervisor {
             };
             self.write(turn, &event, index)?;
         }
-        for call in calls(std::mem::take(&mut turn.appends)) {
-            self.log.append(call).await?;
-        }
         Ok(())
     }
 
@@ -191,12 +206,17 @@ impl Supervisor {
         let live = &mut job.live;
         let wanted = next(&job.state, live.epoch);
         if wanted == Next::Settled {
-            self.books.release(live.need);
+            if !seeded::is_on(Bug::RoomKept) {
+                self.books.release(live.need);
+            }
+            if seeded::is_on(Bug::RoomFreedTwice) {
+                self.books.release(live.need);
+            }
             self.up -= u32::from(live.is_up);
-            if let Some(address) = live.address {
+            if let Some(address) = live.address.filter(|_| !seeded::is_on(Bug::AddressKept)) {
                 self.addresses.release(address);
             }
-            return self.jobs.remove(&id).and_then(|job| job.ack);
+            return self.jobs.remove(&id).and_then(|job| job.ack).map(|held| held.ack);
         }
         if live.running.is_none() {
             let started = job.state.attempts.get(&live.epoch).and_then(|a| a.started.as_ref())?;
@@ -215,7 +235,8 @@ impl Supervisor {
                 None => Running::start(self.rig.clone(), plan, Mode::Fresh, self.reports.clone()),
             });
         }
-        if let (Next::Remove(why), Some(running)) = (wanted, &live.running) {
+        let deaf = seeded::is_on(Bug::CancelNotObeyed) && wanted == Next::Remove(GoneWhy::Cancelled);
+        if let (Next::Remove(why), Some(running), false) = (wanted, &live.running, deaf) {
             running.order(Order::Remove(why));
         }
         None
@@ -224,7 +245,7 @@ impl Supervisor {
     fn settle(&mut self, turn: Turn) {
         let Turn { mut settle, settle_after, .. } = turn;
         let head = self.log.durable();
-        if self.settings.shares_log {
+        if self.settings.shares_log || seeded::is_on(Bug::AckBeforePublish) {
             settle.extend(settle_after.into_iter().map(|owed| owed.handle));
         } else {
             settle.extend(self.settling.add(head, settle_after));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::reconcile::{DEFAULT_AFTER_S, MAX_AFTER_S, MIN_AFTER_S};
+use crate::work::{DEFAULT_STALLED_AFTER_S, MAX_STALLED_AFTER_S, MIN_STALLED_AFTER_S};
 
 /// How API, pages and webhooks are reached.
 #[derive(Debug, Clone, Args)]
@@ -23,4 +24,8 @@ pub struct FrontArgs {
     #[arg(long, env = "STOKER_RECONCILE_AFTER_S", value_name = "SECONDS", default_value_t = DEFAULT_AFTER_S,
           value_parser = clap::value_parser!(u64).range(MIN_AFTER_S..=MAX_AFTER_S))]
     pub reconcile_after_s: u64,
+    /// Call the work stalled when jobs wait, hosts have room, and nothing has started for so long
+    #[arg(long, env = "STOKER_STALLED_AFTER_S", value_name = "SECONDS", default_value_t = DEFAULT_STALLED_AFTER_S,
+          value_parser = clap::value_parser!(u64).range(MIN_STALLED_AFTER_S..=MAX_STALLED_AFTER_S))]
+    pub stalled_after_s: u64,
 }

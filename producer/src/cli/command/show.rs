@@ -56,7 +56,8 @@ fn head(view: &JobView, printer: &mut Printer) -> Result<(), CliError> {
         printer.line(&format!("  enqueued  {at} by {}", view.by.as_deref().unwrap_or("unknown")))?;
     }
     if let Some(reason) = &view.deferred {
-        printer.line(&format!("  put back  {reason}"))?;
+        let since = view.deferred_since.map(|at| format!(", since {at}")).unwrap_or_default();
+        printer.line(&format!("  put back  {reason}{since}"))?;
     }
     if let Some(again) = &view.republished {
         let times = if again.times > 1 { format!(", {} times by now", again.times) } else { String::new() };

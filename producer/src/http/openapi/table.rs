@@ -17,6 +17,7 @@ use crate::http::letters::{self, LetterAnswer, LettersQuery};
 use crate::http::list::{self, ListQuery};
 use crate::http::live::{self, EventsQuery, LogQuery};
 use crate::http::many::{self, BulkCount, BulkRequest, BulkStarted, BulkView};
+use crate::http::metrics;
 use crate::http::ops::{self, Health, Ready};
 use crate::http::pools::{self, LimitRequest, PoolAnswer};
 use crate::http::snooze::SnoozeRequest;
@@ -284,9 +285,10 @@ fn webhooks() -> Vec<Endpoint> {
 fn server() -> Vec<Endpoint> {
     vec![
         get("/health", "getHealth", ops::health)
-            .about("Whether jobs are taken")
+            .about("Whether jobs are taken and started")
+            .more("`work` says whether jobs that wait are started: `stalled` when hosts have room and nothing has started for --stalled-after-s.")
             .answers::<Health>(200, "They are.")
-            .answers::<Health>(503, "The broker takes nothing now."),
+            .answers::<Health>(503, "The broker takes nothing now, or the work is stalled."),
         get("/ready", "getReady", ops::ready)
             .about("Whether requests may be sent here")
             .more("The history was read to its end once, and the broker is connected.")
@@ -297,7 +299,7 @@ fn server() -> Vec<Endpoint> {
             .query::<StatsQuery>()
             .answers::<Stats>(200, "The numbers.")
             .fails(&[400]),
-        get("/metrics", "getMetrics", ops::metrics).about("Numbers for Prometheus").answers_as::<String>(
+        get("/metrics", "getMetrics", metrics::metrics).about("Numbers for Prometheus").answers_as::<String>(
             200,
             "Its text format.",
             PROMETHEUS,

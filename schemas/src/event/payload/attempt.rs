@@ -155,6 +155,13 @@ payload! {
     }
 }
 payload! {
+    /// Payload of `attempt.message-settled`.
+    struct AttemptMessageSettled {
+        /// How long the host had held the message, ms.
+        held_ms: u64,
+    }
+}
+payload! {
     /// Payload of `attempt.superseded`.
     struct AttemptSuperseded {
         /// Host of the VM that is to go.

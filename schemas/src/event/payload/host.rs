@@ -16,6 +16,9 @@ payload! {
         vcpus: u32,
         /// Memory it may give out, MiB.
         memory_mib: u32,
+        /// VMs it may boot at once; absent where an older worker did not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_booting: Option<u32>,
         /// Its labels.
         labels: BTreeMap<String, String>,
         /// Pools it serves.

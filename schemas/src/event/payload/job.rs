@@ -46,14 +46,17 @@ payload! {
     }
 }
 payload! {
-    /// Payload of `job.deferred`.
+    /// Payload of `job.deferred`. Written once for each reason, not each time: the broker keeps the message.
     struct JobDeferred {
         /// Number of the attempt that still waits.
         attempt: u32,
-        /// The wait in ms, as the broker is told it.
+        /// How long the broker keeps the message at first, ms; the more often, the longer.
         delay_ms: u64,
-        /// Why no attempt was made.
+        /// Why no attempt was made, for people.
         reason: String,
+        /// The same as a kind. Absent in events of releases for which this event was the message.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<DeferredWhy>,
         /// What to boot.
         spec: JobSpec,
         /// When the job was first enqueued.
@@ -68,6 +71,26 @@ payload! {
         asked_attempt: u32,
     }
 }
+/// Why a host put a job back without an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeferredWhy {
+    /// A user asked for the attempt to wait.
+    Snoozed,
+    /// The host lacks labels that the job requires.
+    Labels,
+    /// The host is too small, even when it is empty.
+    TooLarge,
+    /// The host has as many VMs of the pool as it may.
+    PoolLimit,
+    /// The host has no slot, vCPU or memory left.
+    Full,
+    /// As many VMs boot on the host as may at once.
+    Booting,
+    /// The host has no address for it.
+    Address,
+}
+
 payload! {
     /// Payload of `job.dead`.
     struct JobDead {

@@ -1,6 +1,7 @@
 //! What a job waits for in each place that it can be in, and how long that takes when all is well.
 
 use super::*;
+use crate::event::DeferredWhy;
 use crate::state::{Awaited, AwaitedFrom};
 
 fn awaited(commands: impl IntoIterator<Item = Command>) -> Option<Awaited> {
@@ -8,7 +9,14 @@ fn awaited(commands: impl IntoIterator<Item = Command>) -> Option<Awaited> {
 }
 
 fn defer(delay_ms: u64) -> Command {
-    Command::Defer { attempt: 1, delay_ms, reason: "full".into(), spec: spec(), enqueued_at: at(0) }
+    Command::Defer {
+        attempt: 1,
+        why: DeferredWhy::Full,
+        delay_ms,
+        reason: "full".into(),
+        spec: spec(),
+        enqueued_at: at(0),
+    }
 }
 
 fn failed() -> Vec<Command> {

@@ -217,6 +217,9 @@ struct Server {
     running: JoinHandle<Result<(), serve::ServeEnd>>,
 }
 
+/// As by default.
+const STALLED_AFTER: Duration = Duration::from_secs(stoker_producer::work::DEFAULT_STALLED_AFTER_S);
+
 impl Server {
     async fn start(rabbit: &Rabbit, data: &Path) -> Fallible<Self> {
         let listen = "127.0.0.1:0".parse()?;
@@ -224,7 +227,13 @@ impl Server {
             broker: Arc::new(rabbit.connect(None).await?),
             broker_name: "the run's node".to_owned(),
             data: data.to_owned(),
-            front: Front { listen, access: Access::Open, hooks: None, patience: Patience::default() },
+            front: Front {
+                listen,
+                access: Access::Open,
+                hooks: None,
+                patience: Patience::default(),
+                stalled_after: STALLED_AFTER,
+            },
         };
         let (ask, asked) = watch::channel(Shutdown::No);
         let (out, address) = oneshot::channel();

@@ -1,17 +1,22 @@
-//! Many seeds of the simulation, or one with its trace.
+//! Many seeds of the simulation, one with its trace, or the table of faults that are put in on purpose.
 
 #![allow(clippy::print_stdout, reason = "a program of the command line")]
+
+mod bugs;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use stoker_tests::sim::{Draw, Outcome, run_seed};
+use stoker_schemas::seeded::Bug;
+use stoker_tests::sim::{Draw, Outcome, Plan, quiet_panics, run, run_seed, shrink};
 
 /// Failing seeds shown in full.
 const MAX_SHOWN: usize = 5;
+/// How long a failing plan is made smaller.
+const SHRINK_FOR: Duration = Duration::from_secs(30);
 
 /// Runs Stoker's real code on virtual time, seed by seed.
 #[derive(Parser)]
@@ -25,6 +30,15 @@ struct Args {
     /// One seed only, with its plan and its trace
     #[arg(long)]
     seed: Option<u64>,
+    /// Do not make its plan smaller when it fails
+    #[arg(long, requires = "seed")]
+    whole: bool,
+    /// With this fault put in
+    #[arg(long, value_parser = bugs::parse)]
+    bug: Option<Bug>,
+    /// Each fault in turn, until it is found: the table of all of them
+    #[arg(long)]
+    bugs: bool,
     /// Say when each seed has ended
     #[arg(long)]
     verbose: bool,
@@ -33,48 +47,52 @@ struct Args {
     jobs: Option<usize>,
 }
 
-fn main() -> ExitCode {
-    let args = Args::parse();
-    stoker_tests::sim::quiet_panics();
-    match args.seed {
-        Some(seed) => one(seed),
-        None => many(&args),
+impl Args {
+    fn jobs(&self) -> usize {
+        self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
     }
 }
 
-fn one(seed: u64) -> ExitCode {
-    println!("{:#?}", Draw::plan(seed));
-    let outcome = run_seed(seed, true);
+fn main() -> ExitCode {
+    let args = Args::parse();
+    quiet_panics();
+    let holds = match args.seed {
+        Some(seed) => one(seed, &args),
+        None if args.bugs => bugs::table(args.from, args.seeds, args.jobs()),
+        None => many(&args),
+    };
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn one(seed: u64, args: &Args) -> bool {
+    let mut plan: Plan = Draw::plan(seed);
+    if !args.whole {
+        let (smaller, _) = shrink(seed, &plan, args.bug, SHRINK_FOR);
+        let (loads, faults) = (plan.loads.len(), plan.faults.len());
+        println!("{} of {loads} loads and {} of {faults} faults:", smaller.loads.len(), smaller.faults.len());
+        plan = smaller;
+    }
+    println!("{plan:#?}");
+    let outcome = run(seed, &plan, args.bug, true);
     for line in &outcome.lines {
         println!("{line}");
     }
     tell(&outcome);
-    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    outcome.violations.is_empty()
 }
 
-fn many(args: &Args) -> ExitCode {
+fn many(args: &Args) -> bool {
     let begun = Instant::now();
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
-    let next = AtomicU64::new(args.from);
     let failed: Mutex<Vec<Outcome>> = Mutex::default();
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= args.from + args.seeds {
-                        return;
-                    }
-                    let outcome = run_seed(seed, false);
-                    if args.verbose {
-                        println!("seed {seed} {:.2?}", begun.elapsed());
-                    }
-                    if !outcome.violations.is_empty() {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-                    }
-                }
-            });
+    each_seed(args.from, args.seeds, args.jobs(), |seed| {
+        let outcome = run_seed(seed, args.bug, false);
+        if args.verbose {
+            println!("seed {seed} has ended after {:.1?}", begun.elapsed());
         }
+        if !outcome.violations.is_empty() {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+        }
+        true
     });
     let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     failed.sort_by_key(|outcome| outcome.seed);
@@ -86,7 +104,27 @@ fn many(args: &Args) -> ExitCode {
     if failed.len() > MAX_SHOWN {
         println!("failed: {:?}", failed.iter().map(|outcome| outcome.seed).collect::<Vec<_>>());
     }
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    failed.is_empty()
+}
+
+/// Calls `run` for every seed, several at a time, until it says no.
+fn each_seed(from: u64, seeds: u64, jobs: usize, run: impl Fn(u64) -> bool + Sync) {
+    let next = AtomicU64::new(from);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from.saturating_add(seeds) {
+                        return;
+                    }
+                    if !run(seed) {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
 }
 
 fn tell(outcome: &Outcome) {

@@ -59,18 +59,21 @@ pub fn job(pool: &str, lane: Priority, text: impl AsRef<str>) -> Outgoing {
     message(JOB_LEVEL, EventData::JobEnqueued(JobEnqueued { spec, by: "test".to_owned() }))
 }
 
-/// A job put back for a while.
+/// A job put back for a while, as workers of earlier releases did it: the event was the message.
 pub fn deferred(pool: &str, lane: Priority, delay: Duration, text: &str) -> Outgoing {
     let data = JobDeferred {
         attempt: 1,
         delay_ms: u64::try_from(delay.as_millis()).unwrap(),
         reason: "full".to_owned(),
+        why: None,
         spec: spec(pool, lane, text),
         enqueued_at: now(),
         asked_at: None,
         asked_attempt: 0,
     };
-    message(JOB_LEVEL, EventData::JobDeferred(data))
+    let event = message(JOB_LEVEL, EventData::JobDeferred(data));
+    let routing_key = topology::deferred_key(&pool.parse().unwrap(), lane, delay);
+    Outgoing { routing_key, delay: Some(delay), ..event }
 }
 
 /// A job whose next attempt waits.

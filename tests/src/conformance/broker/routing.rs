@@ -19,8 +19,8 @@ use stoker_worker::{
 use tokio::time::timeout;
 
 use super::{
-    Ability, DEADLINE, FRESH, HOST, OTHER_HOST, OTHER_POOL, POOL, Setup, applies, command_to, command_to_all, dead,
-    deferred, job, jobs, next, pool, publish_numbers, quiet, raw, read, retrying, subscribe, take, text, text_of,
+    Ability, DEADLINE, FRESH, HOST, OTHER_HOST, OTHER_POOL, POOL, QUIET, Setup, applies, command_to, command_to_all,
+    dead, job, jobs, next, pool, publish_numbers, quiet, raw, read, retrying, subscribe, take, text, text_of,
 };
 
 /// Not before its delay, and not long after.
@@ -31,7 +31,7 @@ pub async fn a_delay_is_kept(setup: &dyn Setup) {
     let delays = [700, 0, 150].map(Duration::from_millis);
     for delay in delays {
         let body = delay.as_millis().to_string();
-        broker.publish(deferred(POOL, Priority::Normal, delay, &body)).await.unwrap();
+        broker.publish(retrying(POOL, Priority::Normal, delay, &body)).await.unwrap();
     }
     let mut arrived = BTreeMap::new();
     for delivery in take(&mut subscription, delays.len()).await {
@@ -52,13 +52,45 @@ pub async fn a_delayed_message_keeps_its_lane_and_pool(setup: &dyn Setup) {
     let mut normal = subscribe(&*broker, jobs(POOL, Priority::Normal), 10).await;
     let mut other = subscribe(&*broker, jobs(OTHER_POOL, Priority::High), 10).await;
     let delay = Duration::from_millis(100);
-    broker.publish(deferred(POOL, Priority::High, delay, "mine")).await.unwrap();
+    broker.publish(retrying(POOL, Priority::High, delay, "mine")).await.unwrap();
     let delivery = next(&mut high).await;
     assert_eq!(text(&delivery), "mine");
-    assert_eq!(delivery.routing_key, format!("job.deferred.{POOL}.high.100"));
+    assert_eq!(delivery.routing_key, format!("job.retry-scheduled.{POOL}.high.100"));
     delivery.ack.ack().await.unwrap();
     quiet(&mut normal).await;
     quiet(&mut other).await;
+}
+
+/// A delivery that is put back for a while comes again as it was, counted, to the same lane. Meanwhile it takes no
+/// credit, and readers of the history get nothing.
+pub async fn a_deferred_message_comes_again_after_its_delay(setup: &dyn Setup) {
+    let broker = setup.open(HOST).await;
+    let mut high = subscribe(&*broker, jobs(POOL, Priority::High), 1).await;
+    let mut normal = subscribe(&*broker, jobs(POOL, Priority::Normal), 1).await;
+    broker.publish(job(POOL, Priority::High, "waits")).await.unwrap();
+    let mut delivery = next(&mut high).await;
+    let body = delivery.body.clone();
+    for deferrals in 1..=2 {
+        assert_eq!((delivery.deferrals, delivery.delivery_count), (deferrals - 1, 0));
+        let (delay, since) = (Duration::from_millis(600), Instant::now());
+        delivery.ack.defer(delay).await.unwrap();
+        broker.publish(job(POOL, Priority::High, format!("other {deferrals}"))).await.unwrap();
+        let other = next(&mut high).await;
+        assert_eq!(text(&other), format!("other {deferrals}"), "its credit is free");
+        other.ack.ack().await.unwrap();
+        delivery = next(&mut high).await;
+        assert!(since.elapsed() >= delay, "after {:?}", since.elapsed());
+        assert_eq!((delivery.deferrals, &delivery.body), (deferrals, &body));
+    }
+    delivery.ack.ack().await.unwrap();
+    quiet(&mut high).await;
+    quiet(&mut normal).await;
+    let mut history = broker.history(Offset::First).await.unwrap();
+    for expected in ["waits", "other 1", "other 2"] {
+        let entry = timeout(DEADLINE, history.recv()).await.expect("no history entry came").expect("history ended");
+        assert_eq!(text_of(&entry.body), expected);
+    }
+    assert!(timeout(QUIET, history.recv()).await.is_err(), "nothing happened that readers should know of");
 }
 
 /// A lane of a pool gets its own jobs only.

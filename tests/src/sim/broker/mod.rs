@@ -8,6 +8,7 @@
 
 mod consume;
 mod port;
+mod publish;
 pub mod queue;
 pub mod route;
 pub mod state;
@@ -17,6 +18,7 @@ mod trouble;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use port::SimBroker;
+pub use publish::MAX_BODY_BYTES;
 use state::State;
 pub use state::{BrokerPlan, DEAD};
 

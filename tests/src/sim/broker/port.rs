@@ -1,7 +1,5 @@
 //! One process' connection to the model, as the port that workers and control planes use.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use stoker_schemas::PoolName;
 use stoker_schemas::spec::Priority;
@@ -9,20 +7,15 @@ use stoker_worker::ports::broker::{
     Broker, BrokerError, BrokerStatus, HistoryReader, HistoryStatus, Offset, Outgoing, Parked, Source, Subscription,
 };
 use stoker_worker::ports::handle::Handles;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Model;
-use super::queue::Message;
+use super::publish::submit;
 use super::route::{host_queue, lane_queue};
-use super::state::{Action, Answer, Consumer, DEAD, Link, Pending, State, message_of, parked_message};
+use super::state::{Consumer, DEAD, Exchange, Link, message_of, parked_message};
 use super::stream::Reader;
 
-/// A publish that is not confirmed by then answers an error, as with the RabbitMQ adapter.
-const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
-/// Bodies beyond this are refused, as by the RabbitMQ adapter.
-const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// Deliveries on their way to a subscriber.
 const DELIVERIES: usize = 16;
 /// History entries on their way to a reader.
@@ -62,41 +55,6 @@ impl SimBroker {
         self.link
     }
 
-    async fn submit(&self, message: impl FnOnce(&mut State) -> Message, parked: bool) -> Answer {
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut state = self.model.lock();
-            let id = state.fresh_id();
-            let message = message(&mut state);
-            if message.body.len() > MAX_BODY_BYTES {
-                return Err(BrokerError::Refused("the message is too large".to_owned()));
-            }
-            let link = state.links.get_mut(&self.link).ok_or(BrokerError::Closed)?;
-            link.window.insert(id, Pending { message, parked, reply });
-            let (up, generation) = (link.up, link.generation);
-            if up {
-                state.send(self.link, Action::Publish { link: self.link, generation, id });
-            }
-        }
-        match timeout(PUBLISH_DEADLINE, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(BrokerError::Closed),
-            Err(_) => Err(self.overdue()),
-        }
-    }
-
-    /// Why nothing was confirmed in time.
-    fn overdue(&self) -> BrokerError {
-        let state = self.model.lock();
-        let Some(link) = state.links.get(&self.link) else { return BrokerError::Closed };
-        let status = link.status.borrow().clone();
-        match status {
-            BrokerStatus::Connected => BrokerError::Timeout(PUBLISH_DEADLINE),
-            BrokerStatus::Blocked(why) => BrokerError::Blocked(why),
-            BrokerStatus::Down(why) => BrokerError::Down(why),
-        }
-    }
-
     fn queue_of(&self, source: &Source) -> Result<String, BrokerError> {
         match source {
             Source::Jobs(pool, lane) => Ok(lane_queue(pool.as_str(), lane.as_str())),
@@ -111,7 +69,7 @@ impl SimBroker {
 #[async_trait]
 impl Broker for SimBroker {
     async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
-        self.submit(|state| message_of(message, state.now_ms), false).await
+        submit(&self.model, self.link, message_of(message), Exchange::Events).await
     }
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
@@ -142,8 +100,8 @@ impl Broker for SimBroker {
     }
 
     async fn park(&self, parked: Parked) -> Result<(), BrokerError> {
-        let message = |state: &mut State| parked_message(parked.routing_key, parked.body, state.next_id);
-        self.submit(message, true).await
+        let message = parked_message(parked, self.model.lock().fresh_id());
+        submit(&self.model, self.link, message, Exchange::Dead).await
     }
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {

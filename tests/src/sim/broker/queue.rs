@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use stoker_schemas::letter::Death;
 
 /// A message as the broker keeps it.
 #[derive(Debug, Clone)]
@@ -17,6 +18,12 @@ pub struct Message {
     pub body: Bytes,
     /// Earlier deliveries.
     pub deliveries: u32,
+    /// Who gave it up, among the dead letters.
+    pub death: Option<Death>,
+    /// How often it was put back for a while.
+    pub deferrals: u32,
+    /// How often a consumer has put it back.
+    pub put_back: u32,
     /// When it leaves a delay queue, ms of virtual time.
     pub due_ms: u64,
 }
@@ -48,6 +55,8 @@ pub enum Overflow {
 pub struct Queue {
     /// Waiting, the next one first.
     pub ready: VecDeque<Message>,
+    /// On their way to the dead letters, which are full: no consumer gets them any more.
+    pub dying: VecDeque<Message>,
     /// Held, by delivery tag.
     pub held: BTreeMap<u64, Held>,
     /// Most messages waiting.
@@ -61,7 +70,14 @@ pub struct Queue {
 impl Queue {
     /// An empty queue.
     pub fn new(max_length: usize, overflow: Overflow, delivery_limit: u32) -> Self {
-        Self { ready: VecDeque::new(), held: BTreeMap::new(), max_length, overflow, delivery_limit }
+        Self {
+            ready: VecDeque::new(),
+            dying: VecDeque::new(),
+            held: BTreeMap::new(),
+            max_length,
+            overflow,
+            delivery_limit,
+        }
     }
 
     /// Whether it takes another message.
@@ -89,6 +105,14 @@ impl Queue {
         }
         self.ready.push_front(message);
         None
+    }
+
+    /// Whether it has another message about the same job.
+    pub fn has_other_of(&self, message: &Message) -> bool {
+        let subject = |message: &Message| message.id.split('/').next().map(str::to_owned);
+        let all = self.ready.iter().chain(self.held.values().map(|held| &held.message));
+        let wanted = subject(message);
+        all.filter(|other| other.key.starts_with("job.")).any(|other| subject(other) == wanted)
     }
 
     /// Takes out what these connections held, the latest first.

@@ -29,6 +29,8 @@ pub fn way(key: &str) -> Way {
             known.map_or(Way::Nowhere, |tier| Way::Work(Names::default().delay_queue(tier)))
         }
         ["job", "enqueued" | "retry-scheduled" | "deferred", ..] => Way::Nowhere,
+        // Nothing is published there, unless a fault is put in.
+        ["dead", _] => Way::Work(super::DEAD.to_owned()),
         ["command", "all"] => Way::AllHosts,
         ["command", "host", host] => Way::Host(host_queue(host)),
         _ => Way::HistoryOnly,

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, Weak};
 
-use bytes::Bytes;
-use stoker_worker::ports::broker::{BrokerError, BrokerStatus, Delivery, HistoryStatus, Outgoing};
+use stoker_schemas::letter::{Death, GivenUpBy};
+use stoker_worker::ports::broker::{
+    BrokerError, BrokerStatus, CONTENT_EVENT, Delivery, HistoryStatus, Outgoing, Parked,
+};
 use stoker_worker::ports::handle::Handles;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,8 @@ pub struct BrokerPlan {
     pub latency_ms: (u64, u64),
     /// Jobs a lane holds.
     pub jobs_max: usize,
+    /// Messages a delay queue holds.
+    pub delay_max: usize,
     /// Messages the dead queue holds.
     pub dead_max: usize,
     /// Commands a host's queue holds.
@@ -45,12 +49,23 @@ pub struct BrokerPlan {
 /// An answer to a publisher.
 pub type Answer = Result<(), BrokerError>;
 
+/// What a message is published to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exchange {
+    /// Of all events.
+    Events,
+    /// Of what is put back for a while: the history gets nothing of it.
+    Deferred,
+    /// Of dead letters.
+    Dead,
+}
+
 /// A publish that was not answered yet.
 pub struct Pending {
     /// What.
     pub message: Message,
-    /// To the dead queue, not to the events.
-    pub parked: bool,
+    /// Where to.
+    pub to: Exchange,
     /// Who waits.
     pub reply: oneshot::Sender<Answer>,
 }
@@ -135,6 +150,10 @@ pub struct State {
     pub(super) alarm: bool,
     /// One in so many publishes is confirmed and forgotten; 0 for none.
     pub(super) lies: u32,
+    /// What was acknowledged, and after how many entries of the history.
+    pub acknowledged: Vec<(usize, Message)>,
+    /// Messages that a consumer puts back again and again.
+    pub loops: Vec<String>,
     /// Ids of messages lost to a lie.
     pub(super) lied: Vec<String>,
 }
@@ -162,6 +181,8 @@ impl State {
             stalled: VecDeque::new(),
             alarm: false,
             lies: 0,
+            acknowledged: Vec::new(),
+            loops: Vec::new(),
             lied: Vec::new(),
         }
     }
@@ -212,6 +233,7 @@ impl State {
             self.act(action);
         }
         self.expire_delays();
+        self.bury_the_dying();
         self.feed_consumers();
         self.feed_readers();
     }
@@ -227,12 +249,16 @@ impl State {
                     self.stalled.push_back(Action::Publish { link, generation, id });
                     return;
                 }
-                let Some((message, parked)) =
-                    self.links.get(&link).and_then(|l| l.window.get(&id)).map(|p| (p.message.clone(), p.parked))
+                let Some((message, to)) =
+                    self.links.get(&link).and_then(|l| l.window.get(&id)).map(|p| (p.message.clone(), p.to))
                 else {
                     return;
                 };
-                let answer = if parked { self.take_parked(message) } else { self.take(link, message) };
+                let answer = match to {
+                    Exchange::Events => self.take(link, message),
+                    Exchange::Deferred => self.take_deferred(message),
+                    Exchange::Dead => self.take_parked(message),
+                };
                 let due = self.now_ms + self.latency();
                 self.at(due, Action::Confirm { link, generation, id, answer });
             }
@@ -260,14 +286,19 @@ impl State {
         }
         let told = self.history.is_bound;
         let is_work = matches!(way, Way::Work(_));
-        if is_work && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
+        if is_work && told && self.lies > 0 && self.rng.u32(..self.lies) == 0 {
             say!(self.trace, "broker < {from} {} confirmed and forgotten", message.id);
+            if told {
+                self.history.push(&message);
+            }
             self.lied.push(message.id.clone());
             return Ok(());
         }
         if told {
             self.history.push(&message);
         }
+        let due_ms = if message.due_ms > 0 { self.now_ms + message.due_ms } else { 0 };
+        let message = Message { due_ms, ..message };
         let targets = match way {
             Way::Work(queue) => vec![queue],
             Way::AllHosts => self.plan.hosts.iter().map(|host| host_queue(host)).collect(),
@@ -292,10 +323,20 @@ impl State {
 
     pub(super) fn declare_work(&mut self, name: &str) {
         let (max, limit) = match name.starts_with("stoker.delay.") {
-            true => (self.plan.jobs_max, NO_LIMIT),
+            true => (self.plan.delay_max, NO_LIMIT),
             false => (self.plan.jobs_max, self.plan.delivery_limit),
         };
         self.queues.entry(name.to_owned()).or_insert_with(|| Queue::new(max, Overflow::Reject, limit));
+    }
+
+    fn take_deferred(&mut self, message: Message) -> Answer {
+        let Way::Work(name) = way(&message.key) else { return Err(BrokerError::Unroutable(message.key)) };
+        self.declare_work(&name);
+        let id = message.id.clone();
+        let message = Message { due_ms: self.now_ms + message.due_ms, ..message };
+        let taken = self.queues.get_mut(&name).is_some_and(|queue| queue.offer(message));
+        say!(self.trace, "broker < {id} put back for a while: {taken}");
+        if taken { Ok(()) } else { Err(BrokerError::Refused(format!("{name} is full"))) }
     }
 
     fn take_parked(&mut self, message: Message) -> Answer {
@@ -306,6 +347,7 @@ impl State {
         }
     }
 
+    #[allow(clippy::result_large_err, reason = "the message goes back to where it was")]
     pub(super) fn dead_letter(&mut self, message: Message) -> Result<(), Message> {
         let Some(dead) = self.queues.get_mut(DEAD) else { return Err(message) };
         let message = Message { due_ms: 0, deliveries: 0, ..message };
@@ -343,7 +385,7 @@ impl State {
 }
 
 /// A message of the model, made of one that is published.
-pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
+pub fn message_of(outgoing: Outgoing) -> Message {
     let delay = outgoing.delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     Message {
         id: outgoing.message_id,
@@ -351,12 +393,34 @@ pub fn message_of(outgoing: Outgoing, now_ms: u64) -> Message {
         content_type: outgoing.content_type,
         body: outgoing.body,
         deliveries: 0,
-        due_ms: delay.map_or(0, |delay| now_ms + delay.max(1)),
+        death: None,
+        deferrals: 0,
+        put_back: 0,
+        // From when it arrives on.
+        due_ms: delay.map_or(0, |delay| delay.max(1)),
     }
 }
 
-/// A message that is put among the dead letters.
-pub fn parked_message(key: String, body: Bytes, id: u64) -> Message {
-    use stoker_worker::ports::broker::CONTENT_EVENT;
-    Message { id: format!("parked-{id}"), key, content_type: CONTENT_EVENT, body, deliveries: 0, due_ms: 0 }
+/// A message that a worker puts among the dead letters.
+pub fn parked_message(parked: Parked, number: u64) -> Message {
+    let Parked { routing_key, reason, at, about, body } = parked;
+    let death = Death {
+        by: GivenUpBy::Worker(reason),
+        queue: about.queue,
+        exchange: String::new(),
+        routing_key: routing_key.clone(),
+        count: 1,
+        at: Some(at),
+    };
+    Message {
+        id: about.message_id.unwrap_or_else(|| format!("parked-{number}")),
+        key: routing_key,
+        content_type: CONTENT_EVENT,
+        body,
+        deliveries: 0,
+        death: Some(death),
+        deferrals: 0,
+        put_back: 0,
+        due_ms: 0,
+    }
 }

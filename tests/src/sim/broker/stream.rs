@@ -29,7 +29,7 @@ impl History {
     /// Adds a message.
     pub fn push(&mut self, message: &Message) {
         self.archive.push(HistoryEntry {
-            offset: (self.archive.len() - self.begin) as u64,
+            offset: self.end(),
             content_type: message.content_type.to_owned(),
             routing_key: message.key.clone(),
             body: message.body.clone(),
@@ -41,19 +41,23 @@ impl History {
         (self.begin, self.generation) = (self.archive.len(), self.generation + 1);
     }
 
+    /// Entries that readers see.
+    pub fn end(&self) -> u64 {
+        (self.archive.len() - self.begin) as u64
+    }
+
     fn get(&self, offset: u64) -> Option<&HistoryEntry> {
         self.archive.get(self.begin + usize::try_from(offset).ok()?)
     }
 
     /// Where a reader begins. One that has read what is not here has read another history.
     pub fn begin(&self, from: Offset) -> u64 {
-        match from {
-            Offset::First => 0,
-            Offset::At(offset) if offset > (self.archive.len() - self.begin) as u64 => 0,
-            Offset::At(offset) => offset,
-            Offset::After(mark) if self.get(mark.offset).is_none_or(|entry| entry.mark() != mark) => 0,
-            Offset::After(mark) => mark.offset + 1,
-        }
+        let known = match from {
+            Offset::First => true,
+            Offset::At(offset) => offset == 0 || self.get(offset - 1).is_some(),
+            Offset::After(mark) => self.get(mark.offset).is_some_and(|entry| entry.mark() == mark),
+        };
+        if known { from.next() } else { 0 }
     }
 }
 

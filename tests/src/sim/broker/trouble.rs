@@ -2,6 +2,7 @@
 
 use stoker_worker::ports::broker::{BrokerStatus, HistoryStatus};
 
+use super::queue::Message;
 use super::state::{Action, State};
 use crate::say;
 
@@ -125,10 +126,38 @@ impl State {
         }
     }
 
-    /// The stream is deleted and made again.
+    /// The stream is deleted and made again, unless somebody still reads: what they had not read would be lost to
+    /// them for good.
     pub fn recreate_history(&mut self) {
+        let end = self.history.end();
+        if self.readers.is_empty()
+            || self.readers.values().any(|reader| reader.next < end || reader.to.capacity() < reader.to.max_capacity())
+        {
+            say!(self.trace, "history is being read, and stays");
+            return;
+        }
         say!(self.trace, "history is made again");
         self.history.recreate();
+    }
+
+    /// Somebody publishes what no worker can read, past every rule.
+    pub fn inject(&mut self, name: &str, id: String, bytes: usize) {
+        say!(self.trace, "{id} of {bytes} bytes is published to {name}");
+        self.declare_work(name);
+        let message = Message {
+            id,
+            key: "job.enqueued.default.normal".to_owned(),
+            content_type: stoker_worker::ports::broker::CONTENT_EVENT,
+            body: bytes::Bytes::from(vec![b'x'; bytes]),
+            deliveries: 0,
+            death: None,
+            deferrals: 0,
+            put_back: 0,
+            due_ms: 0,
+        };
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.offer(message);
+        }
     }
 
     /// Drops what waits in a queue.
@@ -138,11 +167,11 @@ impl State {
         purged
     }
 
-    /// What waits, is held, or is under way; `None` when nothing does. Dead letters wait for people.
+    /// What waits, is held, or is under way; `None` when nothing does.
     pub fn unrest(&self) -> Option<String> {
         let mut busy = Vec::new();
-        for (name, queue) in self.queues.iter().filter(|(name, _)| *name != super::DEAD) {
-            if !queue.ready.is_empty() || !queue.held.is_empty() {
+        for (name, queue) in &self.queues {
+            if !queue.ready.is_empty() || !queue.held.is_empty() || !queue.dying.is_empty() {
                 let held: Vec<_> = queue.held.values().map(|held| held.message.id.as_str()).take(MAX_NAMED).collect();
                 busy.push(format!("{name}: {} waiting, {} held {held:?}", queue.ready.len(), queue.held.len()));
             }

@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
+    sync::Arc,
 };
 
+use bytes::Bytes;
 use futures_util::{
     Stream, StreamExt,
     stream::{self, SelectAll},
@@ -25,8 +27,10 @@ use super::{
     config::CLOSE_DEADLINE,
     credit::{self, Share, Step},
     death,
+    deferring::{Copy, Lane},
     fault::{Fault, answer},
     link::Live,
+    message::HEADER_DEFERRALS,
     settle::{AmqpAck, Settle, Verdict, frames},
     topology::Declarer,
     watchdog::Watchdog,
@@ -63,6 +67,8 @@ pub(super) struct Consuming {
     /// It is the queue of dead letters: each says how it died.
     has_letters: bool,
     out: mpsc::Sender<Delivery>,
+    /// Where its messages go back to; `None` where they cannot be put back for a while.
+    lane: Option<Arc<Lane>>,
     arrivals: SelectAll<Pin<Box<dyn Stream<Item = Arrival> + Send>>>,
     consumers: Vec<Consumer>,
     next_consumer: u64,
@@ -83,6 +89,7 @@ impl Consuming {
         has_letters: bool,
         out: mpsc::Sender<Delivery>,
         handles: Handles,
+        lane: Option<Arc<Lane>>,
     ) -> Self {
         let (settle, settled) = mpsc::channel(SETTLE_BUFFER);
         Self {
@@ -90,6 +97,7 @@ impl Consuming {
             queue: queue.into(),
             has_letters,
             out,
+            lane,
             arrivals: SelectAll::new(),
             consumers: Vec::new(),
             next_consumer: 0,
@@ -241,7 +249,8 @@ impl Consuming {
         while !self.waiting.is_empty() {
             let Ok(permit) = self.out.try_reserve() else { return };
             if let Some(received) = self.waiting.pop_front() {
-                permit.send(delivery(received, queue, self.has_letters, settle.clone(), &self.handles));
+                let lane = self.lane.clone();
+                permit.send(delivery(received, queue, self.has_letters, settle.clone(), &self.handles, lane));
             }
         }
     }
@@ -309,18 +318,20 @@ fn delivery(
     is_letter: bool,
     owner: mpsc::Sender<Settle>,
     handles: &Handles,
+    lane: Option<Arc<Lane>>,
 ) -> Delivery {
     let headers = received.properties.headers().as_ref();
-    let counted = headers.and_then(|h| h.inner().get(HEADER_DELIVERY_COUNT)).and_then(number);
+    let header = |name| headers.and_then(|h| h.inner().get(name)).and_then(number).and_then(|n| u32::try_from(n).ok());
+    let delivery_count = header(HEADER_DELIVERY_COUNT).unwrap_or_else(|| u32::from(received.redelivered));
+    let deferrals = header(HEADER_DEFERRALS).unwrap_or(0);
     let routing_key = received.routing_key.to_string();
     let about = death::about(&received, queue, is_letter);
-    Delivery {
-        routing_key: about.death.as_ref().map_or(routing_key, |death| death.routing_key.clone()),
-        delivery_count: counted.and_then(|n| u32::try_from(n).ok()).unwrap_or_else(|| u32::from(received.redelivered)),
-        about,
-        body: received.data.into(),
-        ack: handles.issue(Box::new(AmqpAck { tag: received.delivery_tag, owner })),
-    }
+    let message_id = received.properties.message_id().clone();
+    let body = Bytes::from(received.data);
+    let again = lane.map(|lane| (lane, Copy { message_id, body: body.clone(), deferrals }));
+    let ack = handles.issue(Box::new(AmqpAck { tag: received.delivery_tag, owner, again }));
+    let routing_key = about.death.as_ref().map_or(routing_key, |death| death.routing_key.clone());
+    Delivery { routing_key, delivery_count, deferrals, about, body, ack }
 }
 
 /// RabbitMQ picks the width of a number by its value.

@@ -1,19 +1,26 @@
 //! A message as it goes over the wire, checked before it is queued: lapin panics on strings that
 //! AMQP cannot carry, and RabbitMQ closes the channel over bodies it finds too large.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
     message::BasicReturnMessage,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use stoker_schemas::topology::Names;
+use stoker_schemas::{
+    PoolName,
+    spec::Priority,
+    topology::{Names, deferred_key},
+};
 
 use super::{
     config::{MAX_BODY_BYTES, MAX_REASON_BYTES},
+    deferring::Copy,
     route::{self, Route},
 };
-use crate::ports::broker::{BrokerError, Outgoing, Parked};
+use crate::ports::broker::{BrokerError, CONTENT_EVENT, Outgoing, Parked};
 
 /// Header of a parked message: why it was parked.
 pub const HEADER_REASON: &str = "x-stoker-reason";
@@ -26,6 +33,8 @@ pub const HEADER_QUEUE: &str = "x-stoker-queue";
 pub const HEADER_MESSAGE_ID: &str = "x-stoker-message-id";
 /// Header of a parked message: when it was parked, RFC 3339.
 pub const HEADER_PARKED_AT: &str = "x-stoker-parked-at";
+/// Header of a job that was put back for a while: how often.
+pub(super) const HEADER_DEFERRALS: &str = "x-stoker-deferrals";
 /// AMQP's `delivery-mode` for messages that survive a restart.
 const PERSISTENT: u8 = 2;
 
@@ -77,6 +86,30 @@ impl Message {
         }
         let routing_key = short(&names.dead_queue())?;
         Ok(Self { exchange: "".into(), routing_key, route: Route::History, properties, body: parked.body })
+    }
+
+    /// A job as it was delivered, on its way into a delay queue and back to its lane.
+    pub(super) fn deferred(
+        names: &Names,
+        (pool, lane): (&PoolName, Priority),
+        copy: &Copy,
+        delay: Duration,
+    ) -> Result<Self, BrokerError> {
+        check_size(&copy.body)?;
+        let mut headers = FieldTable::default();
+        headers.insert(HEADER_DEFERRALS.into(), AMQPValue::LongLongInt(i64::from(copy.deferrals.saturating_add(1))));
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(CONTENT_EVENT.into())
+            .with_expiration(delay.as_millis().to_string().into())
+            .with_headers(headers);
+        if let Some(id) = &copy.message_id {
+            properties = properties.with_message_id(id.clone());
+        }
+        let exchange = short(&names.deferred_exchange())?;
+        let routing_key = short(&deferred_key(pool, lane, delay))?;
+        let route = Route::DelayedPool(pool.clone());
+        Ok(Self { exchange, routing_key, route, properties, body: copy.body.clone() })
     }
 
     /// Was this one returned? (Only parked messages have no id.)

@@ -13,11 +13,13 @@ mod config;
 mod consuming;
 mod credit;
 mod death;
+mod deferring;
 mod fault;
 mod history;
 mod history_route;
 mod link;
 mod message;
+mod outlet;
 mod publisher;
 mod refusing;
 mod returns;
@@ -36,8 +38,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stoker_schemas::{PoolName, spec::Priority};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, timeout},
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
 };
 
 pub use config::{AmqpConfig, MAX_BODY_BYTES, MAX_REASON_BYTES};
@@ -50,7 +52,8 @@ use self::{
     history_route::HistoryRoute,
     link::Link,
     message::Message,
-    publisher::{Job, Publisher},
+    outlet::Outlet,
+    publisher::Publisher,
     status::{Role, StatusBoard},
     subscription::{Origin, Subscriber},
     tasks::Tasks,
@@ -67,7 +70,7 @@ const HISTORY_BUFFER: usize = 256;
 /// A broker over two connections. Dropping it ends its tasks, as [`Broker::close`] does.
 pub struct AmqpBroker {
     config: Arc<AmqpConfig>,
-    publishes: mpsc::Sender<Job>,
+    outlet: Outlet,
     consume: Link,
     board: Arc<StatusBoard>,
     route: Arc<HistoryRoute>,
@@ -90,7 +93,8 @@ impl AmqpBroker {
         let publisher =
             Publisher::new(Arc::clone(&config), publish, Arc::clone(&route), tasks.closing().clone(), inbox);
         tasks.spawn(publisher.run());
-        Ok(Self { config, publishes, consume, board, route, tasks })
+        let outlet = Outlet { config: Arc::clone(&config), publishes, board: Arc::clone(&board) };
+        Ok(Self { config, outlet, consume, board, route, tasks })
     }
 
     /// Connects and declares the topology; fails when that takes longer than the deadline, and at once when trying
@@ -124,29 +128,6 @@ impl AmqpBroker {
         }
     }
 
-    /// Waits for the confirm, for as long as a publish may take.
-    async fn submit(&self, message: Message) -> Result<(), BrokerError> {
-        let (reply, answer) = oneshot::channel();
-        let job = Job { message: Arc::new(message), reply, since: Instant::now() };
-        let confirmed = async {
-            self.publishes.send(job).await.map_err(|_| BrokerError::Closed)?;
-            answer.await.map_err(|_| BrokerError::Closed)?
-        };
-        match timeout(self.config.publish_deadline, confirmed).await {
-            Ok(result) => result,
-            Err(_) => Err(self.overdue()),
-        }
-    }
-
-    /// Why nothing was confirmed in time.
-    fn overdue(&self) -> BrokerError {
-        match self.board.of(Role::Publish) {
-            BrokerStatus::Connected => BrokerError::Timeout(self.config.publish_deadline),
-            BrokerStatus::Blocked(reason) => BrokerError::Blocked(reason),
-            BrokerStatus::Down(reason) => BrokerError::Down(reason),
-        }
-    }
-
     fn check_open(&self) -> Result<(), BrokerError> {
         if self.tasks.closing().is_cancelled() { Err(BrokerError::Closed) } else { Ok(()) }
     }
@@ -155,7 +136,7 @@ impl AmqpBroker {
 #[async_trait]
 impl Broker for AmqpBroker {
     async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
-        self.submit(Message::event(&self.config.names, message)?).await
+        self.outlet.submit(Message::event(&self.config.names, message)?).await
     }
 
     async fn subscribe(&self, source: Source) -> Result<Subscription, BrokerError> {
@@ -167,6 +148,7 @@ impl Broker for AmqpBroker {
         let subscriber = Subscriber {
             config: Arc::clone(&self.config),
             link: self.consume.clone(),
+            outlet: self.outlet.clone(),
             closing: self.tasks.closing().clone(),
             source,
             origin,
@@ -193,7 +175,7 @@ impl Broker for AmqpBroker {
     }
 
     async fn park(&self, parked: Parked) -> Result<(), BrokerError> {
-        self.submit(Message::parked(&self.config.names, parked)?).await
+        self.outlet.submit(Message::parked(&self.config.names, parked)?).await
     }
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {

@@ -29,7 +29,7 @@ pub(super) fn of(key: &str) -> Result<Route, BrokerError> {
         ["job", "retry-scheduled" | "deferred", pool, lane, tier] if is_lane(lane) && is_tier(tier) => {
             pool.parse().ok().map(Route::DelayedPool)
         }
-        ["job", "enqueued" | "retry-scheduled" | "deferred", ..] => None,
+        ["job", "enqueued" | "retry-scheduled", ..] | ["job", "deferred", _, ..] => None,
         ["command", "host", host] => host.parse().ok().map(Route::Host),
         ["command", "host", ..] => None,
         _ => Some(Route::History),

@@ -1,11 +1,12 @@
 //! Acknowledging: handles that callers hold, and how many of them become one frame.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::broker::{Ack, BrokerError};
+use super::deferring::{Copy, Lane};
+use crate::ports::broker::{Ack, BrokerError, NotDeferred};
 
 /// What to do with a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) struct Settle {
 pub(super) struct AmqpAck {
     pub tag: u64,
     pub owner: mpsc::Sender<Settle>,
+    /// How to put the message back for a while, where it came from a lane.
+    pub again: Option<(Arc<Lane>, Copy)>,
 }
 
 impl AmqpAck {
@@ -45,6 +48,24 @@ impl Ack for AmqpAck {
 
     async fn requeue(self: Box<Self>) -> Result<(), BrokerError> {
         self.settle(Verdict::Requeue).await
+    }
+
+    /// The copy is confirmed before the original is given up.
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
+        let copied = match &self.again {
+            // It comes again by itself: a copy would be one too many.
+            _ if self.owner.is_closed() => Err(BrokerError::Stale),
+            Some((lane, copy)) => lane.defer(copy, delay).await,
+            None => Err(BrokerError::Refused("only jobs can be put back for a while".to_owned())),
+        };
+        match copied {
+            Ok(()) => {
+                // Stale by now, it comes twice; its worker recognises that.
+                let _ = self.settle(Verdict::Done).await;
+                Ok(())
+            }
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
     }
 
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {

@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{AmqpConfig, STABLE_AFTER},
     consuming::{Consuming, End},
+    deferring::Lane,
     fault::Fault,
     link::{Link, Live},
+    outlet::Outlet,
     watchdog::Watchdog,
 };
 use crate::{
@@ -54,6 +56,14 @@ impl Origin {
         }
     }
 
+    /// Where its messages go back to when they are put back for a while.
+    fn lane(&self, outlet: &Outlet) -> Option<Arc<Lane>> {
+        match self {
+            Self::Jobs(pool, lane) => Some(Arc::new(Lane { outlet: outlet.clone(), pool: pool.clone(), lane: *lane })),
+            Self::Host(_) | Self::Dead => None,
+        }
+    }
+
     async fn declare(&self, live: &Live, config: &AmqpConfig) -> Result<(), Fault> {
         let mut declarer = live.declarer(config);
         match self {
@@ -68,6 +78,7 @@ impl Origin {
 pub(super) struct Subscriber {
     pub config: Arc<AmqpConfig>,
     pub link: Link,
+    pub outlet: Outlet,
     pub closing: CancellationToken,
     pub source: Source,
     pub origin: Origin,
@@ -114,7 +125,8 @@ impl Subscriber {
         let channel = live.channel().await?;
         let handles = Handles::new(self.source.clone(), &self.out, self.closing.clone());
         let has_letters = matches!(self.origin, Origin::Dead);
-        let mut consuming = Consuming::new(channel, queue, has_letters, self.out.clone(), handles);
+        let mut consuming =
+            Consuming::new(channel, queue, has_letters, self.out.clone(), handles, self.origin.lane(&self.outlet));
         let watchdog = Watchdog::new(self.config.patience);
         let end = consuming.run(live, live.declarer(&self.config), watchdog, &self.closing, &mut self.credit).await;
         consuming.close().await;

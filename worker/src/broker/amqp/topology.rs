@@ -15,7 +15,9 @@ use lapin::{
 use stoker_schemas::{
     HostName, PoolName,
     spec::Priority,
-    topology::{DELAY_TIERS_MS, HISTORY_BINDING, delay_bindings, due_binding, host_bindings, jobs_binding},
+    topology::{
+        DELAY_TIERS_MS, HISTORY_BINDING, deferred_binding, delay_bindings, due_binding, host_bindings, jobs_binding,
+    },
 };
 
 use super::{
@@ -48,7 +50,8 @@ impl<'a> Declarer<'a> {
     pub(super) async fn work(&mut self) -> Result<(), Fault> {
         let names = &self.config.names;
         let history = names.history_exchange();
-        for exchange in [names.events_exchange(), names.due_exchange(), names.dead_exchange(), history] {
+        let (events, deferred) = (names.events_exchange(), names.deferred_exchange());
+        for exchange in [events, deferred, names.due_exchange(), names.dead_exchange(), history] {
             self.exchange(&exchange).await?;
         }
         self.dead_queue().await?;
@@ -151,7 +154,7 @@ impl<'a> Declarer<'a> {
         for key in delay_bindings(tier_ms) {
             self.bind(&queue, &names.events_exchange(), &key).await?;
         }
-        Ok(())
+        self.bind(&queue, &names.deferred_exchange(), &deferred_binding(tier_ms)).await
     }
 
     /// A host that is away must not make `command.all` fail for everybody, so its queue drops its

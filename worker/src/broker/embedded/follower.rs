@@ -8,10 +8,9 @@ use stoker_schemas::event::{Event, TYPE_PREFIX};
 use super::{Inner, PAGE};
 
 /// Kinds that somebody waits for; all others are history only and are not even decoded.
-const ROUTED: [&str; 9] = [
+const ROUTED: [&str; 8] = [
     "job.enqueued",
     "job.retry-scheduled",
-    "job.deferred",
     "job.cancel-requested",
     "job.stop-requested",
     "job.snooze-requested",
@@ -35,7 +34,7 @@ pub(super) fn kind_of(payload: &[u8]) -> Option<String> {
 
 /// An event that puts a job into a queue.
 pub(super) fn is_work(payload: &[u8]) -> bool {
-    kind_of(payload).is_some_and(|kind| ROUTED[..3].contains(&kind.as_str()))
+    kind_of(payload).is_some_and(|kind| ROUTED[..2].contains(&kind.as_str()))
 }
 
 /// Routes everything after `head`, for ever.

@@ -95,15 +95,11 @@ impl Inner {
 
     /// Puts an event where its readers wait for it.
     fn route(&self, event: &Event, position: u64) {
-        let item = Item { position, deliveries: 0 };
+        let item = Item { position, deliveries: 0, deferrals: 0 };
         match &event.data {
             EventData::JobEnqueued(e) => self.queues.push(&lane(&e.spec.pool, e.spec.priority), item),
             EventData::JobRetryScheduled(e) => {
                 self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(e.not_before));
-            }
-            EventData::JobDeferred(e) => {
-                let due = event.time.plus(std::time::Duration::from_millis(e.delay_ms));
-                self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(due));
             }
             EventData::CancelRequested(_)
             | EventData::StopRequested(_)

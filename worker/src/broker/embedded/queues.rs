@@ -13,6 +13,7 @@ use crate::ports::broker::Source;
 pub(super) struct Item {
     pub(super) position: u64,
     pub(super) deliveries: u32,
+    pub(super) deferrals: u32,
 }
 
 /// All queues of the broker.
@@ -82,6 +83,13 @@ impl Queue {
         }
         let due = state.later.first_key_value().map(|((due, _), _)| *due);
         state.ready.pop_front().ok_or(due)
+    }
+
+    /// Keeps an item back for a while.
+    pub(super) fn defer(&self, item: Item, due: Instant) {
+        let deferrals = item.deferrals.saturating_add(1);
+        lock(&self.state).later.insert((due, item.position), Item { deferrals, ..item });
+        self.changed.notify_one();
     }
 
     /// Gives items back, to where they came from: the front, in order.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,11 +10,11 @@ use stoker_schemas::event::Event;
 use stoker_schemas::letter::GivenUpBy;
 use stoker_schemas::topology::{self, Names};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
 use super::queues::{Item, Queue};
-use crate::ports::broker::{About, Ack, BrokerError, Delivery, Source, Subscription};
+use crate::ports::broker::{About, Ack, BrokerError, Delivery, NotDeferred, Source, Subscription};
 use crate::ports::handle::Handles;
 
 /// Deliveries handed over and not yet looked at; the credit bounds them as well.
@@ -80,7 +81,7 @@ async fn pump(
             changed = credited.changed() => if changed.is_err() { return },
             () = holding.settled.notified(), if !has_credit => {}
             () = holding.queue.changed.notified(), if has_credit => {}
-            () = sleep_until(wake_at.unwrap_or_else(tokio::time::Instant::now)), if wake_at.is_some() => {}
+            () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
         }
     }
 }
@@ -108,7 +109,8 @@ async fn hand_over(
     let (letter, body) = ((routing_key.clone(), about.clone()), record.payload);
     let settles = EmbeddedAck { inner, holding: holding.clone(), position, letter, body: body.clone() };
     let ack = holding.handles.issue(Box::new(settles));
-    let delivery = Delivery { routing_key, delivery_count: item.deliveries, about, body, ack };
+    let Item { deliveries: delivery_count, deferrals, .. } = item;
+    let delivery = Delivery { routing_key, delivery_count, deferrals, about, body, ack };
     send.send(delivery).await.is_ok()
 }
 
@@ -158,6 +160,17 @@ impl Ack for EmbeddedAck {
         let item = self.settle()?;
         self.holding.queue.give_back(std::iter::once(item));
         Ok(())
+    }
+
+    /// Nothing is written: a process that ends meanwhile offers the job again when it starts.
+    async fn defer(self: Box<Self>, delay: Duration) -> Result<(), NotDeferred> {
+        match self.settle() {
+            Ok(item) => {
+                self.holding.queue.defer(item, Instant::now() + delay);
+                Ok(())
+            }
+            Err(error) => Err(NotDeferred { ack: self, error }),
+        }
     }
 
     async fn dead_letter(self: Box<Self>) -> Result<(), BrokerError> {

@@ -11,6 +11,8 @@
 
 mod stock;
 
+use std::sync::Arc;
+
 use stoker_schemas::event::{AttemptReady, EventData, WarmGone, WarmGoneWhy, WarmReady, WarmStarted, WarmTaken};
 use stoker_schemas::retry::Jitter;
 use stoker_schemas::{JobId, JobSpec, VmId};
@@ -25,6 +27,8 @@ use super::deliveries::Place;
 use super::turn::Turn;
 use super::{Supervisor, SupervisorError};
 use crate::attempt::{Order, Plan, Report, Running, Whose};
+use crate::boots::Booting;
+use crate::images::Image;
 
 /// How many boot at once: jobs of their own come first.
 const REFILL_AT_ONCE: u32 = 2;
@@ -38,19 +42,12 @@ impl Supervisor {
             return;
         }
         let now = self.rig.clock.now();
-        while self.stock.booting() < REFILL_AT_ONCE && self.booting() + self.stock.booting() < self.settings.max_booting
-        {
-            let Some(kind) = self.stock.most_lacking(now) else { return };
-            let Some(wanted) = self.stock.wanted(kind).cloned() else { return };
-            let image = self.rig.images.load(&wanted.spec.image).ok();
-            let mut spec = wanted.spec;
-            if let Some(image) = &image {
-                spec.readiness.port = image.manifest.agent_port;
-            }
-            let need = Capacity::of(&spec);
-            if self.books.take(need).is_err() {
+        while self.stock.booting() < REFILL_AT_ONCE {
+            let Some(boot) = self.boots.try_begin() else { return };
+            let lacking = self.stock.lacking(now);
+            let Some((kind, spec, image, need)) = lacking.into_iter().find_map(|kind| self.take_room(kind)) else {
                 return;
-            }
+            };
             let Ok(address) = self.addresses.take() else {
                 self.books.release(need);
                 return;
@@ -58,12 +55,41 @@ impl Supervisor {
             self.warm_made += 1;
             let vm = VmId::warm(&self.settings.host, self.begun_at, self.warm_made);
             let JobSpec { image: name, vcpus, memory_mib, .. } = spec.clone();
-            let started = WarmStarted { vm, image: name, vcpus, memory_mib, address, wanted: wanted.count };
+            let wanted = self.stock.wanted(kind).map_or(0, |wanted| wanted.count);
+            let started = WarmStarted { vm, image: name, vcpus, memory_mib, address, wanted };
             turn.host_fact(EventData::WarmStarted(started));
-            let (stage, running, started_at) = (Stage::Booting, None, now);
-            self.stock.add(WarmVm { vm, kind, spec, need, address, image, started_at, stage, running });
+            let (stage, boot, running, started_at) = (Stage::Booting, Some(boot), None, now);
+            self.stock.add(WarmVm { vm, kind, spec, need, address, image, started_at, stage, boot, running });
             turn.start_warm(vm);
         }
+    }
+
+    /// What one more of this kind is, with room for it; `None` if there is no room.
+    fn take_room(&mut self, kind: usize) -> Option<(usize, JobSpec, Option<Arc<Image>>, Capacity)> {
+        let mut spec = self.stock.wanted(kind)?.spec.clone();
+        let need = Capacity::of(&spec);
+        self.books.take(need).ok()?;
+        let image = self.rig.images.load(&spec.image).ok();
+        if let Some(image) = &image {
+            spec.readiness.port = image.manifest.agent_port;
+        }
+        Some((kind, spec, image, need))
+    }
+
+    /// A place to boot in; else whether one comes soon from warm VMs: one that the job can have is booting, or one
+    /// that it cannot have is going. Jobs come first.
+    pub(super) fn boot_place(&mut self, job: &JobSpec) -> Result<Booting, bool> {
+        if let Some(place) = self.boots.try_begin() {
+            return Ok(place);
+        }
+        if self.stock.comes_for(job) || self.stock.gives_place_up() {
+            return Err(true);
+        }
+        let youngest = self.stock.youngest_booting();
+        if let Some(vm) = youngest {
+            self.dismiss(vm, WarmGoneWhy::Evicted);
+        }
+        Err(youngest.is_some())
     }
 
     /// Its first fact is on disk.
@@ -86,7 +112,7 @@ impl Supervisor {
         }
         self.dismiss_outdated();
         let warm = self.stock.ready_for(job)?;
-        Some(Place { need: warm.need, address: warm.address, warm: Some(warm.vm) })
+        Some(Place { need: warm.need, address: warm.address, boot: None, warm: Some(warm.vm) })
     }
 
     /// The job's from now on. What it takes of the host, it goes on taking.
@@ -163,6 +189,7 @@ impl Supervisor {
             return;
         }
         warm.stage = Stage::Ready;
+        warm.boot = None;
         let kind = warm.kind;
         self.stock.note_success(kind);
         turn.host_fact(EventData::WarmReady(WarmReady { vm, agent: proof.agent }));

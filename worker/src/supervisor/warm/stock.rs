@@ -12,6 +12,7 @@ use stoker_schemas::spec::RetryPolicy;
 use stoker_schemas::{JobSpec, Time, VmId};
 
 use crate::attempt::Running;
+use crate::boots::Booting;
 use crate::images::Image;
 use crate::supervisor::Capacity;
 
@@ -19,6 +20,9 @@ use crate::supervisor::Capacity;
 const FIRST_REST_MS: u64 = 1_000;
 const LONGEST_REST_MS: u64 = 60_000;
 const REST_JITTER_PERCENT: u8 = 20;
+
+/// Parts of what is wanted are compared as integers of this scale.
+const PART_SCALE: usize = 1 << 20;
 
 /// VMs of one kind to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub(super) struct WarmVm {
     pub(super) image: Option<Arc<Image>>,
     pub(super) started_at: Time,
     pub(super) stage: Stage,
+    /// Its place among those that boot, until it is up or gone.
+    pub(super) boot: Option<Booting>,
     /// Once its first fact is on disk.
     pub(super) running: Option<Running>,
 }
@@ -100,20 +106,17 @@ impl Stock {
         self.kinds.get(kind).map(|kind| &kind.wanted)
     }
 
-    /// The kind that lacks most, of those that do not rest.
-    pub(super) fn most_lacking(&self, now: Time) -> Option<usize> {
-        let lacks = |(index, kind): (usize, &Kind)| {
+    /// The kinds that lack some and do not rest, the one first that has the smallest part of what it wants: a
+    /// large kind does not keep a small one waiting. Of equals the first in the settings.
+    pub(super) fn lacking(&self, now: Time) -> Vec<usize> {
+        let part = |(index, kind): (usize, &Kind)| {
             let there = self.vms.iter().filter(|vm| vm.kind == index && !matches!(vm.stage, Stage::Going(..))).count();
-            let lack = (kind.wanted.count as usize).saturating_sub(there);
-            (lack > 0 && kind.rests_until <= now).then_some((lack, index))
+            let wanted = kind.wanted.count as usize;
+            (there < wanted && kind.rests_until <= now).then(|| (there * PART_SCALE / wanted, index))
         };
-        // Of equals the first in the settings.
-        self.kinds
-            .iter()
-            .enumerate()
-            .filter_map(lacks)
-            .max_by_key(|(lack, index)| (*lack, std::cmp::Reverse(*index)))
-            .map(|(_, index)| index)
+        let mut lacking: Vec<_> = self.kinds.iter().enumerate().filter_map(part).collect();
+        lacking.sort_unstable();
+        lacking.into_iter().map(|(_, index)| index).collect()
     }
 
     pub(super) fn add(&mut self, vm: WarmVm) {
@@ -153,6 +156,16 @@ impl Stock {
 
     fn fitting<'a>(&'a self, job: &'a JobSpec) -> impl Iterator<Item = &'a WarmVm> {
         self.vms.iter().filter(|vm| job.fits_warm(&vm.spec))
+    }
+
+    /// The youngest that boots.
+    pub(super) fn youngest_booting(&self) -> Option<VmId> {
+        self.vms.iter().rev().find(|vm| matches!(vm.stage, Stage::Booting)).map(|vm| vm.vm)
+    }
+
+    /// One that had not come up is going, and its place with it.
+    pub(super) fn gives_place_up(&self) -> bool {
+        self.vms.iter().any(|vm| vm.boot.is_some() && matches!(vm.stage, Stage::Going(..)))
     }
 
     /// Which must go so that `need` fits besides what is `free`, the youngest first; none are named when
@@ -225,7 +238,8 @@ mod tests {
         let spec = stock.wanted(kind).unwrap().spec.clone();
         let need = Capacity::of(&spec);
         let started_at = Time::from_unix_micros(0);
-        stock.add(WarmVm { vm, kind, spec, need, address: None, image: None, started_at, stage, running: None });
+        let (address, image, boot, running) = (None, None, None, None);
+        stock.add(WarmVm { vm, kind, spec, need, address, image, started_at, stage, boot, running });
         vm
     }
 
@@ -233,19 +247,19 @@ mod tests {
     const LARGE: &str = r#"{"image":"large","vcpus":4,"memory_mib":2048}"#;
 
     #[test]
-    fn what_lacks_most_is_made_first_and_what_failed_rests() {
-        let mut stock = stock(&[(SMALL, 1), (LARGE, 2)]);
+    fn a_kind_of_which_less_is_there_is_made_first_and_what_failed_rests() {
+        let mut stock = stock(&[(LARGE, 50), (SMALL, 1)]);
         let now = Time::from_unix_micros(1_000_000);
-        assert_eq!(stock.most_lacking(now), Some(1));
-        add(&mut stock, 1, 1, Stage::Booting);
-        assert_eq!(stock.most_lacking(now), Some(0), "of equals the first");
-        add(&mut stock, 0, 2, Stage::Going(WarmGoneWhy::Outdated, None));
-        assert_eq!(stock.most_lacking(now), Some(0), "one that goes is none");
+        assert_eq!(stock.lacking(now), [0, 1], "of equals the first");
+        let large = add(&mut stock, 0, 1, Stage::Booting);
+        assert_eq!(stock.lacking(now), [1, 0], "a large kind does not keep a small one waiting");
+        stock.get_mut(large).unwrap().stage = Stage::Going(WarmGoneWhy::Outdated, None);
+        assert_eq!(stock.lacking(now), [0, 1], "one that goes is none");
         let rest = stock.note_failure(0, now, Jitter::from_random(0));
-        assert_eq!(stock.most_lacking(now), Some(1));
+        assert_eq!(stock.lacking(now), [1]);
         add(&mut stock, 1, 3, Stage::Ready);
-        assert_eq!(stock.most_lacking(now), None);
-        assert_eq!(stock.most_lacking(now.plus(rest)), Some(0));
+        assert_eq!(stock.lacking(now), Vec::<usize>::new());
+        assert_eq!(stock.lacking(now.plus(rest)), [0]);
         assert_eq!(stock.note_failure(0, now, Jitter::from_random(0)), rest, "those that fail together fail once");
         let later = now.plus(rest);
         let longer = stock.note_failure(0, later, Jitter::from_random(0));

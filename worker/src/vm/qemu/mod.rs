@@ -33,7 +33,10 @@ use super::{
     process::{Identity, Spawner, Starting, VmmProcess},
     program,
 };
-use crate::ports::vm::{Hypervisor, Vm, VmError, VmPlan, VmRecord};
+use crate::{
+    boots::Boots,
+    ports::vm::{Hypervisor, Vm, VmError, VmPlan, VmRecord},
+};
 
 /// Its name in errors.
 const DRIVER: &str = "QEMU";
@@ -240,6 +243,12 @@ impl Hypervisor for Qemu {
             templates.make_soon(&launcher, &plan);
         } else {
             templates.forget(&launcher, &plan);
+        }
+    }
+
+    fn share_boots(&self, boots: Boots) {
+        if let Some(templates) = &self.templates {
+            templates.share_boots(boots);
         }
     }
 

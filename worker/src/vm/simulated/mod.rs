@@ -21,7 +21,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use stoker_schemas::image::Driver;
+use stoker_schemas::{VmId, image::Driver};
 use tokio::sync::mpsc;
 
 use self::{guest::Guest, script::Script};
@@ -91,6 +91,14 @@ impl Hypervisor for Simulated {
         let guest = self.world.guest(record.vm).filter(|guest| same(guest) && guest.end().is_none());
         Ok(guest.map(|guest| self.handle(guest, record.dir)))
     }
+
+    async fn clean_up(&self, _: VmId) -> Result<(), VmError> {
+        let takes = self.world.removal();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        Ok(())
+    }
 }
 
 struct SimVm {
@@ -125,6 +133,9 @@ impl Vm for SimVm {
         let wait = needed.map_or(grace, |needed| needed.min(grace));
         if self.guest.end().is_none() && !wait.is_zero() {
             let _ = tokio::time::timeout(wait, self.guest.wait()).await;
+        }
+        if self.guest.end().is_none() {
+            self.world.note_stop(self.guest.vm);
         }
         let obeyed = !grace.is_zero() && needed.is_some_and(|needed| needed <= grace);
         let exit = self.guest.finish(if obeyed { stopped() } else { killed() });

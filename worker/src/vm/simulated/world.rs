@@ -2,7 +2,7 @@
 //! and restarts everything else, as hosts keep running VMs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -69,6 +69,10 @@ struct State {
     cards: BTreeMap<VmId, Card>,
     by_agent: BTreeMap<SocketAddr, VmId>,
     stats: SimStats,
+    /// How long removing what a VM has left takes.
+    removal: Duration,
+    /// VMs that were ended from outside, not by themselves.
+    stopped: BTreeSet<VmId>,
 }
 
 #[derive(Debug)]
@@ -140,6 +144,24 @@ impl SimWorld {
         let mut vms: Vec<VmId> = self.lock().cards.keys().copied().collect();
         vms.sort_unstable();
         vms
+    }
+
+    /// From now on removing what a VM has left takes this long.
+    pub fn set_removal(&self, takes: Duration) {
+        self.lock().removal = takes;
+    }
+
+    pub(super) fn removal(&self) -> Duration {
+        self.lock().removal
+    }
+
+    /// Whether a VM still ran when it was stopped.
+    pub fn was_stopped(&self, vm: VmId) -> bool {
+        self.lock().stopped.contains(&vm)
+    }
+
+    pub(super) fn note_stop(&self, vm: VmId) {
+        self.lock().stopped.insert(vm);
     }
 
     pub(super) fn has_card(&self, vm: VmId) -> bool {

@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use tokio::sync::Semaphore;
@@ -30,7 +30,7 @@ pub use self::{
     store::Template,
 };
 use super::launch::Launcher;
-use crate::ports::vm::VmPlan;
+use crate::{boots::Boots, ports::vm::VmPlan};
 
 /// After so many failures of one kind nothing is tried any more until the worker starts again.
 const MAX_STRIKES: u32 = 3;
@@ -54,6 +54,8 @@ pub struct Templates {
     strikes: Arc<Mutex<HashMap<Key, u32>>>,
     /// One at a time: making one costs as much as a boot.
     making: Arc<Semaphore>,
+    /// Places for boots on this host; none set, there is no limit.
+    boots: OnceLock<Boots>,
 }
 
 impl Templates {
@@ -64,7 +66,14 @@ impl Templates {
             drafts: folders.drafts,
             strikes: Arc::default(),
             making: Arc::new(Semaphore::new(1)),
+            boots: OnceLock::new(),
         })
+    }
+
+    /// A template is booted in one of these places.
+    pub fn share_boots(&self, boots: Boots) {
+        // Said once, at the start of a worker.
+        let _ = self.boots.set(boots);
     }
 
     /// A template for this plan, whole, made by such a launcher.
@@ -88,8 +97,13 @@ impl Templates {
         let Ok(permit) = Arc::clone(&self.making).try_acquire_owned() else { return };
         let (store, strikes) = (Arc::clone(&self.store), Arc::clone(&self.strikes));
         let (launcher, plan, drafts) = (launcher.clone(), plan.clone(), self.drafts.clone());
+        let boots = self.boots.get().cloned();
         tokio::spawn(async move {
             let _permit = permit;
+            let _place = match &boots {
+                Some(boots) => Some(boots.begin().await),
+                None => None,
+            };
             let made = match make::make(&launcher, &plan, &drafts).await {
                 Ok(draft) => draft.publish(&store, &key),
                 Err(error) => Err(error),
