@@ -5,8 +5,9 @@ use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use stoker_schemas::Time;
-use stoker_schemas::fuzz::{Target, texts};
+use stoker_schemas::fuzz::{Target, deep_toml, texts};
 
+use crate::cli::input;
 use crate::hooks::HooksConfig;
 use crate::hooks::mapping::Facts;
 use crate::hooks::verify;
@@ -16,7 +17,8 @@ use crate::http::many::token::Promises;
 use crate::readmodel::{packed, query};
 
 /// The parsers of this crate.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
+    Target { name: "job-file", run: job_file, samples: job_files },
     Target { name: "webhook-payload", run: payload, samples: payloads },
     Target { name: "webhook-signature", run: signature, samples: signatures },
     Target { name: "hooks-config", run: hooks_config, samples: hooks_configs },
@@ -65,6 +67,25 @@ secrets = ["0123456789abcdef"]
 [source.job]
 image = "golden"
 "#;
+
+fn job_files() -> Vec<Vec<u8>> {
+    let mut files = texts(&[
+        "image: golden\nlabels: {team: web}\n---\nimage: golden@7\nvcpus: 2\n",
+        "- &a\n  image: golden\n- <<: *a\n  ttl_s: 60\n- *a\n",
+        r#"[{"image":"golden"},{"image":"golden","vcpus":2}]"#,
+    ]);
+    let deep = [("[", "]"), ("{a: ", "}"), ("- ", "x"), ("? ", "x"), ("{\"a\":", "}"), ("!!seq [", "]"), ("&a [", "]")];
+    files.extend(deep.map(|(open, close)| format!("{}{}", open.repeat(10_000), close.repeat(10_000)).into_bytes()));
+    files
+}
+
+/// What a job file of a user of the command line holds is refused or read, never more.
+fn job_file(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Err(why) = input::parse(text) {
+        assert!(!why.is_empty(), "a refusal says why");
+    }
+}
 
 fn hooks() -> HooksConfig {
     HooksConfig::parse(HOOKS, Path::new("."), &|_| None).expect("settings that are right")
@@ -120,7 +141,7 @@ fn signature(bytes: &[u8]) {
 
 fn hooks_configs() -> Vec<Vec<u8>> {
     let callbacks = "[callbacks]\nsecrets = [\"whsec_MDEyMzQ1Njc4OWFiY2RlZg==\"]\nallow = [\"10.0.0.0/8\"]\n";
-    vec![HOOKS.as_bytes().to_vec(), callbacks.as_bytes().to_vec()]
+    vec![HOOKS.as_bytes().to_vec(), callbacks.as_bytes().to_vec(), deep_toml()]
 }
 
 /// Files that it names are not there.
@@ -137,7 +158,7 @@ fn token_files() -> Vec<Vec<u8>> {
         "[[token]]\nname = \"ada\"\nrole = \"admin\"\nsha256 = \"{digest}\"\nexpires = \"2027-01-01T00:00:00Z\"\n\
          [[token]]\nname = \"ci\"\nrole = \"operate\"\nsha256 = \"{digest}\"\nexpires = 2027-01-01\n"
     );
-    vec![file.into_bytes()]
+    vec![file.into_bytes(), deep_toml()]
 }
 
 fn token_file(bytes: &[u8]) {

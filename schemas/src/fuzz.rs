@@ -38,6 +38,12 @@ pub fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }
 
+/// TOML that nests where its parser does not count: keys of many parts within brackets.
+pub fn deep_toml() -> Vec<u8> {
+    let key = ["a"; 79].join(".");
+    format!("{}1{}", format!("{key} = {{").repeat(78), "}".repeat(78)).into_bytes()
+}
+
 fn events() -> Vec<Vec<u8>> {
     samples().iter().filter_map(|event| event.encode().ok()).collect()
 }

@@ -1,10 +1,12 @@
 //! The worker's parsers of bytes from outside, for the fuzzers; see [`stoker_schemas::fuzz`].
 #![allow(clippy::expect_used, reason = "a broken promise ends the fuzzer; no product code calls this")]
 
+mod broker;
+
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use stoker_schemas::fuzz::{Target, texts};
+use stoker_schemas::fuzz::{Target, deep_toml, texts};
 use stoker_schemas::id::Mac;
 use stoker_schemas::limits::MAX_TEXT_BYTES;
 use stoker_schemas::{Epoch, HostName, JobId, JobSpec, VmId};
@@ -17,11 +19,15 @@ use crate::log::record;
 use crate::net::dhcp::words;
 use crate::ports::probe::{Answer, ProbeTarget};
 use crate::probe::outcome::{self, Identity};
+use crate::toml_text;
 use crate::vm::firecracker::{api, metrics};
 use crate::vm::qemu::qmp::Qmp;
 
 /// The parsers of this crate.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
+    broker::TARGETS[0],
+    broker::TARGETS[1],
+    broker::TARGETS[2],
     Target { name: "dhcp-words", run: dhcp, samples: dhcp_lines },
     Target { name: "console", run: console, samples: consoles },
     Target { name: "probe-answer", run: probe, samples: answers },
@@ -184,18 +190,20 @@ fn log_record(bytes: &[u8]) {
 }
 
 fn configs() -> Vec<Vec<u8>> {
-    texts(&[
+    let mut configs = texts(&[
         "host = \"h-1\"\npools = [\"default\", \"gpu\"]\ndriver = \"simulated\"\ndata = \"/var/lib/stoker\"\nslots = 4\n\
          vcpus = 8\nmemory_mib = 4096\nmax_booting = 2\nhold_ms = 500\nbroker = \"amqp://localhost\"\n\
          cgroup_parent = \"stoker\"\njailer_uid_base = 10000\n[labels]\nzone = \"a\"\n\
          [network]\nmode = \"bridge\"\nbridge = \"st-br0\"\ngateway = \"192.168.100.1\"\nprefix = 24\n",
         "[[warm]]\nimage = \"golden\"\ncount = 2\nvcpus = 1\nmemory_mib = 512\n",
-    ])
+    ]);
+    configs.push(deep_toml());
+    configs
 }
 
 fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(file) = toml::from_str::<RawConfig>(text) else { return };
+    let Ok(file) = toml_text::parse::<RawConfig>(text) else { return };
     if let Err(errors) = Config::merge(file, Flags::default()) {
         assert!(!errors.to_string().is_empty(), "a refusal says why");
     }

@@ -33,4 +33,5 @@ pub mod probe;
 pub mod reaper;
 pub mod signals;
 pub mod supervisor;
+pub mod toml_text;
 pub mod vm;

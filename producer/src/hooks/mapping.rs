@@ -17,9 +17,12 @@ const FUEL: u64 = 20_000;
 const MAX_RENDERED_BYTES: usize = 64 * 1024;
 /// Longest template, bytes.
 const MAX_TEMPLATE_BYTES: usize = 4 * 1024;
-/// Opening brackets and braces of one template: minijinja follows each by calling itself, and the stack of a
-/// thread that serves requests takes some hundred such calls.
-const MAX_BRACKETS: usize = 64;
+/// Opening brackets and braces of one template: minijinja follows each by calling itself, and in an unoptimised
+/// build the 2 MiB stack of a thread that serves requests takes about a hundred nested calls of functions.
+const MAX_BRACKETS: usize = 48;
+/// Words and signs of one template. Each `.a`, `|abs`, `not` or `-` may be a level of what minijinja makes of it, and
+/// that stack takes 1,400 of those; minijinja itself bounds some of them only.
+const MAX_PARTS: usize = 400;
 /// Bytes kept of an error's words.
 const MAX_WORDS: usize = 300;
 /// Depth of the tables of a job; a spec has two.
@@ -147,11 +150,25 @@ fn environment(lenient: bool) -> Environment<'static> {
 
 fn bounded(text: &str) -> Result<(), minijinja::Error> {
     let brackets = text.bytes().filter(|byte| b"([{".contains(byte)).count();
-    if text.len() <= MAX_TEMPLATE_BYTES && brackets <= MAX_BRACKETS {
+    if text.len() <= MAX_TEMPLATE_BYTES && brackets <= MAX_BRACKETS && parts(text) <= MAX_PARTS {
         return Ok(());
     }
-    let why = format!("it has more than {MAX_TEMPLATE_BYTES} bytes, or more than {MAX_BRACKETS} of ( [ and {{");
+    let why = format!(
+        "it has more than {MAX_TEMPLATE_BYTES} bytes, {MAX_PARTS} words and signs, or {MAX_BRACKETS} of ( [ and {{; \
+         have the sender put together what it needs"
+    );
     Err(minijinja::Error::new(ErrorKind::SyntaxError, why))
+}
+
+/// Words, and signs between them, wherever they stand.
+fn parts(text: &str) -> usize {
+    let of_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii();
+    let mut in_word = false;
+    let starts = text.bytes().filter(|byte| {
+        let continues = std::mem::replace(&mut in_word, of_word(*byte)) && of_word(*byte);
+        !continues && !byte.is_ascii_whitespace()
+    });
+    starts.count()
 }
 
 /// minijinja panics where an expression ends before its text does.
@@ -317,6 +334,9 @@ mod tests {
             format!("{{{{ {}1{} }}}}", "(".repeat(20_000), ")".repeat(20_000)),
             format!("{{{{ {}1 }}}}", "not ".repeat(20_000)),
             format!("{{{{ {}1 }}}}", "-".repeat(20_000)),
+            // Short, and as deep as it is long.
+            format!("{{{{ a{} }}}}", ".a".repeat(2_000)),
+            format!("{{{{ {}1 }}}}", "-".repeat(4_000)),
         ];
         for text in nested {
             let text = format!(
@@ -325,6 +345,41 @@ mod tests {
             );
             let error = HooksConfig::parse(&text, Path::new("."), &|_| None).unwrap_err().to_string();
             assert!(error.contains("job.image") && error.contains("more than"), "{error}");
+        }
+    }
+
+    /// The largest template of each kind that is still looked at; three eighths of the stack are for what calls this.
+    #[test]
+    fn whatever_is_looked_at_fits_a_small_stack() {
+        let kinds = [
+            ("{{ a", ".a", "", " }}"),
+            ("{{ 1", "|abs", "", " }}"),
+            ("{{ ", "-", "", "1 }}"),
+            ("{{ ", "not ", "", "1 }}"),
+            ("{{ ", "1**", "", "1 }}"),
+            ("{{ ", "1 if 1 else ", "", "1 }}"),
+            ("{{ ", "range(", ")", "1 }}"),
+            ("{{ ", "a(---- not not not b.b|abs, ", ")", "1 }}"),
+            ("{{ ", "[-", "]", "1 }}"),
+            ("{% if a %}", "{% elif a %}", "", "{% endif %}"),
+            ("x", "{% for a in b %}", "{% endfor %}", ""),
+        ];
+        for (before, opened, closed, after) in kinds {
+            let nested = |n: usize| format!("{before}{}{}{after}", opened.repeat(n), closed.repeat(n));
+            let most = (1..=MAX_PARTS).rev().map(nested).find(|text| bounded(text).is_ok()).unwrap();
+            let text = format!(
+                "[[source]]\nname = \"a\"\nkind = \"bearer\"\nsecrets = [\"0123456789abcdef\"]\n\
+                 [source.job]\nimage = \"{most}\""
+            );
+            let read = move || drop(HooksConfig::parse(&text, Path::new("."), &|_| None));
+            std::thread::Builder::new().stack_size(5 << 18).spawn(read).unwrap().join().unwrap();
+        }
+    }
+
+    #[test]
+    fn words_and_signs_are_counted_wherever_they_stand() {
+        for (text, count) in [("", 0), ("  ", 0), ("{{ a.b_1 }}", 7), ("not  -1", 3), ("é x", 2), ("a'b'", 4)] {
+            assert_eq!(parts(text), count, "{text}");
         }
     }
 

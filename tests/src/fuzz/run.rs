@@ -16,9 +16,8 @@ use super::Mutator;
 const HANGS_AFTER: Duration = Duration::from_secs(20);
 /// A parser may make the process grow by this much, MiB. Inputs are smaller than 0.1 MiB.
 const MAX_GROWTH_MIB: u64 = 256;
-/// Stack of the thread that parses: a main thread's, on which settings are read. The TOML parser of an
-/// unoptimised build needs more than the 2 MiB of other threads for text that nests as deep as it allows.
-const STACK_BYTES: usize = 8 << 20;
+/// Stack of the thread that parses: that of the runtime's threads.
+const STACK_BYTES: usize = 2 << 20;
 /// Inputs between two looks at the memory.
 const LOOK_EVERY: u64 = 64;
 /// Time spent on making a failing input smaller.
