@@ -17,6 +17,8 @@ pub mod control_plane;
 mod dashboard;
 pub mod dead_letters;
 mod first_vm;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hooks;
 pub mod http;
 pub mod pools;

@@ -12,6 +12,8 @@ pub mod command;
 pub mod decide;
 pub mod diagnosis;
 pub mod event;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod id;
 pub mod image;
 pub mod letter;

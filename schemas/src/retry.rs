@@ -99,6 +99,32 @@ mod tests {
     }
 
     #[test]
+    fn every_jitter_up_to_the_scale_can_be_drawn_and_none_beyond() {
+        let scale = Jitter::SCALE;
+        for (random, drawn) in [(0, 0), (7, 7), (scale, scale), (scale + 1, 0), (scale + 8, 7), (2 * scale + 2, 0)] {
+            assert_eq!(Jitter::from_random(random), Jitter(drawn), "{random}");
+        }
+    }
+
+    #[test]
+    fn each_wait_is_twice_the_one_before_up_to_the_cap() {
+        let p = policy(100, 60_000, 0, 50);
+        let waits: Vec<_> = (1..=12).map(|attempt| delay(&p, attempt, Jitter(0)).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 60_000, 60_000]);
+        let longest = policy(1, u64::MAX, 0, 50);
+        let last = 1 << 32;
+        assert_eq!(delay(&longest, 33, Jitter(0)), Duration::from_millis(last));
+        assert_eq!(delay(&longest, u32::MAX, Jitter(0)), Duration::from_millis(last), "no more doublings than 32");
+    }
+
+    #[test]
+    fn the_random_share_of_a_wait_follows_the_jitter() {
+        let p = policy(1_000, 60_000, 20, 50);
+        let ms = |parts_per_million| delay(&p, 2, Jitter(parts_per_million)).as_millis();
+        assert_eq!([0, 250_000, 500_000, Jitter::SCALE].map(ms), [1_600, 1_700, 1_800, 2_000]);
+    }
+
+    #[test]
     fn deferrals_double_up_to_their_cap() {
         let waits = [0, 1, 2, 3, 4, 63, 64, u32::MAX].map(|times| deferral_ms(1_000, 15_000, times));
         assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000, 15_000]);

@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod control;
 pub mod front;
+pub mod fuzz;
 pub mod harness;
 pub mod processes;
 pub mod sim;

@@ -17,6 +17,8 @@ pub mod dirs;
 pub mod disk;
 pub mod doctor;
 mod equipment;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod host;
 pub mod images;
 pub mod log;
@@ -31,4 +33,5 @@ pub mod probe;
 pub mod reaper;
 pub mod signals;
 pub mod supervisor;
+pub mod toml_text;
 pub mod vm;

@@ -35,7 +35,7 @@ pub fn read(path: &Path, printer: &mut Printer) -> Result<Vec<Value>, CliError> 
     Ok(jobs)
 }
 
-fn parse(text: &str) -> Result<Vec<Value>, String> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Value>, String> {
     // JSON first: its errors are clearer, and YAML refuses some JSON (tabs).
     let looks_like_json = text.trim_start().starts_with(['{', '[']);
     let documents = match serde_json::from_str::<Value>(text) {

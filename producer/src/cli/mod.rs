@@ -9,7 +9,7 @@ mod command;
 mod describe;
 mod error;
 mod follow;
-mod input;
+pub(crate) mod input;
 mod printer;
 mod settings;
 

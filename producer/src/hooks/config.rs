@@ -7,6 +7,7 @@ use std::path::Path;
 use axum::http::HeaderName;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use stoker_worker::toml_text;
 
 use super::mapping::Mapping;
 use super::reader::Reader;
@@ -130,16 +131,16 @@ impl HooksConfig {
             return Err(wrong(format!("larger than {MAX_FILE_BYTES} bytes")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        Self::parse(&text, path.parent().unwrap_or(Path::new(".")), env)
+        Self::parse(&text, path.parent().unwrap_or(Path::new(".")), env).map_err(|ConfigErrors(errors)| {
+            ConfigErrors(errors.into_iter().map(|e| format!("hooks file {}: {e}", path.display())).collect())
+        })
     }
 
     /// Reads the text of one. Files that it names are looked for in `folder`.
     pub fn parse(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         // Only where it is: the parser's message quotes the line, which may hold a secret.
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            ConfigErrors(vec![format!("the hooks file is not TOML, line {line}: {}", e.message())])
-        })?;
+        let table: toml::Table =
+            toml_text::parse(text).map_err(|e| ConfigErrors(vec![e.unquoted(text).to_string()]))?;
         let mut file = Reader::new(String::new(), table);
         let mut config = Self::default();
         for (index, table) in file.tables("source").into_iter().enumerate().take(MAX_SOURCES + 1) {
@@ -318,6 +319,15 @@ mod tests {
             assert!(all.contains(part), "{part} is not in:\n{all}");
         }
         assert!(!all.contains("hunter2") && !all.contains("whsec_!"), "{all}");
+    }
+
+    #[test]
+    fn a_file_that_nests_too_deep_is_refused_with_its_name_on_any_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hooks.toml");
+        std::fs::write(&path, stoker_schemas::fuzz::deep_toml()).unwrap();
+        let error = HooksConfig::load(&path, &env).unwrap_err().to_string();
+        assert!(error.contains("hooks.toml: line 1: nests more than 16 levels deep"), "{error}");
     }
 
     #[test]

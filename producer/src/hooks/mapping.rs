@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
+use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior, context};
 use serde_json::Value;
 use stoker_schemas::limits::clip;
 use stoker_schemas::spec::SpecErrors;
@@ -15,6 +15,14 @@ use crate::submit::{Prepared, prepare};
 const FUEL: u64 = 20_000;
 /// Longest text that a template may make; no field of a job takes as much.
 const MAX_RENDERED_BYTES: usize = 64 * 1024;
+/// Longest template, bytes.
+const MAX_TEMPLATE_BYTES: usize = 4 * 1024;
+/// Opening brackets and braces of one template: minijinja follows each by calling itself, and in an unoptimised
+/// build the 2 MiB stack of a thread that serves requests takes about a hundred nested calls of functions.
+const MAX_BRACKETS: usize = 48;
+/// Words and signs of one template. Each `.a`, `|abs`, `not` or `-` may be a level of what minijinja makes of it, and
+/// that stack takes 1,400 of those; minijinja itself bounds some of them only.
+const MAX_PARTS: usize = 400;
 /// Bytes kept of an error's words.
 const MAX_WORDS: usize = 300;
 /// Depth of the tables of a job; a spec has two.
@@ -77,7 +85,7 @@ impl Mapping {
     /// Reads `when` and `job` of a source; a template that cannot be parsed is found here.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let when = reader.text("when");
-        if let Some(Err(error)) = when.as_deref().map(|when| environment(true).compile_expression(when).map(drop)) {
+        if let Some(Err(error)) = when.as_deref().map(|when| compiled(&environment(true), when).map(drop)) {
             reader.wrong("when", &said(&error));
         }
         let Some(table) = reader.table("job") else {
@@ -89,8 +97,8 @@ impl Mapping {
         let mut errors = Vec::new();
         each_text(&job, "job", &mut |field, text| {
             let checked = match expression(text) {
-                Some(inner) => environment.compile_expression(inner).map(drop),
-                None => environment.template_from_str(text).map(drop),
+                Some(inner) => compiled(&environment, inner).map(drop),
+                None => bounded(text).and_then(|()| environment.template_from_str(text).map(drop)),
             };
             if let Err(error) = checked {
                 errors.push((field.to_owned(), said(&error)));
@@ -116,7 +124,7 @@ impl Mapping {
         if let Some(when) = &self.when {
             let failed = |error: minijinja::Error| template_error("when", &error);
             let environment = environment(true);
-            let value = environment.compile_expression(when).and_then(|e| e.eval(&seen)).map_err(failed)?;
+            let value = compiled(&environment, when).and_then(|e| e.eval(&seen)).map_err(failed)?;
             if !value.is_true() {
                 return Ok(Mapped::Ignored(format!("the condition is not met: {}", clip(when, MAX_WORDS))));
             }
@@ -138,6 +146,39 @@ fn environment(lenient: bool) -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment
+}
+
+fn bounded(text: &str) -> Result<(), minijinja::Error> {
+    let brackets = text.bytes().filter(|byte| b"([{".contains(byte)).count();
+    if text.len() <= MAX_TEMPLATE_BYTES && brackets <= MAX_BRACKETS && parts(text) <= MAX_PARTS {
+        return Ok(());
+    }
+    let why = format!(
+        "it has more than {MAX_TEMPLATE_BYTES} bytes, {MAX_PARTS} words and signs, or {MAX_BRACKETS} of ( [ and {{; \
+         have the sender put together what it needs"
+    );
+    Err(minijinja::Error::new(ErrorKind::SyntaxError, why))
+}
+
+/// Words, and signs between them, wherever they stand.
+fn parts(text: &str) -> usize {
+    let of_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii();
+    let mut in_word = false;
+    let starts = text.bytes().filter(|byte| {
+        let continues = std::mem::replace(&mut in_word, of_word(*byte)) && of_word(*byte);
+        !continues && !byte.is_ascii_whitespace()
+    });
+    starts.count()
+}
+
+/// minijinja panics where an expression ends before its text does.
+fn compiled<'e>(environment: &'e Environment<'_>, text: &'e str) -> Result<Expression<'e, 'e>, minijinja::Error> {
+    bounded(text)?;
+    if text.contains("}}") {
+        let why = "two braces end an expression; put a space between them";
+        return Err(minijinja::Error::new(ErrorKind::SyntaxError, why));
+    }
+    environment.compile_expression(text)
 }
 
 fn said(error: &minijinja::Error) -> String {
@@ -224,7 +265,7 @@ fn render_text(environment: &Environment<'_>, text: &str, seen: &minijinja::Valu
     let invalid = |message: String| minijinja::Error::new(ErrorKind::InvalidOperation, message);
     let value = match expression(text) {
         Some(inner) => {
-            let value = environment.compile_expression(inner)?.eval(seen)?;
+            let value = compiled(environment, inner)?.eval(seen)?;
             if value.is_undefined() {
                 return Err(minijinja::Error::new(ErrorKind::UndefinedError, format!("{inner} is not in the payload")));
             }
@@ -272,6 +313,81 @@ mod tests {
         assert_eq!((made.spec.vcpus, made.spec.memory_mib), (4, 256));
         assert_eq!(made.spec.labels["from"], "ci-d-1");
         assert_eq!(made.spec.idempotency_key.as_deref(), Some("key"));
+    }
+
+    #[test]
+    fn a_condition_that_ends_before_its_text_does_is_an_error_and_no_panic() {
+        for when in ["payload.a }} = 1", "payload.a == 1 and }}", "}}"] {
+            let text = format!(
+                "[[source]]\nname = \"a\"\nkind = \"bearer\"\nsecrets = [\"0123456789abcdef\"]\nwhen = \"{when}\"\n\
+                 [source.job]\nimage = \"golden\""
+            );
+            let error = HooksConfig::parse(&text, Path::new("."), &|_| None).unwrap_err().to_string();
+            assert!(error.contains("when") && error.contains("braces"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_is_nested_too_deep_is_an_error_and_does_not_end_the_process() {
+        let nested = [
+            "{% for a in b %}".repeat(20_000),
+            format!("{{{{ {}1{} }}}}", "(".repeat(20_000), ")".repeat(20_000)),
+            format!("{{{{ {}1 }}}}", "not ".repeat(20_000)),
+            format!("{{{{ {}1 }}}}", "-".repeat(20_000)),
+            // Short, and as deep as it is long.
+            format!("{{{{ a{} }}}}", ".a".repeat(2_000)),
+            format!("{{{{ {}1 }}}}", "-".repeat(4_000)),
+        ];
+        for text in nested {
+            let text = format!(
+                "[[source]]\nname = \"a\"\nkind = \"bearer\"\nsecrets = [\"0123456789abcdef\"]\n\
+                 [source.job]\nimage = \"{text}\""
+            );
+            let error = HooksConfig::parse(&text, Path::new("."), &|_| None).unwrap_err().to_string();
+            assert!(error.contains("job.image") && error.contains("more than"), "{error}");
+        }
+    }
+
+    /// The largest template of each kind that is still looked at; three eighths of the stack are for what calls this.
+    #[test]
+    fn whatever_is_looked_at_fits_a_small_stack() {
+        let kinds = [
+            ("{{ a", ".a", "", " }}"),
+            ("{{ 1", "|abs", "", " }}"),
+            ("{{ ", "-", "", "1 }}"),
+            ("{{ ", "not ", "", "1 }}"),
+            ("{{ ", "1**", "", "1 }}"),
+            ("{{ ", "1 if 1 else ", "", "1 }}"),
+            ("{{ ", "range(", ")", "1 }}"),
+            ("{{ ", "a(---- not not not b.b|abs, ", ")", "1 }}"),
+            ("{{ ", "[-", "]", "1 }}"),
+            ("{% if a %}", "{% elif a %}", "", "{% endif %}"),
+            ("x", "{% for a in b %}", "{% endfor %}", ""),
+        ];
+        for (before, opened, closed, after) in kinds {
+            let nested = |n: usize| format!("{before}{}{}{after}", opened.repeat(n), closed.repeat(n));
+            let most = (1..=MAX_PARTS).rev().map(nested).find(|text| bounded(text).is_ok()).unwrap();
+            let text = format!(
+                "[[source]]\nname = \"a\"\nkind = \"bearer\"\nsecrets = [\"0123456789abcdef\"]\n\
+                 [source.job]\nimage = \"{most}\""
+            );
+            let read = move || drop(HooksConfig::parse(&text, Path::new("."), &|_| None));
+            std::thread::Builder::new().stack_size(5 << 18).spawn(read).unwrap().join().unwrap();
+        }
+    }
+
+    #[test]
+    fn words_and_signs_are_counted_wherever_they_stand() {
+        for (text, count) in [("", 0), ("  ", 0), ("{{ a.b_1 }}", 7), ("not  -1", 3), ("é x", 2), ("a'b'", 4)] {
+            assert_eq!(parts(text), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_deep_keys_is_an_error_and_does_not_end_the_process() {
+        for text in [format!("{}b = 1", "a.".repeat(30_000)), format!("a = {}", "[".repeat(30_000))] {
+            assert!(HooksConfig::parse(&text, Path::new("."), &|_| None).is_err());
+        }
     }
 
     #[test]

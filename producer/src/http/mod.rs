@@ -15,7 +15,7 @@ mod extract;
 pub(crate) mod guard;
 mod jobs;
 pub(crate) mod letters;
-mod list;
+pub(crate) mod list;
 mod live;
 pub(crate) mod many;
 mod metrics;

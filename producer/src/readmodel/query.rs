@@ -160,7 +160,7 @@ pub(super) fn find(store: &Store, text: &str) -> Result<Found, ReadModelError> {
     })
 }
 
-fn encode_cursor(tail: &[u8]) -> String {
+pub(crate) fn encode_cursor(tail: &[u8]) -> String {
     use std::fmt::Write;
     tail.iter().fold(String::with_capacity(tail.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
@@ -169,7 +169,7 @@ fn encode_cursor(tail: &[u8]) -> String {
     })
 }
 
-fn decode_cursor(text: &str) -> Option<Tail> {
+pub(crate) fn decode_cursor(text: &str) -> Option<Tail> {
     let good = text.len() == keys::INDEX_TAIL * 2 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let byte = |i: usize| u8::from_str_radix(&text[i..i + 2], 16).ok();
     let bytes: Vec<u8> = if good { (0..text.len()).step_by(2).map(byte).collect() } else { None }?;

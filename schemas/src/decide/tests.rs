@@ -75,6 +75,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("stop", Command::Stop(request("bob"))),
         ("retry", retry()),
         ("snooze", snooze(3_600)),
+        ("abandon", Command::Abandon),
     ]
 }
 
@@ -199,6 +200,49 @@ fn a_snooze_puts_off_the_attempt_that_waits_and_no_other() {
     assert_eq!(history.state.phase(), Phase::Retrying);
     history.tell(retry()).unwrap();
     assert!(history.state.due(3).unwrap() < at(3_600), "an attempt asked for by hand does not wait");
+}
+
+#[test]
+fn a_snooze_may_be_as_long_as_the_limit_and_no_longer() {
+    let failed = [enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed)];
+    let history = given(failed);
+    let longest = history.seconds + crate::limits::MAX_SNOOZE_S;
+    assert_eq!(outcome(&history.when(snooze(longest))), "job.snooze-requested");
+    assert_eq!(history.when(snooze(longest + 1)), Err(Rejection::SnoozedTooLong));
+}
+
+#[test]
+fn a_try_whose_host_is_silent_fails_of_that_and_not_of_what_an_earlier_one_failed_of() {
+    let first = [enqueue(), begin(e(1)), fail(e(1), Cause::AgentNotListening), gone(e(1), GoneWhy::Failed)];
+    let history = given(first.into_iter().chain([begin_on("h-1", e(2))]));
+    let facts = history.when(Command::Abandon).unwrap();
+    let [(epoch, EventData::JobDead(dead))] = facts.as_slice() else { panic!("{facts:?}") };
+    assert_eq!((*epoch, dead.attempt, dead.reason), (e(2), 2, DeadReason::AttemptsExhausted));
+    assert_eq!(dead.diagnosis.as_ref().unwrap().cause, Cause::Interrupted);
+}
+
+#[test]
+fn a_job_whose_host_is_silent_waits_for_its_next_attempt_and_a_cancelled_one_ends() {
+    let history = given([enqueue(), begin(e(1))]);
+    let facts = history.when(Command::Abandon).unwrap();
+    let [(epoch, EventData::JobRetryScheduled(next))] = facts.as_slice() else { panic!("{facts:?}") };
+    assert_eq!((*epoch, next.attempt, next.cause), (e(2), 2, Some(Cause::Interrupted)));
+    let history = given([enqueue(), begin(e(1)), cancel()]);
+    let facts = history.when(Command::Abandon).unwrap();
+    let [(epoch, EventData::JobCancelled(cancelled))] = facts.as_slice() else { panic!("{facts:?}") };
+    assert_eq!((*epoch, cancelled.attempt, cancelled.by.as_str()), (e(1), 1, "bob"));
+}
+
+#[test]
+fn a_vm_that_no_try_has_is_not_superseded_in_the_name_of_another() {
+    let history = given([enqueue(), begin(e(1))]);
+    let supersede = |epoch, of| {
+        let duplicate = AttemptSuperseded { host: host(of), vm: VmId::derive(job(), e(1), &host(of)), kept: None };
+        outcome(&history.when(Command::Supersede { epoch, duplicate }))
+    };
+    assert_eq!(supersede(e(1), "h-1"), "attempt.superseded");
+    assert_eq!(supersede(e(1), "h-2"), "UnknownAttempt", "the epoch, but another host's VM");
+    assert_eq!(supersede(e(2), "h-1"), "UnknownAttempt", "the VM, but another epoch");
 }
 
 #[test]

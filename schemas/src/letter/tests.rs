@@ -135,3 +135,33 @@ proptest! {
         prop_assert_eq!(Event::decode(&bytes, at(1)).unwrap(), event);
     }
 }
+
+#[test]
+fn a_body_is_too_large_beyond_the_limit_and_not_at_it() {
+    let reason = |size| tell(&by_broker("rejected"), &vec![b'x'; size]).1.reason;
+    assert_eq!(reason(MAX_EVENT_BYTES), DeadLetterReason::Rejected);
+    assert_eq!(reason(MAX_EVENT_BYTES + 1), DeadLetterReason::TooLarge);
+}
+
+#[test]
+fn names_are_kept_as_they_came_within_their_bound_and_without_control_characters() {
+    let mut death = by_broker("expired");
+    death.exchange = "stoker\u{1b}events".to_owned();
+    death.routing_key = "k".repeat(MAX_LETTER_NAME_BYTES + 1);
+    let (_, told) = tell(&death, b"{}");
+    assert_eq!((told.queue.as_str(), told.exchange.as_str()), (QUEUE, "stoker events"));
+    assert!(told.routing_key.len() <= MAX_LETTER_NAME_BYTES && told.routing_key.starts_with("kkkk"));
+    assert_eq!(told.message_id.as_deref(), Some("m-1"));
+}
+
+#[test]
+fn a_text_that_is_cut_within_a_character_is_text_and_what_never_was_one_is_not() {
+    let kept = |body: Vec<u8>| tell(&by_broker("expired"), &body).1.body;
+    // The limit falls into the last character.
+    let cut = kept([vec![b'x'; MAX_LETTER_BODY_BYTES - 1], "éé".as_bytes().to_vec()].concat());
+    assert_eq!((cut.encoding, cut.content.len()), (BodyEncoding::Text, MAX_LETTER_BODY_BYTES - 1));
+    // It ends within a character, but nothing was cut.
+    assert_eq!(kept(b"caf\xc3".to_vec()).encoding, BodyEncoding::Base64);
+    // It was cut, but has never been text.
+    assert_eq!(kept(vec![0xff; MAX_LETTER_BODY_BYTES + 9]).encoding, BodyEncoding::Base64);
+}

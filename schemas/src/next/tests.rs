@@ -46,3 +46,15 @@ fn a_cancellation_that_another_host_settled_still_removes_this_vm() {
     here.state.apply(&settled[0]);
     assert_eq!(next(&here.state, e(1)), Next::Remove(GoneWhy::Cancelled));
 }
+
+#[test]
+fn a_cancellation_that_a_new_attempt_lifted_removes_no_vm() {
+    let mut here = given([enqueue(), begin(e(1)), ready(e(1))]);
+    let mut elsewhere = given([enqueue(), cancel(), Command::SettleCancel { attempt: 1 }]);
+    let settled = elsewhere.events.last().unwrap().clone();
+    let asked = elsewhere.tell(retry()).unwrap();
+    here.state.apply(&settled);
+    here.state.apply(&asked[0]);
+    assert_ne!(here.state.phase(), Phase::Cancelled);
+    assert_eq!(next(&here.state, e(1)), Next::Watch);
+}

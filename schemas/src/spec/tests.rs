@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{JobSpec, Network};
+use super::{JobSpec, Network, RawSpec, StaticAddress};
 
 fn errors(value: serde_json::Value) -> String {
     JobSpec::from_value(&value).expect_err("must be refused").to_string()
@@ -66,4 +66,36 @@ fn not_even_an_object_is_an_error_not_a_panic() {
         let text = errors(value);
         assert_eq!(text.lines().count(), 1, "{text}");
     }
+}
+
+#[test]
+fn a_raw_form_is_held_to_the_same_rules() {
+    let raw = |vcpus| RawSpec { image: Some("golden".to_owned()), vcpus, ..RawSpec::default() };
+    assert_eq!(JobSpec::from_raw(raw(Some(2))).unwrap().vcpus, 2);
+    let text = JobSpec::from_raw(raw(Some(33))).unwrap_err().to_string();
+    assert!(text.contains("vcpus: 33 is out of range"), "{text}");
+}
+
+#[test]
+fn a_warm_vm_fits_what_is_alike_and_asks_for_nothing_that_only_a_boot_can_give() {
+    let spec = || JobSpec::from_value(&json!({"image": "golden", "vcpus": 2, "memory_mib": 512})).unwrap();
+    let warm = spec();
+    let fits = |change: fn(&mut JobSpec)| {
+        let mut job = spec();
+        change(&mut job);
+        job.fits_warm(&warm)
+    };
+    assert!(fits(|_| {}));
+    assert!(fits(|job| job.kernel_args = " ".to_owned()), "blanks are no arguments");
+    assert!(fits(|job| job.readiness.path = "/ready".to_owned()), "how it is asked is the job's");
+    assert!(!fits(|job| job.image = "silver".parse().unwrap()));
+    assert!(!fits(|job| job.vcpus = 1));
+    assert!(!fits(|job| job.memory_mib = 256));
+    assert!(!fits(|job| job.disk_mib = 64));
+    assert!(!fits(|job| job.kernel_args = "quiet".to_owned()));
+    assert!(!fits(|job| job.readiness.port = 9090));
+    assert!(!fits(|job| {
+        let (address, gateway) = ([10, 0, 0, 2].into(), [10, 0, 0, 1].into());
+        job.network = Network::Static(StaticAddress { address, prefix: 24, gateway });
+    }));
 }

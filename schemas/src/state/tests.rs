@@ -8,6 +8,10 @@ use crate::diagnosis::Cause;
 use crate::event::{DeferredWhy, GoneWhy};
 use crate::fixtures::*;
 
+mod awaited;
+mod requests;
+mod superfluous;
+
 /// The command that a number stands for, at the try that the history is at.
 fn command(history: &History, host: &str, choice: u8) -> Command {
     let running = history.state.attempts.iter().find(|(_, a)| a.has_vm()).map(|(epoch, _)| *epoch);

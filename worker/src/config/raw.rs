@@ -11,6 +11,7 @@ use stoker_schemas::image::Driver;
 
 use super::warm::{self, RawWarm};
 use super::{BrokerUrl, Capacity, Config, ConfigErrors, JailerMode, NetworkMode};
+use crate::toml_text;
 use crate::vm::firecracker::jail::{DEFAULT_CGROUP_PARENT, DEFAULT_UID_BASE};
 use crate::vm::{AccelMode, Rates};
 
@@ -155,7 +156,7 @@ impl RawConfig {
             return Err(wrong(format!("{size} bytes, at most {MAX_FILE_BYTES}")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))
+        toml_text::parse(&text).map_err(|e| wrong(e.to_string()))
     }
 }
 

@@ -60,3 +60,12 @@ fn the_accelerator_is_a_setting_and_firecracker_has_no_choice() {
     assert!(error.contains("accel: Firecracker needs KVM"), "{error}");
     assert!(toml::from_str::<RawConfig>("accel = 'fast'").unwrap_err().to_string().contains("`auto`, `kvm`, `tcg`"));
 }
+
+#[test]
+fn a_file_that_nests_too_deep_is_refused_with_its_name_on_any_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("worker.toml");
+    std::fs::write(&path, stoker_schemas::fuzz::deep_toml()).unwrap();
+    let error = RawConfig::read(&path).unwrap_err().to_string();
+    assert!(error.contains("worker.toml: line 1: nests more than 16 levels deep"), "{error}");
+}

@@ -21,7 +21,7 @@ mod keys;
 mod open;
 mod options;
 mod read;
-mod record;
+pub(crate) mod record;
 mod store;
 mod verify;
 mod witness;

@@ -100,7 +100,7 @@ impl RecordRef<'_> {
     }
 
     /// Appends the record's bytes to `out`.
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
         // The length fits: the payload is limited to MAX_EVENT_BYTES before it gets here.
@@ -128,7 +128,7 @@ pub(super) fn peek_position(bytes: &[u8]) -> Option<u64> {
 }
 
 /// The record that starts `bytes`, with its checksum verified, and the bytes it takes.
-pub(super) fn decode(bytes: &[u8]) -> Result<(RecordRef<'_>, usize), Damage> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<(RecordRef<'_>, usize), Damage> {
     let len = encoded_len(bytes)?;
     let record = bytes.get(..len).ok_or(Damage::Short)?;
     if u32_at(record, 0) != Some(crc32c::crc32c(&record[LENGTH_AT..])) {

@@ -5,7 +5,7 @@
 //! `links` (rtnetlink), `tap` (the one ioctl), `dhcp` (dnsmasq, its reservations and its words).
 
 pub mod bridge;
-mod dhcp;
+pub(crate) mod dhcp;
 mod firewall;
 mod links;
 pub mod namespace;

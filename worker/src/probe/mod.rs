@@ -2,7 +2,7 @@
 //! to ask again and how long to wait for a connection.
 
 mod http;
-mod outcome;
+pub(crate) mod outcome;
 mod pace;
 
 pub use http::HttpProber;

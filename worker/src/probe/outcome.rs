@@ -42,7 +42,7 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn 
 }
 
 /// The `vmId` of a JSON answer.
-pub(super) fn vm_id(body: &[u8]) -> Option<String> {
+pub(crate) fn vm_id(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Identity {
         #[serde(rename = "vmId")]
@@ -52,7 +52,7 @@ pub(super) fn vm_id(body: &[u8]) -> Option<String> {
 }
 
 /// Who answered, as far as it can be told.
-pub(super) enum Identity {
+pub(crate) enum Identity {
     /// The answer says so.
     Named(String),
     /// The host sent its request to this MAC.
@@ -64,7 +64,7 @@ pub(super) enum Identity {
 }
 
 /// Whether an answer counts. `body` is what was read of it, `answer` keeps less.
-pub(super) fn of_answer(target: &ProbeTarget, answer: Answer, body: &str, identity: &Identity) -> ProbeOutcome {
+pub(crate) fn of_answer(target: &ProbeTarget, answer: Answer, body: &str, identity: &Identity) -> ProbeOutcome {
     let asked = &target.readiness;
     let wrong = if answer.status != asked.expected_status {
         Some(WrongAnswer::Status)

@@ -5,13 +5,13 @@
 mod admit;
 mod caller;
 mod cookie;
-mod cross_site;
+pub(crate) mod cross_site;
 mod form;
 mod limit;
 mod role;
 mod secret;
 mod session;
-mod tokens;
+pub(crate) mod tokens;
 mod watched;
 
 use std::net::IpAddr;

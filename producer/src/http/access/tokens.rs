@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use stoker_schemas::Time;
+use stoker_worker::toml_text;
 use toml::{Table, Value};
 
 use super::role::Role;
@@ -72,8 +73,7 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokenErrors> {
 
 /// Reads the text of one; all errors at once.
 pub fn parse(text: &str) -> Result<Vec<Token>, TokenErrors> {
-    let file: Table =
-        text.parse().map_err(|e: toml::de::Error| TokenErrors(vec![e.to_string().trim_end().to_owned()]))?;
+    let file: Table = toml_text::parse(text).map_err(|e| TokenErrors(vec![e.to_string()]))?;
     let mut errors: Vec<_> =
         file.keys().filter(|key| *key != "token").map(|key| format!("{key}: unknown, only [[token]] is")).collect();
     let entries = match file.get("token") {
@@ -202,6 +202,15 @@ mod tests {
             assert!(all.contains(part), "{part} in\n{all}");
         }
         assert!(!all.contains("\"y\""), "what may be a secret is not repeated");
+    }
+
+    #[test]
+    fn a_file_that_nests_too_deep_is_refused_with_its_name_on_any_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.toml");
+        std::fs::write(&path, stoker_schemas::fuzz::deep_toml()).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("tokens.toml: line 1: nests more than 16 levels deep"), "{error}");
     }
 
     #[test]

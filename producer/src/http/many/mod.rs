@@ -2,7 +2,7 @@
 //! came with it, the deed, which goes on by itself and tells how far it is.
 
 mod running;
-mod token;
+pub(crate) mod token;
 
 use axum::Json;
 use axum::extract::State;

@@ -61,7 +61,8 @@ fn read(input: &mut impl BufRead) -> io::Result<Resume> {
 }
 
 impl Resume {
-    fn parse(line: &str) -> Option<Self> {
+    /// Reads the line that says it.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         if words.next() != Some("resume") {
             return None;

@@ -25,7 +25,7 @@ const X_LAST_QUEUE: &str = "x-last-death-queue";
 const X_LAST_REASON: &str = "x-last-death-reason";
 
 /// What is known of a message besides its payload; `is_letter` where it is from the queue of dead letters.
-pub(super) fn about(received: &Received, queue: &str, is_letter: bool) -> About {
+pub(crate) fn about(received: &Received, queue: &str, is_letter: bool) -> About {
     let properties = &received.properties;
     let headers = properties.headers().as_ref();
     let parked_id = headers.and_then(|h| text(h, HEADER_MESSAGE_ID)).filter(|_| is_letter);

@@ -12,7 +12,7 @@
 mod config;
 mod consuming;
 mod credit;
-mod death;
+pub(crate) mod death;
 mod deferring;
 mod fault;
 mod history;

@@ -26,7 +26,7 @@ struct TypeOnly<'a> {
 }
 
 /// An event's kind, without reading the rest.
-pub(super) fn kind_of(payload: &[u8]) -> Option<String> {
+pub(crate) fn kind_of(payload: &[u8]) -> Option<String> {
     let peek: TypeOnly<'_> = serde_json::from_slice(payload).ok()?;
     let (kind, _version) = peek.r#type.strip_prefix(TYPE_PREFIX)?.rsplit_once(".v")?;
     Some(kind.to_owned())

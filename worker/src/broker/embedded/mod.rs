@@ -10,7 +10,7 @@
 //!
 //! A dead letter is an event as well, in a stream of its own: it fills no queue, and no start reads it.
 
-mod follower;
+pub(crate) mod follower;
 mod queues;
 mod subscription;
 

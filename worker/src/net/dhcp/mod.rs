@@ -9,7 +9,7 @@ mod leases;
 mod orphans;
 mod reservations;
 mod server;
-mod words;
+pub(crate) mod words;
 
 use std::{
     fs,

@@ -9,7 +9,7 @@ use crate::ports::net::NetSignal;
 
 /// What a line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub(crate) enum Said {
     /// It listens.
     Ready,
     /// It (re)reads its reservations: the one file it is told to read.
@@ -23,7 +23,7 @@ pub(super) enum Said {
 }
 
 /// Reads one line.
-pub(super) fn understand(line: &str) -> Said {
+pub(crate) fn understand(line: &str) -> Said {
     // `dnsmasq-dhcp[123]: <message>`
     let Some((source, message)) = line.split_once("]: ") else { return Said::Other };
     if !source.starts_with("dnsmasq") {

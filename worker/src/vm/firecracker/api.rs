@@ -19,7 +19,7 @@ use crate::{
 /// What is read of an answer, bytes: error messages are a few hundred.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// What is kept of an error message, bytes.
-const MAX_MESSAGE_BYTES: usize = 600;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 600;
 
 /// A client for one VMM.
 pub struct Api {
@@ -121,16 +121,21 @@ fn cause_of(error: &reqwest::Error) -> String {
 
 /// The message of an error answer. Two shapes exist, `fault_message` and `error`, and the second
 /// may hold a raw newline inside its string, which no JSON parser takes.
-fn error_message(status: StatusCode, body: &[u8]) -> String {
+pub(crate) fn error_message(status: StatusCode, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let plain = without_control(&text);
     let parsed = serde_json::from_str::<serde_json::Value>(&plain).ok();
     let message = parsed.as_ref().and_then(|v| v.get("fault_message").or_else(|| v.get("error"))?.as_str());
-    let message = message.unwrap_or(&plain).trim();
-    if message.is_empty() {
-        return format!("HTTP {status} without a message");
+    // JSON can spell a control character with plain ones.
+    let message = without_control(message.unwrap_or(&plain));
+    match message.trim() {
+        "" => format!("HTTP {status} without a message"),
+        message => stoker_schemas::limits::clip(message, MAX_MESSAGE_BYTES),
     }
-    stoker_schemas::limits::clip(message, MAX_MESSAGE_BYTES)
+}
+
+fn without_control(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -145,6 +150,7 @@ mod tests {
         let raw_newline = b"{ \"error\": \"Invalid request:\nmethod\" }";
         assert_eq!(error_message(bad, raw_newline), "Invalid request: method");
         assert_eq!(error_message(bad, b"nonsense\x1b"), "nonsense");
+        assert_eq!(error_message(bad, br#"{"error":"no\u001b[2Jkernel"}"#), "no [2Jkernel", "nothing for a terminal");
         assert!(error_message(bad, b"").contains("400"));
         assert!(error_message(bad, &[b'x'; 9000]).len() <= MAX_MESSAGE_BYTES);
     }

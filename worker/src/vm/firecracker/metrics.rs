@@ -131,15 +131,16 @@ async fn follow(pipe: Receiver, totals: Arc<Totals>, mut finished: oneshot::Rece
     }
 }
 
+/// Counters as they come, in whatever pieces.
 #[derive(Default)]
-struct Lines {
+pub(crate) struct Lines {
     begun: Vec<u8>,
     /// The line is too long: the rest of it is none.
     skips: bool,
 }
 
 impl Lines {
-    fn feed(&mut self, bytes: &[u8], totals: &Totals) {
+    pub(crate) fn feed(&mut self, bytes: &[u8], totals: &Totals) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.begun.extend_from_slice(part);
             if self.begun.last() == Some(&b'\n') {

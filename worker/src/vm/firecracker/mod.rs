@@ -1,9 +1,9 @@
 //! Firecracker: one process per VM, set up over its API in the documented order.
 
-mod api;
+pub(crate) mod api;
 mod config;
 pub mod jail;
-mod metrics;
+pub(crate) mod metrics;
 mod vm;
 
 use std::{

@@ -4,7 +4,7 @@
 mod accel;
 mod command;
 mod launch;
-mod qmp;
+pub(crate) mod qmp;
 mod template;
 mod vm;
 

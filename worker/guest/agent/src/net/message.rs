@@ -157,6 +157,25 @@ impl Client {
     }
 }
 
+/// What a server would say, for the fuzzer to begin with.
+impl Client {
+    pub(crate) fn answers(&self, xid: u32, lease: &Lease) -> Vec<Vec<u8>> {
+        let kinds = [DhcpMessageType::Offer, DhcpMessageType::Ack, DhcpMessageType::Nak];
+        let answer = |kind| {
+            self.encode(&DhcpRepr {
+                your_ip: lease.address,
+                subnet_mask: Some(Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(lease.prefix)).unwrap_or(0))),
+                router: lease.gateway,
+                server_identifier: lease.server,
+                lease_duration: u32::try_from(lease.duration.as_secs()).ok(),
+                parameter_request_list: None,
+                ..self.message(xid, kind)
+            })
+        };
+        kinds.map(answer).to_vec()
+    }
+}
+
 fn lease_of(message: &DhcpRepr<'_>) -> Option<Lease> {
     let address = message.your_ip;
     if address.is_unspecified() || address.is_broadcast() || address.is_multicast() {

@@ -2,7 +2,7 @@
 
 mod client;
 mod link;
-mod message;
+pub(crate) mod message;
 
 use std::fs;
 use std::time::{Duration, Instant};
