@@ -10,12 +10,14 @@ use futures_util::FutureExt;
 use stoker_schemas::image::Driver;
 use stoker_schemas::{Event, Time};
 use stoker_worker::attempt::Rig;
+use stoker_worker::broker::embedded::EmbeddedBroker;
 use stoker_worker::clock::Clock;
 use stoker_worker::config::{Config, Flags, RawConfig};
 use stoker_worker::dirs::Dirs;
 use stoker_worker::host::{Host, HostError};
 use stoker_worker::images::ImageStore;
 use stoker_worker::log::{Disk, EventLog, Fate, LogOptions};
+use stoker_worker::ports::broker::Broker;
 use stoker_worker::supervisor::{Capacity, Shutdown};
 use stoker_worker::vm::simulated::{SimWorld, Simulated, SimulatedNetwork, SimulatedProber};
 use tokio::sync::watch;
@@ -27,6 +29,11 @@ use super::plan::HostPlan;
 
 /// Events read from a log at a time.
 const PAGE: usize = 1_024;
+
+/// What a clock shows that is so far ahead.
+pub(super) fn ahead(wall: Time, seconds: i64) -> Time {
+    Time::from_unix_micros(wall.unix_micros() + seconds * 1_000_000)
+}
 
 /// The disk under a host's log.
 #[derive(Debug)]
@@ -63,11 +70,17 @@ impl Disk for SimDisk {
 
 /// A life of its worker.
 struct Life {
-    process: Process,
-    link: u64,
+    process: Arc<Process>,
+    /// Its connection to the broker, or the broker in it.
+    broker: LinkOrBroker,
     log: EventLog,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
+}
+
+enum LinkOrBroker {
+    Link(u64),
+    InProcess(Arc<EmbeddedBroker>),
 }
 
 /// The host.
@@ -81,18 +94,21 @@ pub struct SimHost {
     /// When it is started next, ms; unless it runs.
     pub start_at_ms: u64,
     plan: HostPlan,
+    in_process: bool,
     folder: PathBuf,
     life: Option<Life>,
+    lives: usize,
     /// Events read from its log.
     read: u64,
 }
 
 impl SimHost {
     /// A host that was never started.
-    pub fn new(name: &str, plan: HostPlan, folder: &Path, disk: Arc<SimDisk>) -> Self {
+    pub fn new(name: &str, plan: HostPlan, in_process: bool, folder: &Path, disk: Arc<SimDisk>) -> Self {
         let (folder, world) = (folder.join(name), SimWorld::new());
         world.set_removal(Duration::from_millis(plan.removal_ms));
-        Self { name: name.to_owned(), world, disk, start_at_ms: 0, plan, folder, life: None, read: 0 }
+        let name = name.to_owned();
+        Self { name, world, disk, start_at_ms: 0, plan, in_process, folder, life: None, lives: 0, read: 0 }
     }
 
     /// Whether its worker runs.
@@ -102,7 +118,19 @@ impl SimHost {
 
     /// Its connection to the broker.
     pub fn link(&self) -> Option<u64> {
-        self.life.as_ref().map(|life| life.link)
+        match self.life.as_ref()?.broker {
+            LinkOrBroker::Link(link) => Some(link),
+            LinkOrBroker::InProcess(_) => None,
+        }
+    }
+
+    /// The process that it runs in, and the broker that is in there.
+    pub fn in_process(&self) -> Option<(Arc<Process>, Arc<EmbeddedBroker>)> {
+        let life = self.life.as_ref()?;
+        match &life.broker {
+            LinkOrBroker::Link(_) => None,
+            LinkOrBroker::InProcess(broker) => Some((life.process.clone(), broker.clone())),
+        }
     }
 
     /// Warm VMs that it may keep.
@@ -121,7 +149,7 @@ impl SimHost {
             host: Some(self.name.clone()),
             data: Some(self.folder.clone()),
             driver: Some(Driver::Simulated),
-            broker: Some("amqp://simulated".to_owned()),
+            broker: (!self.in_process).then(|| "amqp://simulated".to_owned()),
             pools: self.plan.pools.clone(),
             warm: match self.plan.warm {
                 0 => Vec::new(),
@@ -144,10 +172,9 @@ impl SimHost {
     /// # Errors
     /// When its log cannot be opened, which nothing may lead to.
     pub fn start(&mut self, now_ms: u64, wall: Time, model: &Model) -> Result<(), String> {
-        let process = Process::start();
-        let skew = Duration::from_secs(self.plan.skew_s.unsigned_abs());
-        let micros = i64::try_from(skew.as_micros()).unwrap_or(0) * self.plan.skew_s.signum();
-        let wall = Time::from_unix_micros(wall.unix_micros() + micros);
+        let process = Arc::new(Process::start());
+        let wall = ahead(wall, self.plan.clock.ahead_in(self.lives));
+        self.lives += 1;
         let config = self.config();
         let started = process.within(|| {
             self.world.continue_at(Duration::from_millis(now_ms));
@@ -163,22 +190,27 @@ impl SimHost {
                 clock: Clock::starting_at(wall),
                 stop_grace: Duration::from_millis(100),
             };
-            let broker = SimBroker::connect(model, &self.name, Some(&self.name));
-            let link = broker.link();
             let (shutdown, asked) = watch::channel(Shutdown::No);
             let host = Host::with_rig(&config, rig, log.clone());
-            let running = process.spawn(host.run(Arc::new(broker), asked));
-            Ok::<_, String>((link, log, shutdown, running))
+            let (broker, port): (_, Arc<dyn Broker>) = if self.in_process {
+                let broker = Arc::new(host.embedded_broker().map_err(|e| e.to_string())?);
+                (LinkOrBroker::InProcess(broker.clone()), broker)
+            } else {
+                let broker = SimBroker::connect(model, &self.name, Some(&self.name));
+                (LinkOrBroker::Link(broker.link()), Arc::new(broker))
+            };
+            let running = process.spawn(host.run(port, asked));
+            Ok::<_, String>((broker, log, shutdown, running))
         });
-        let (link, log, shutdown, running) = started.map_err(|e| format!("{} cannot be started: {e}", self.name))?;
-        self.life = Some(Life { process, link, log, shutdown, running });
+        let (broker, log, shutdown, running) = started.map_err(|e| format!("{} cannot be started: {e}", self.name))?;
+        self.life = Some(Life { process, broker, log, shutdown, running });
         Ok(())
     }
 
     /// Lets it run for a while. How it ended, if it did.
     pub fn step(&mut self, time: Duration) -> Option<String> {
         let life = self.life.as_mut()?;
-        life.process.step(time);
+        life.process.step(self.plan.clock.counts(time));
         let ended = (&mut life.running).now_or_never()?;
         Some(match ended {
             Ok(Ok(())) => "ended".to_owned(),
@@ -197,9 +229,13 @@ impl SimHost {
 
     /// Ends its worker in the middle of what it does.
     pub fn kill(&mut self, looks: u32, model: &Model) {
-        let Some(Life { process, link, log, shutdown, running }) = self.life.take() else { return };
+        let Some(Life { process, broker, log, shutdown, running }) = self.life.take() else { return };
         process.look(looks);
-        model.lock().lose(link);
+        match broker {
+            LinkOrBroker::Link(link) => model.lock().lose(link),
+            // What its consumers hold ends with them.
+            LinkOrBroker::InProcess(broker) => drop(broker.close().now_or_never()),
+        }
         drop((process, log, running, shutdown));
     }
 

@@ -1,6 +1,8 @@
 //! What a seed draws: hosts, loads and faults, each seed its own mix (swarm testing). A plan is data, so
 //! that a failing one can be made smaller.
 
+use std::time::Duration;
+
 use super::broker::BrokerPlan;
 
 /// Everything that happens in a run besides what the code under test does by itself.
@@ -10,6 +12,10 @@ pub struct Plan {
     pub hosts: Vec<HostPlan>,
     /// The broker.
     pub broker: BrokerPlan,
+    /// Broker, worker and control plane are one process on one host, without RabbitMQ.
+    pub in_process: bool,
+    /// The control plane's clock, in each of its lives.
+    pub control_clock: ClockPlan,
     /// What users do.
     pub loads: Vec<Load>,
     /// What goes wrong.
@@ -18,6 +24,39 @@ pub struct Plan {
     pub active_ms: u64,
     /// How long a commit takes, ms: between these.
     pub disk_ms: (u64, u64),
+}
+
+/// A clock that is wrong. Processes read it when they start and count from there, so that it steps between two lives.
+#[derive(Debug, Clone, Default)]
+pub struct ClockPlan {
+    /// How far it is ahead, s: in the first life, the second one, and so on; then as in the last of them.
+    pub ahead_s: Vec<i64>,
+    /// How much too fast it counts, millionths.
+    pub drift_ppm: i64,
+}
+
+impl ClockPlan {
+    /// How far it is ahead in a life.
+    pub fn ahead_in(&self, life: usize) -> i64 {
+        self.ahead_s.get(life).or(self.ahead_s.last()).copied().unwrap_or(0)
+    }
+
+    /// It differs from a true one always by the same time.
+    pub fn is_steady(&self) -> bool {
+        self.ahead_s.len() <= 1 && self.drift_ppm == 0
+    }
+
+    /// It is right.
+    pub fn is_right(&self) -> bool {
+        self.is_steady() && self.ahead_in(0) == 0
+    }
+
+    /// What it counts while so much time passes.
+    pub fn counts(&self, time: Duration) -> Duration {
+        let micros = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        let counted = micros.saturating_add(micros.saturating_mul(self.drift_ppm) / 1_000_000);
+        Duration::from_micros(counted.unsigned_abs())
+    }
 }
 
 /// One host.
@@ -39,8 +78,8 @@ pub struct HostPlan {
     pub removal_ms: u64,
     /// Warm VMs.
     pub warm: u32,
-    /// How far its clock is off, s.
-    pub skew_s: i64,
+    /// Its clock, in each life of its worker.
+    pub clock: ClockPlan,
     /// Pools that it serves.
     pub pools: Vec<String>,
 }
@@ -244,13 +283,24 @@ impl Draw {
         let active_ms = self.pick(&[5_000, 20_000, 60_000]);
         let pools = if self.chance(25) { vec!["default", "other"] } else { vec!["default"] };
         let pools: Vec<String> = pools.into_iter().map(str::to_owned).collect();
-        let count = self.pick(&[1, 1, 2, 3]);
+        let in_process = self.chance(15);
+        let count = if in_process { 1 } else { self.pick(&[1, 1, 2, 3]) };
         let hosts: Vec<HostPlan> = (0..count).map(|_| self.host(&pools)).collect();
         let broker = self.broker(&hosts);
-        let loads = self.loads(&hosts, &pools, active_ms);
-        let faults = self.faults(hosts.len(), active_ms);
+        let mut loads = self.loads(&hosts, &pools, active_ms);
+        let mut faults = self.faults(hosts.len(), active_ms);
         let disk_ms = self.pick(&[(0, 0), (0, 2), (1, 10), (1, 60)]);
-        Plan { hosts, broker, loads, faults, active_ms, disk_ms }
+        let mut control_clock = self.clock();
+        if in_process {
+            // There is nothing between the parts, and one clock for all.
+            let stays = |fault: &Fault| {
+                matches!(fault.what, Trouble::Kill { .. } | Trouble::Restart { .. } | Trouble::Disk { .. } | Trouble::Vms { .. })
+            };
+            faults.retain(stays);
+            loads.retain(|load| !matches!(load.what, Ask::Garbage { .. }));
+            control_clock = hosts[0].clock.clone();
+        }
+        Plan { hosts, broker, in_process, control_clock, loads, faults, active_ms, disk_ms }
     }
 
     fn host(&mut self, pools: &[String]) -> HostPlan {
@@ -265,9 +315,15 @@ impl Draw {
             settle_after_ms: self.pick(&[600_000, SHORT_SETTLE_MS]),
             removal_ms: self.pick(&[0, 0, 20, 1_000]),
             warm: if slots > 2 && self.chance(20) { 1 } else { 0 },
-            skew_s: if self.chance(25) { self.0.i64(-3_600..3_600) } else { 0 },
+            clock: self.clock(),
             pools: pools.to_vec(),
         }
+    }
+
+    fn clock(&mut self) -> ClockPlan {
+        let lives = if self.chance(25) { self.pick(&[1, 1, 2, 4]) } else { 0 };
+        let ahead_s = (0..lives).map(|_| self.0.i64(-3_600..3_600)).collect();
+        ClockPlan { ahead_s, drift_ppm: if self.chance(10) { self.pick(&[-20_000, -200, 200, 20_000]) } else { 0 } }
     }
 
     fn broker(&mut self, hosts: &[HostPlan]) -> BrokerPlan {

@@ -136,10 +136,10 @@ impl<'a> Run<'a> {
         let broker = Model::new(plan.broker.clone(), seed ^ 1, trace.clone());
         let host = |(number, host): (usize, &super::plan::HostPlan)| {
             let disk = SimDisk::new(plan.disk_ms, seed ^ (2 + number as u64));
-            SimHost::new(&host_name(number), host.clone(), folder.path(), disk)
+            SimHost::new(&host_name(number), host.clone(), plan.in_process, folder.path(), disk)
         };
         let hosts = plan.hosts.iter().enumerate().map(host).collect();
-        let control = SimControl::new(folder.path(), trace.clone());
+        let control = SimControl::new(folder.path(), plan.control_clock.clone(), trace.clone());
         Self {
             plan,
             now_ms: 0,
@@ -293,10 +293,16 @@ impl<'a> Run<'a> {
             self.failures.extend(started.err());
             self.connect(number);
         }
-        if !self.control.is_running() && self.control.start_at_ms <= now {
+        // Where it is in the worker's process, it comes and goes with that.
+        let may_start = !self.plan.in_process || self.hosts[0].is_running();
+        if may_start && !self.control.is_running() && self.control.start_at_ms <= now {
             say!(self.trace, "control starts");
             self.disturb(Some(self.hosts.len()));
-            self.failures.extend(self.control.start(wall, &self.broker).err());
+            let started = match self.hosts[0].in_process() {
+                Some((process, broker)) => self.control.start_in(process, broker, None, wall),
+                None => self.control.start(wall, &self.broker),
+            };
+            self.failures.extend(started.err());
             self.connect(self.hosts.len());
         }
     }
@@ -330,6 +336,9 @@ impl<'a> Run<'a> {
         }
         let host = &mut self.hosts[number];
         self.truth.rules.worker_ended(host);
+        if self.plan.in_process {
+            self.control.kill(0, &self.broker);
+        }
         host.kill(0, &self.broker);
         host.start_at_ms = self.now_ms + RESTART_MS;
     }
@@ -399,6 +408,9 @@ impl<'a> Run<'a> {
                     self.failures.extend(self.truth.update(&mut self.hosts, &self.broker).err());
                 }
                 self.truth.rules.worker_ended(&self.hosts[host]);
+                if self.plan.in_process {
+                    self.control.kill(0, &self.broker);
+                }
                 self.hosts[host].kill(looks, &self.broker);
                 self.hosts[host].start_at_ms = (self.now_ms + down_ms).min(self.plan.active_ms);
             }

@@ -115,7 +115,10 @@ impl Turn {
             appends.len() - 1
         });
         appends[slot].events.push(payload);
-        appends[slot].index = index;
+        // The last change counts. What changes nothing (another's request, say) leaves the one before it.
+        if index != IndexChange::Keep {
+            appends[slot].index = index;
+        }
     }
 }
 
@@ -278,6 +281,25 @@ async fn acknowledge(handles: Vec<Handle>) {
         // A stale delivery comes again and is recognised by its attempt.
         if let Err(error) = handle.ack().await {
             tracing::debug!(%error, "delivery not acknowledged");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_in_the_turn_in_which_its_job_begins_leaves_it_in_the_index() {
+        let (mut turn, stream, event) = (Turn::default(), Uuid::from_u128(7), Bytes::from_static(b"{}"));
+        for (index, expected) in [
+            (IndexChange::Set(tags::ACTIVE, 0), IndexChange::Set(tags::ACTIVE, 0)),
+            (IndexChange::Keep, IndexChange::Set(tags::ACTIVE, 0)),
+            (IndexChange::Remove, IndexChange::Remove),
+            (IndexChange::Keep, IndexChange::Remove),
+        ] {
+            turn.write(stream, event.clone(), index);
+            assert_eq!(turn.appends[0].index, expected);
         }
     }
 }

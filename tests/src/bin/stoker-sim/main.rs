@@ -66,6 +66,9 @@ fn main() -> ExitCode {
 
 fn one(seed: u64, args: &Args) -> bool {
     let mut plan: Plan = Draw::plan(seed);
+    if std::env::var_os("RUST_LOG").is_some() {
+        stoker_worker::logging::start();
+    }
     if !args.whole {
         let (smaller, _) = shrink(seed, &plan, args.bug, SHRINK_FOR);
         let (loads, faults) = (plan.loads.len(), plan.faults.len());

@@ -46,20 +46,21 @@ pub struct Rules {
     deferred: BTreeMap<(String, JobId, u32), Option<DeferredWhy>>,
     boots: Boots,
     lag: Lag,
-    /// How far the clocks of hosts are ahead, s.
+    /// How far the clocks of hosts are ahead, s: of those that always differ by the same time.
     skews: BTreeMap<String, i64>,
 }
 
 impl Rules {
     /// Those that can be looked at under this plan.
     pub fn new(plan: &Plan) -> Self {
-        let one_clock = plan.hosts.iter().all(|host| host.skew_s == 0);
+        let one_clock = plan.control_clock.is_right() && plan.hosts.iter().all(|host| host.clock.is_right());
         let hides = |trouble: &Trouble| matches!(trouble, Trouble::History { .. } | Trouble::Lie { .. });
         let whole_history = !plan.faults.iter().any(|fault| hides(&fault.what));
         let loses = |trouble: &Trouble| matches!(trouble, Trouble::Purge { .. });
         let loses_nothing = whole_history && !plan.faults.iter().any(|fault| loses(&fault.what));
         let garbage = plan.loads.iter().any(|load| matches!(load.what, Ask::Garbage { .. }));
-        let skews = (0..).zip(&plan.hosts).map(|(number, host)| (super::host_name(number), host.skew_s)).collect();
+        let steady = (0..).zip(&plan.hosts).filter(|(_, host)| host.clock.is_steady());
+        let skews = steady.map(|(number, host)| (super::host_name(number), host.clock.ahead_in(0))).collect();
         Self { one_clock, whole_history, loses_nothing: loses_nothing && !garbage, skews, ..Self::default() }
     }
 
@@ -97,7 +98,7 @@ impl Rules {
 
     /// A host's event reached the history.
     pub fn arrived(&mut self, event: &Event, host: &str, at: Time) {
-        let skew_s = self.skews.get(host).copied().unwrap_or(0);
+        let Some(skew_s) = self.skews.get(host).copied() else { return };
         if let Some(late) = self.lag.late(event, host, skew_s, at) {
             self.break_one(late);
         }
