@@ -102,6 +102,8 @@ bugs! {
     DeferralsTold,
     /// A job that does not fit is held until it does.
     HeldForEver,
+    /// A request in the turn in which its job begins takes the job out of the log's index.
+    IndexForgotten,
     /// Jobs of high priority boot beside as many others as may.
     BootingPerLane,
 }

@@ -357,7 +357,8 @@ impl<'a> Ingest<'a> {
         let numbers = touched.numbers.unwrap_or((self.first, self.first));
         let after = AwaitedJob::of(state, before.as_ref(), numbers);
         // Where its message stood in the lane.
-        let message = before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.message_seq));
+        let message =
+            before.as_ref().map_or(touched.message, |before| before.is_queued().then_some(before.message_seq));
         // What a user or a control plane has ended may still have its message.
         let attempt = before.as_ref().map_or(1, |before| before.awaited.attempt);
         let has_begun = state.attempts.keys().any(|epoch| epoch.attempt == attempt);

@@ -154,7 +154,9 @@ pub fn at_rest(truth: &Truth, hosts: &[SimHost], control: &SimControl, broker: &
     vms_are_theirs(truth, hosts, &mut wrong);
     rows_agree(truth, control, &mut wrong);
     let blocked = control.work().map_or_else(Vec::new, |work| work.blocked);
-    wrong.extend(blocked.iter().map(|lane| format!("all jobs have ended, and the control plane says that some wait: {lane:?}")));
+    wrong.extend(
+        blocked.iter().map(|lane| format!("all jobs have ended, and the control plane says that some wait: {lane:?}")),
+    );
     wrong.extend(truth.told_too_early());
     wrong.truncate(MAX_TOLD);
     wrong

@@ -116,7 +116,7 @@ impl Turn {
         });
         appends[slot].events.push(payload);
         // The last change counts. What changes nothing (another's request, say) leaves the one before it.
-        if index != IndexChange::Keep {
+        if index != IndexChange::Keep || seeded::is_on(Bug::IndexForgotten) {
             appends[slot].index = index;
         }
     }

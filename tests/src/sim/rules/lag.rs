@@ -43,6 +43,7 @@ impl Lag {
         let last = self.disturbed.get(host).and_then(|all| all.iter().rfind(before)).copied();
         let since = last.map_or(written, |last| last.max(written));
         let took = arrived.since(since);
-        (took > SOON).then(|| format!("{} of {host} reached the history {took:?} after nothing was in its way", event.id()))
+        (took > SOON)
+            .then(|| format!("{} of {host} reached the history {took:?} after nothing was in its way", event.id()))
     }
 }
