@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stoker_schemas::event::{JOB_LEVEL, PoolConfigured};
-use stoker_schemas::{Event, EventData};
+use stoker_schemas::{Event, EventData, Time};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,15 @@ async fn tell_all(model: &ReadModel, submitter: &Submitter) {
             is_open = worth_a_look(&mut news) => if !is_open { return },
         }
     }
+}
+
+/// What is said later of a pool is later by this, at least.
+const NEXT: Duration = Duration::from_micros(1);
+
+/// The time of what is said of a pool after what was said then: of two, hosts obey the later one, and this machine's
+/// clock may be behind the one by which the first was said.
+pub fn later_than(since: Option<Time>, now: Time) -> Time {
+    since.map_or(now, |since| now.max(since.plus(NEXT)))
 }
 
 /// Waits for news about hosts or pools. Whoever missed some looks, too.

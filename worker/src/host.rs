@@ -153,7 +153,12 @@ impl Host {
         }
         if let Some(outbox) = outbox {
             flush(&self.log, &outbox).await;
-            outbox.abort();
+            if outbox.is_finished() {
+                // Why it ended says more than that it did.
+                outbox.await.unwrap_or(Ok(()))?;
+            } else {
+                outbox.abort();
+            }
         }
         self.log.flush_cursors().await?;
         Ok(ended?)

@@ -29,8 +29,6 @@ const DEPTHS_AT_ONCE: usize = 8;
 const LANES: [Priority; 2] = [Priority::High, Priority::Normal];
 /// Pools named in a hint.
 const NAMED: usize = 10;
-/// So much later than what it overtakes is a word at least: two clocks may differ.
-const NEXT: Duration = Duration::from_micros(1);
 
 /// A limit on each host. Loose types: a mistake is told with its field's name.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -175,7 +173,7 @@ pub async fn configure(
     let event = Event {
         source: api.submitter.source().to_owned(),
         subject: known.name.clone(),
-        time: known.since.map_or(now, |since| now.max(since.plus(NEXT))),
+        time: crate::pools::later_than(known.since, now),
         epoch: JOB_LEVEL,
         traceparent: asker.traceparent.clone(),
         data: EventData::PoolConfigured(rule),

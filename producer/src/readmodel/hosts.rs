@@ -22,6 +22,9 @@ pub struct HostState {
     #[serde(default)]
     hypervisor_changed: Latest<HostHypervisorChanged>,
     drain_requested: Latest<Request>,
+    /// Number of that event, too.
+    #[serde(default)]
+    drain_requested_seq: u64,
     draining: Latest<HostDraining>,
     stopped: Latest<HostStopped>,
     #[serde(default)]
@@ -93,11 +96,13 @@ pub struct HostView {
     pub refusals: Vec<RefusalView>,
 }
 
-pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) {
+pub(super) fn latest<T: Ord + Clone>(slot: &mut Latest<T>, at: Time, value: &T) -> bool {
     let told = (at, value.clone());
-    if slot.as_ref().is_none_or(|known| told > *known) {
+    let is_news = slot.as_ref().is_none_or(|known| told > *known);
+    if is_news {
         *slot = Some(told);
     }
+    is_news
 }
 
 impl HostState {
@@ -105,13 +110,18 @@ impl HostState {
     pub fn apply(&mut self, event: &Event, seq: u64) {
         match &event.data {
             EventData::HostStarted(e) => {
-                latest(&mut self.started, event.time, e);
-                self.started_seq = self.started_seq.max(seq);
+                if latest(&mut self.started, event.time, e) {
+                    self.started_seq = seq;
+                }
             }
-            EventData::HostHypervisorChanged(e) => latest(&mut self.hypervisor_changed, event.time, e),
-            EventData::HostDrainRequested(e) => latest(&mut self.drain_requested, event.time, e),
-            EventData::HostDraining(e) => latest(&mut self.draining, event.time, e),
-            EventData::HostStopped(e) => latest(&mut self.stopped, event.time, e),
+            EventData::HostDrainRequested(e) => {
+                if latest(&mut self.drain_requested, event.time, e) {
+                    self.drain_requested_seq = seq;
+                }
+            }
+            EventData::HostHypervisorChanged(e) => drop(latest(&mut self.hypervisor_changed, event.time, e)),
+            EventData::HostDraining(e) => drop(latest(&mut self.draining, event.time, e)),
+            EventData::HostStopped(e) => drop(latest(&mut self.stopped, event.time, e)),
             EventData::HostPublishingRefused(_) | EventData::HostPublishingResumed(_) => self.refusals.apply(event),
             _ => self.warm.apply(event),
         }
@@ -132,18 +142,21 @@ impl HostState {
         self.started.as_ref().map_or(&[], |(_, started)| &started.pools)
     }
 
-    /// Whether it takes jobs, and since when.
+    /// Whether it takes jobs, and since when. Its own events are compared by its own clock; a request to drain, by the
+    /// order of arrival: it is another machine's.
     pub fn status(&self) -> (HostStatus, Option<Time>) {
-        let at = |told: Option<Time>, status| told.map(|at| (at, status));
-        let told = [
-            at(self.started.as_ref().map(|t| t.0), HostStatus::Up),
-            at(self.drain_requested.as_ref().map(|t| t.0), HostStatus::DrainRequested),
-            at(self.draining.as_ref().map(|t| t.0), HostStatus::Draining),
-            at(self.stopped.as_ref().map(|t| t.0), HostStatus::Stopped),
+        let started = self.started_at();
+        let since_then = |told: Option<Time>| told.filter(|at| started.is_none_or(|started| *at >= started));
+        let requested = self.drain_requested.as_ref().filter(|_| self.drain_requested_seq > self.started_seq);
+        // The later one in a host's life counts.
+        let stages = [
+            (since_then(self.stopped.as_ref().map(|t| t.0)), HostStatus::Stopped),
+            (since_then(self.draining.as_ref().map(|t| t.0)), HostStatus::Draining),
+            (requested.map(|t| t.0), HostStatus::DrainRequested),
+            (started, HostStatus::Up),
         ];
-        // At the same instant the later one in a host's life counts; all listed in that order.
-        let last = told.into_iter().flatten().max_by_key(|(at, _)| *at);
-        last.map_or((HostStatus::Stopped, None), |(at, status)| (status, Some(at)))
+        let last = stages.into_iter().find_map(|(at, status)| Some((status, Some(at?))));
+        last.unwrap_or((HostStatus::Stopped, None))
     }
 
     /// What its worker last said of its hypervisor.

@@ -69,10 +69,10 @@ impl WarmVms {
         let Some(id) = event.data.warm_vm() else { return };
         let vm = self.0.entry(id).or_default();
         match &event.data {
-            EventData::WarmStarted(e) => latest(&mut vm.started, event.time, e),
-            EventData::WarmReady(_) => latest(&mut vm.ready, event.time, &()),
-            EventData::WarmTaken(e) => latest(&mut vm.taken, event.time, &e.job),
-            EventData::WarmGone(e) => latest(&mut vm.gone, event.time, e),
+            EventData::WarmStarted(e) => drop(latest(&mut vm.started, event.time, e)),
+            EventData::WarmReady(_) => drop(latest(&mut vm.ready, event.time, &())),
+            EventData::WarmTaken(e) => drop(latest(&mut vm.taken, event.time, &e.job)),
+            EventData::WarmGone(e) => drop(latest(&mut vm.gone, event.time, e)),
             _ => {}
         }
         if vm.ended().is_some() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
+use stoker_producer::readmodel::HostStatus;
 use stoker_schemas::event::HOST_SOURCE;
 use stoker_schemas::{Event, EventData, JobId, JobState, Phase, Time, VmId};
 use stoker_worker::ports::broker::{CONTENT_BATCH, HistoryEntry};
@@ -225,6 +226,13 @@ fn vms_are_theirs(truth: &Truth, hosts: &[SimHost], wrong: &mut Vec<String>) {
 /// What pages show is what hosts say.
 fn rows_agree(truth: &Truth, control: &SimControl, wrong: &mut Vec<String>) {
     let compared = control.rows(|rows| {
+        match rows.hosts() {
+            Ok(hosts) => {
+                let down = hosts.iter().filter(|host| host.status != HostStatus::Up);
+                wrong.extend(down.map(|host| format!("host {} works and its row says {:?}", host.name, host.status)));
+            }
+            Err(error) => wrong.push(format!("the rows of hosts cannot be read: {error}")),
+        }
         for (id, state) in &truth.jobs {
             match rows.summary(*id) {
                 Ok(Some(row)) if row.phase == state.phase() => {}

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
-use stoker_producer::readmodel::ReadModel;
+use stoker_producer::pools;
+use stoker_producer::readmodel::{PoolView, ReadModel};
 use stoker_producer::reconcile::publish_again;
 use stoker_producer::submit::{Asker, Prepared, Submitter, publish_event};
 use stoker_schemas::command::{Command, Context};
@@ -116,24 +117,34 @@ pub async fn carry_out(wish: Wish, model: ReadModel, submitter: Submitter, book:
         }
         Wish::Of(id, what) => ask(id, what, &model, &submitter, &trace).await,
         Wish::Pool(pool, paused) => {
-            let rule =
-                PoolConfigured { paused, max_per_host: None, host: None, by: "user".to_owned(), reason: String::new() };
-            let event = Event {
-                source: submitter.source().to_owned(),
-                subject: pool.clone(),
-                time: submitter.now(),
-                epoch: JOB_LEVEL,
-                traceparent: None,
-                data: EventData::PoolConfigured(rule),
-            };
             // Whoever lets a pool go on sees to it that it does.
-            while publish_event(submitter.broker().as_ref(), &event).await.is_err() && !paused {
+            while !configure(&pool, paused, &model, &submitter).await && !paused {
                 say!(trace, "user: pool {pool} does not go on yet");
                 tokio::time::sleep(AGAIN).await;
             }
             say!(trace, "user: pool {pool} paused {paused}");
         }
     }
+}
+
+/// Whether the pool's row says so now.
+async fn configure(pool: &str, paused: bool, model: &ReadModel, submitter: &Submitter) -> bool {
+    let known = |pools: Vec<PoolView>| pools.into_iter().find(|known| known.name == pool);
+    let before = model.pools().ok().and_then(known);
+    let rule = PoolConfigured { paused, max_per_host: None, host: None, by: "user".to_owned(), reason: String::new() };
+    let event = Event {
+        source: submitter.source().to_owned(),
+        subject: pool.to_owned(),
+        time: pools::later_than(before.and_then(|known| known.since), submitter.now()),
+        epoch: JOB_LEVEL,
+        traceparent: None,
+        data: EventData::PoolConfigured(rule),
+    };
+    if publish_event(submitter.broker().as_ref(), &event).await.is_err() {
+        return false;
+    }
+    tokio::time::sleep(AGAIN).await;
+    model.pools().ok().and_then(known).is_some_and(|known| known.paused == paused)
 }
 
 async fn ask(id: JobId, what: What, model: &ReadModel, submitter: &Submitter, trace: &Trace) {

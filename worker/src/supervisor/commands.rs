@@ -32,6 +32,9 @@ impl Supervisor {
                 | EventData::AttemptSuperseded(_),
                 Some(id),
             ) => {
+                if let EventData::SnoozeRequested(snooze) = &event.data {
+                    self.snoozes.request(id, event.time, snooze.until);
+                }
                 if let Some(job) = self.jobs.get_mut(&id) {
                     let before = job.state.clone();
                     job.state.apply(event);

@@ -108,8 +108,12 @@ impl Supervisor {
             let expire = Command::Expire { spec: claim.spec.clone(), attempt: claim.attempt };
             return self.conclude(state, expire, waiting.claim, turn);
         }
-        let obstacle = match state.snooze(claim.attempt).filter(|snooze| snooze.value.until > now) {
-            Some(snooze) => Obstacle::Snoozed { until: snooze.value.until, by: snooze.value.by.clone() },
+        let snoozed = state.snooze(claim.attempt).and_then(|snooze| {
+            let left = self.snoozes.left(claim.job, snooze, now)?;
+            Some(Obstacle::Snoozed { until: snooze.value.until, by: snooze.value.by.clone(), left })
+        });
+        let obstacle = match snoozed {
+            Some(obstacle) => obstacle,
             None if !claim.spec.fits_labels(&self.settings.labels) => Obstacle::Labels,
             None => return self.admit(state, waiting, turn),
         };
@@ -238,6 +242,7 @@ impl Supervisor {
             return Ok(());
         }
         self.note_begin(high);
+        self.snoozes.forget(claim.job);
         let warm = warm.and_then(|vm| self.take_warm(vm, claim.job, turn));
         let live = Live { epoch, pool, running: None, warm, need, address, boot, is_up: false, lost: None };
         self.jobs.insert(claim.job, Job { state, live, ack: Some(claim.held) });

@@ -25,6 +25,7 @@ mod refusals;
 mod reports;
 mod restore;
 mod settling;
+mod snooze;
 mod turn;
 mod waiting;
 mod warm;
@@ -48,6 +49,7 @@ use credit::Lanes;
 use pools::Pools;
 use refusals::Refusals;
 use settling::Settling;
+use snooze::Snoozes;
 use turn::Turn;
 pub use turn::{HOST_STREAM, tags};
 use waiting::Waiting;
@@ -130,6 +132,9 @@ pub enum SupervisorError {
     /// The log takes no more: nothing may be done that is not written down.
     #[error("event log failed, the worker ends and its VMs keep running: {0}")]
     Log(#[from] LogError),
+    /// The task that publishes has ended: nobody would learn of what happens here.
+    #[error("publishing of events ended, the worker ends and its VMs keep running; a restart publishes what is left")]
+    OutboxEnded,
     /// The broker could not be subscribed to.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -191,6 +196,9 @@ pub struct Supervisor {
     /// The turn that is being put on disk. Where that fails or is cut off, the worker ends, and its deliveries go back
     /// with the subscriptions.
     in_hand: Option<Turn>,
+    snoozes: Snoozes,
+    /// Time of the last event about this host itself, also of earlier lives.
+    last_host_fact: Time,
 }
 
 impl Supervisor {
@@ -231,6 +239,8 @@ impl Supervisor {
             up: 0,
             room_made: false,
             in_hand: None,
+            snoozes: Snoozes::default(),
+            last_host_fact: Time::UNIX_EPOCH,
         };
         supervisor.restore()?;
         Ok(supervisor)
@@ -272,7 +282,11 @@ impl Supervisor {
                 }
                 Some(input) = sources.next() => batch.push_back(input),
                 Some(waiting) = self.not_put_back_in.recv() => batch.push_back(Input::StillHere(Box::new(waiting))),
-                Ok(()) = published.changed() => batch.push_back(Input::Published(published.borrow_and_update().clone())),
+                // On the broker in this process nothing is published, and nothing changes.
+                changed = published.changed(), if !self.settings.shares_log => {
+                    changed.map_err(|_| SupervisorError::OutboxEnded)?;
+                    batch.push_back(Input::Published(published.borrow_and_update().clone()));
+                }
                 why = changed(&mut hypervisor) => batch.push_back(Input::HypervisorChanged(why)),
                 _ = tick.tick() => batch.push_back(Input::Tick),
             }

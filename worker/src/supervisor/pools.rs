@@ -2,6 +2,7 @@
 //! does not resume what was paused.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use stoker_schemas::event::{Event, EventData, PoolConfigured};
 use stoker_schemas::seeded::{self, Bug};
@@ -9,6 +10,9 @@ use stoker_schemas::{PoolName, Time};
 
 use super::turn::{HOST_STREAM, Turn};
 use super::{Supervisor, SupervisorError};
+
+/// What follows is later by this, at least.
+const NEXT: Duration = Duration::from_micros(1);
 
 /// The latest word about each pool.
 #[derive(Debug, Default)]
@@ -39,11 +43,14 @@ impl Pools {
 }
 
 impl Supervisor {
-    /// Reads what was said before this life.
-    pub(super) fn restore_pools(&mut self) -> Result<(), SupervisorError> {
+    /// Reads what was said before this life, of pools and of this host.
+    pub(super) fn restore_host(&mut self) -> Result<(), SupervisorError> {
         for record in self.log.read_stream(HOST_STREAM)? {
             let event = Event::decode(&record.payload, self.rig.clock.now())
                 .map_err(|e| SupervisorError::Corrupt { position: record.position, cause: e.to_string() })?;
+            if event.source == self.source {
+                self.last_host_fact = self.last_host_fact.max(event.time.plus(NEXT));
+            }
             if let EventData::PoolConfigured(rule) = &event.data
                 && !seeded::is_on(Bug::PauseForgotten)
             {

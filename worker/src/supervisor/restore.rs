@@ -18,7 +18,7 @@ use crate::ports::broker::{Delivery, Source};
 impl Supervisor {
     /// Finds what the log says is on this host. Starts nothing yet.
     pub(super) fn restore(&mut self) -> Result<(), SupervisorError> {
-        self.restore_pools()?;
+        self.restore_host()?;
         let open: Vec<_> = self.log.open_streams(Some(tags::ACTIVE)).collect::<Result<_, _>>()?;
         for stream in open {
             let id = JobId(stream.stream);

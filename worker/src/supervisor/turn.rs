@@ -182,12 +182,14 @@ impl Supervisor {
         Ok(())
     }
 
-    fn write_host_facts(&self, turn: &mut Turn) -> Result<(), SupervisorError> {
+    fn write_host_facts(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
         for data in std::mem::take(&mut turn.host_facts) {
+            // This machine's clock may have been set back between two lives: what comes later is later all the same.
+            self.last_host_fact = self.rig.clock.now().max(self.last_host_fact);
             let event = Event {
                 source: self.source.clone(),
                 subject: self.settings.host.to_string(),
-                time: self.rig.clock.now(),
+                time: self.last_host_fact,
                 epoch: JOB_LEVEL,
                 traceparent: None,
                 data,

@@ -57,7 +57,7 @@ impl Waiting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Obstacle {
     /// A user wants it to wait.
-    Snoozed { until: Time, by: String },
+    Snoozed { until: Time, by: String, left: Duration },
     /// The host lacks its labels.
     Labels,
     /// The host is too small.
@@ -97,12 +97,11 @@ impl Obstacle {
     }
 
     /// How long the broker keeps the message that was put back so often before.
-    fn delay(&self, now: Time, deferrals: u32) -> Duration {
+    fn delay(&self, deferrals: u32) -> Duration {
         let ms = match self {
             // Longer than a delay queue holds it: it comes again in between.
-            Self::Snoozed { until, .. } => {
-                let wait = u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
-                wait.clamp(1, MAX_RETRY_DELAY_MS)
+            Self::Snoozed { left, .. } => {
+                u64::try_from(left.as_millis()).unwrap_or(u64::MAX).clamp(1, MAX_RETRY_DELAY_MS)
             }
             Self::Labels | Self::TooLarge { .. } => deferral_ms(MISFIT_DEFER_MS.0, MISFIT_DEFER_MS.1, deferrals),
             _ => deferral_ms(DEFER_MS.0, DEFER_MS.1, deferrals),
@@ -112,7 +111,7 @@ impl Obstacle {
 
     fn text<'a>(&'a self, host: &'a HostName) -> impl fmt::Display + 'a {
         fmt::from_fn(move |f| match self {
-            Self::Snoozed { until, by } => write!(f, "snoozed until {until} by {by}"),
+            Self::Snoozed { until, by, .. } => write!(f, "snoozed until {until} by {by}"),
             Self::Labels => write!(f, "host {host} lacks the labels that the job requires"),
             Self::TooLarge { total, need } => write!(f, "host {host} has {total} in all; the job needs {need}"),
             Self::PoolLimit(pool) => write!(f, "host {host} has as many VMs of pool {pool} as it may"),
@@ -148,7 +147,7 @@ impl Supervisor {
     fn put_back(&mut self, mut waiting: Waiting, obstacle: &Obstacle, turn: &mut Turn) -> Result<(), SupervisorError> {
         let waited = self.waited(&waiting.claim);
         let claim = &waiting.claim;
-        let mut delay = obstacle.delay(self.rig.clock.now(), claim.deferrals);
+        let mut delay = obstacle.delay(claim.deferrals);
         if let Some(left) = claim.time_to_live_left(waited) {
             // Here again by then, to be ended.
             delay = delay.min(left);

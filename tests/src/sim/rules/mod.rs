@@ -3,7 +3,7 @@
 mod boots;
 mod lag;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use stoker_schemas::event::{AttemptStarted, DeferredWhy, GoneWhy, HOST_SOURCE, JobDeferred};
@@ -44,6 +44,8 @@ pub struct Rules {
     loses_nothing: bool,
     /// Why each host last said that an attempt waits.
     deferred: BTreeMap<(String, JobId, u32), Option<DeferredWhy>>,
+    /// Jobs that a host has put back.
+    put_back: BTreeSet<JobId>,
     boots: Boots,
     lag: Lag,
     /// How far the clocks of hosts are ahead, s: of those that always differ by the same time.
@@ -122,7 +124,12 @@ impl Rules {
         };
         // What is refused after the history has taken its part is heard of, and is in no queue.
         let is_refused = self.lag.was_refused(&event.subject);
-        if self.loses_nothing && !is_by_host && !is_refused && drives(&event.data) {
+        // One that was put back may go round for longer than is waited for it; a second message is harmless.
+        if matches!(event.data, EventData::JobDeferred(_)) {
+            self.put_back.extend(event.job());
+        }
+        let is_put_back = event.job().is_some_and(|id| self.put_back.contains(&id));
+        if self.loses_nothing && !is_by_host && !is_refused && !is_put_back && drives(&event.data) {
             let (kind, subject) = (event.data.kind(), &event.subject);
             self.break_one(format!("{kind} of job {subject} by the control plane, and no message was lost"));
         }
