@@ -107,7 +107,8 @@ async fn enqueue(broker: &dyn Broker) -> JobId {
     id
 }
 
-/// Job queue, dead letters and history, each read by whoever reads it: the worker and the control plane.
+/// Job queue, dead letters and history, each read by whoever reads it: the worker and the control plane. RabbitMQ 3.10
+/// keeps no nested headers in a stream, so there only a newer one shows whether the history's reader stands them.
 async fn read_everywhere(place: &Rabbit) {
     let dir = tempfile::tempdir().unwrap();
     let config = harness::config(dir.path(), |config| {

@@ -137,7 +137,8 @@ impl NestingLimit {
     }
 
     fn frame(&mut self, head: u64) {
-        let (kind, _channel, size) = ((head >> 48) as u8, head >> 32, head & u64::from(u32::MAX));
+        // The channel stands between the two.
+        let (kind, size) = ((head >> 48) as u8, head & u64::from(u32::MAX));
         match kind {
             FRAME_HEADER => {
                 (self.at, self.end) = (0, size);
