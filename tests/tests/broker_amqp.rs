@@ -13,6 +13,8 @@ mod faults;
 mod host;
 #[path = "broker_amqp/long.rs"]
 mod long;
+#[path = "broker_amqp/nested.rs"]
+mod nested;
 #[path = "broker_amqp/proxy.rs"]
 mod proxy;
 #[path = "broker_amqp/rabbit.rs"]

@@ -1,7 +1,7 @@
 //! The worker's parsers of bytes from outside, for the fuzzers; see [`stoker_schemas::fuzz`].
 #![allow(clippy::expect_used, reason = "a broken promise ends the fuzzer; no product code calls this")]
 
-mod broker;
+pub(crate) mod broker;
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
+use lapin::protocol::constants::{FRAME_END, FRAME_HEADER};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, generation, parsing};
 use serde_json::{Map, Value};
 use stoker_schemas::Time;
@@ -10,6 +11,7 @@ use stoker_schemas::fuzz::{Target, texts, written};
 use stoker_schemas::letter::{Letter, dead_lettered};
 
 use crate::broker::amqp::death;
+use crate::broker::amqp::nesting::{MAX_DEPTH, NestingLimit};
 use crate::broker::embedded::follower;
 
 /// The parsers of this part.
@@ -18,6 +20,11 @@ pub const TARGETS: [Target; 3] = [
     Target { name: "amqp-headers", run: amqp_headers, samples: encoded_headers },
     Target { name: "event-kind", run: event_kind, samples: events },
 ];
+
+/// Levels of headers that overflow the stack of a thread, if they are parsed by recursion.
+const DEEP_LEVELS: usize = 1_000;
+/// Bytes of a frame before the headers: its head, and the content's up to the properties.
+pub(crate) const HEADERS_AT: usize = 21;
 
 /// Headers as JSON, which the fuzzer can change as a tree. `{"at": 7}` stands for a timestamp, `{"short": "a"}` for
 /// a short text.
@@ -90,19 +97,53 @@ fn amqp(value: Value) -> AMQPValue {
     }
 }
 
-/// The same headers as they come over the wire.
+/// The same headers as they come over the wire, and some that nest deeper than a thread's stack allows.
 fn encoded_headers() -> Vec<Vec<u8>> {
     let tables = headers().into_iter().filter_map(|bytes| match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) => Some(table(map)),
         _ => None,
     });
-    tables.filter_map(|table| generation::gen_field_table(&table)(Vec::new().into()).ok()).map(|c| c.write).collect()
+    let encoded = tables.filter_map(|table| generation::gen_field_table(&table)(Vec::new().into()).ok());
+    encoded.map(|c| c.write).chain(deep_headers()).collect()
 }
 
+/// Tables in tables, and arrays in arrays.
+pub(crate) fn deep_headers() -> [Vec<u8>; 2] {
+    let around = |inner: Vec<u8>, item: &[u8]| {
+        let length = u32::try_from(item.len() + inner.len()).unwrap_or(u32::MAX);
+        [&length.to_be_bytes(), item, &inner].concat()
+    };
+    let levels = |item: &[u8]| (0..DEEP_LEVELS).fold(vec![0; 4], |inner, _| around(inner, item));
+    [levels(b"\x00F"), around(levels(b"A"), b"\x00A")]
+}
+
+/// The frame of a content header with these headers alone, after [`HEADERS_AT`] bytes.
+pub(crate) fn header_frame(headers: &[u8]) -> Vec<u8> {
+    let head = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x20, 0];
+    let size = u32::try_from(head.len() + headers.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&[FRAME_HEADER, 0, 1][..], &size, &head, headers, &[FRAME_END]].concat()
+}
+
+/// They reach lapin's parser as they do on a connection.
 fn amqp_headers(bytes: &[u8]) {
-    if let Ok((_, headers)) = parsing::parse_field_table(bytes) {
+    let mut frame = header_frame(bytes);
+    NestingLimit::new().pass(&mut frame);
+    if let Ok((_, headers)) = parsing::parse_field_table(&frame[HEADERS_AT..]) {
+        assert!(depth(&headers) <= MAX_DEPTH, "nests deeper than it may");
         judge(headers, b"{}");
     }
+}
+
+/// Tables and arrays within each other.
+pub(crate) fn depth(table: &FieldTable) -> usize {
+    fn inner(value: &AMQPValue) -> usize {
+        match value {
+            AMQPValue::FieldTable(table) => depth(table),
+            AMQPValue::FieldArray(array) => 1 + array.as_slice().iter().map(inner).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+    1 + table.inner().values().map(inner).max().unwrap_or(0)
 }
 
 fn events() -> Vec<Vec<u8>> {

@@ -30,7 +30,7 @@ use super::{
     tasks::Tasks,
     tls,
     topology::Declarer,
-    unusable,
+    transport, unusable,
 };
 use crate::{
     backoff_policy::{Backoff, Policy, RECONNECT},
@@ -204,9 +204,7 @@ impl Keeper {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let ca = self.config.ca.as_deref();
         let tls = tls::settings(ca).await?;
-        let runtime = lapin::runtime::default_runtime().map_err(|e| e.to_string())?;
-        let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
-        let connection = timeout(ANSWER_DEADLINE, connecting)
+        let connection = timeout(ANSWER_DEADLINE, transport::connect(uri, properties, tls))
             .await
             .map_err(|_| format!("no answer within {ANSWER_DEADLINE:?}"))?
             .map_err(|e| match NoConnection::of(e.into(), &self.config) {

@@ -19,6 +19,7 @@ mod history;
 mod history_route;
 mod link;
 mod message;
+pub(crate) mod nesting;
 mod outlet;
 mod publisher;
 mod refusing;
@@ -30,6 +31,7 @@ mod subscription;
 mod tasks;
 mod tls;
 mod topology;
+mod transport;
 mod unusable;
 mod watchdog;
 
