@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use stoker_schemas::{JobId, JobState, Time, event::Event, image::Driver};
 use stoker_tests::harness;
 use stoker_worker::{
+    attempt::Rig,
     broker::amqp::{AmqpBroker, AmqpConfig},
     config::{Config, Flags, RawConfig},
     host::{Host, HostError},
@@ -45,11 +46,24 @@ impl SimHost {
         log: EventLog,
         limits: impl FnOnce(&mut AmqpConfig),
     ) -> Self {
+        let rig = harness::rig(&world);
+        Self::start_with_rig(config, url, world, rig, log, limits).await
+    }
+
+    /// The same with other equipment than usual in that world.
+    pub async fn start_with_rig(
+        config: &Config,
+        url: &str,
+        world: SimWorld,
+        rig: Rig,
+        log: EventLog,
+        limits: impl FnOnce(&mut AmqpConfig),
+    ) -> Self {
         let mut amqp =
             AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
         limits(&mut amqp);
         let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
-        let host = Host::with_rig(&fed_by(config, url), harness::rig(&world), log.clone());
+        let host = Host::with_rig(&fed_by(config, url), rig, log.clone());
         let (shutdown, asked) = watch::channel(Shutdown::No);
         let running = tokio::spawn(host.run(broker.clone(), asked));
         Self { world, log, broker, shutdown, running }

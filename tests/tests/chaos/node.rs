@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stoker_tests::{setting, within};
@@ -14,11 +14,15 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use crate::table::FILE as TABLE;
+
 /// Where RabbitMQ lists the processes that it starts again: the one that keeps the streams, and
 /// the quorum queues. It writes the list half a second after a declaration; what is declared and
 /// not listed when the node is killed stays down for ever.
 const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
+/// Between two looks at what another process counts.
+const LOOK: Duration = Duration::from_millis(500);
 /// Name of the policy that limits a queue.
 const LIMIT: &str = "limit";
 
@@ -94,6 +98,37 @@ impl Node {
         of_queue.unwrap_or_else(|| panic!("{queue} is not in {all}"))
     }
 
+    /// Messages that are in any queue but the history, once none is or after `patience`.
+    pub async fn kept_messages(&self, patience: Duration) -> usize {
+        let last = Instant::now() + patience;
+        loop {
+            let all =
+                self.ctl_or_nothing(&["list_queues", "-q", "--no-table-headers", "name", "messages", "type"]).await;
+            let kept: usize = all.lines().filter_map(messages_of_work).sum();
+            if !all.is_empty() && kept == 0 {
+                return 0;
+            }
+            if Instant::now() >= last {
+                eprintln!("still there: {all}");
+                return kept.max(1);
+            }
+            // Another process counts them, now and then: all one can do is look again.
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until nobody takes from a queue.
+    pub async fn has_no_consumer(&self, queue: &str) {
+        loop {
+            let all = self.ctl_or_nothing(&["list_queues", "-q", "--no-table-headers", "name", "consumers"]).await;
+            let consumers = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse::<u32>().ok());
+            if consumers == Some(0) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Waits until the node would find its streams again after a kill (if not, see
     /// `a_lost_history_stops_no_work`).
     pub async fn knows_its_streams(&self) {
@@ -157,9 +192,50 @@ impl Node {
         node
     }
 
-    /// As Erlang knows it.
-    pub fn erlang_name(&self) -> String {
-        format!("stoker-{}@localhost", self.name)
+    /// Whether Erlang knows it by this name.
+    pub fn is_called(&self, erlang: &str) -> bool {
+        erlang.split('@').next().is_some_and(|name| name.strip_prefix("stoker-") == Some(&self.name))
+    }
+
+    /// Name of the cluster that it is a node of.
+    pub fn cluster_name(&self) -> &str {
+        self.name.rsplit_once('-').expect("a node of a cluster").0
+    }
+
+    /// Where it listens, as its network knows it.
+    pub fn address(&self) -> &str {
+        let after = self.url.rsplit('@').next().expect("an address");
+        after.split('/').next().expect("an address")
+    }
+
+    /// Takes it away from the other nodes; clients still reach it.
+    pub async fn cut(&self) {
+        self.tell("cut").await;
+    }
+
+    pub async fn heal(&self) {
+        self.tell("heal").await;
+    }
+
+    /// Waits until it has noticed that it is in a minority: RabbitMQ has stopped, its Erlang runs.
+    pub async fn is_paused(&self) {
+        let paused = async {
+            while !self.ctl_or_nothing(&["cluster_status", "--quiet"]).await.is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        within("the minority pauses", paused).await;
+    }
+
+    /// Copies what the node wrote beside the table of `scripts/dev chaos`, for whoever looks for the reason of a failure.
+    pub fn keep_log(&self) {
+        let Some(table) = std::env::var_os(TABLE) else { return };
+        let mut command = std::process::Command::new(&self.control);
+        let dir = command.args(["broker", "dir", "--name", &self.name]).output().unwrap().stdout;
+        let (from, to) = (PathBuf::from(String::from_utf8(dir).unwrap().trim()).join("log"), PathBuf::from(table));
+        let to = to.with_file_name(format!("{}-{}", self.name, Uuid::now_v7().simple()));
+        let copied = std::process::Command::new("cp").arg("-r").args([&from, &to]).status().unwrap();
+        eprintln!("what the node wrote: {} ({copied})", to.display());
     }
 
     async fn tell(&self, verb: &str) -> String {
@@ -197,6 +273,13 @@ fn is_listed(data: &Path, kind: &str, name: &str) -> bool {
     })
 }
 
+/// Of a line "name messages type"; streams keep what was read.
+fn messages_of_work(line: &str) -> Option<usize> {
+    let mut words = line.split_whitespace();
+    let (messages, kind) = (words.nth(1)?, words.next()?);
+    if kind == "stream" { None } else { messages.parse().ok() }
+}
+
 /// The pid in the name: a run that was killed could not wipe its node, the next one does.
 pub fn new_name() -> String {
     format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id())
@@ -204,6 +287,9 @@ pub fn new_name() -> String {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_log();
+        }
         let mut command = std::process::Command::new(&self.control);
         let _ = command.args(["broker", "wipe", "--name", &self.name]).env_remove("STOKER_TEST_RUN").status();
     }
