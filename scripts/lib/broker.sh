@@ -274,7 +274,8 @@ spawn_node() {
   local inside=()
   mapfile -t inside < <(rabbitmq_release_prefix "$BROKER_DIR")
   # No busy waiting of idle schedulers: tests share few cores with the node. Nodes talk over loopback only.
-  local erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {$(node_address | tr . ,)}"
+  local erl_args
+  erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {$(node_address | tr . ,)}"
   "${ON_ITS_NETWORK[@]}" env -u RABBITMQ_CONFIG_FILES \
     HOME="$BROKER_DIR/home" \
     RABBITMQ_NODENAME="$(erlang_name)" RABBITMQ_USE_LONGNAME="$(is_apart && printf true)" \

@@ -22,6 +22,8 @@ mod disk;
 mod fleet;
 #[path = "chaos/full_queue.rs"]
 mod full_queue;
+#[path = "chaos/guests.rs"]
+mod guests;
 #[path = "chaos/host.rs"]
 mod host;
 #[path = "chaos/kills.rs"]
@@ -38,6 +40,9 @@ mod node;
 mod outages;
 #[path = "chaos/producers.rs"]
 mod producers;
+#[path = "e2e/stage.rs"]
+#[allow(dead_code, reason = "each suite uses its part")]
+mod stage;
 #[path = "chaos/table.rs"]
 mod table;
 #[path = "chaos/unusable.rs"]

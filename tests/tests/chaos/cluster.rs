@@ -84,10 +84,10 @@ async fn a_cluster_in_two_parts_loses_nothing() {
     for _ in 0..times("LEADER_CUT_OFF", 1, 5) {
         load.goes_on(JOBS_BETWEEN).await;
         let leader = cluster.leader_of(&queue()).await;
-        let begun = Instant::now();
+        let (before, begun) = (leader.pauses().await, Instant::now());
         leader.cut().await;
         // It notices after some seconds and goes; until then it may hold on to clients.
-        let (recovered, ()) = tokio::join!(load.works_again(begun), leader.is_paused());
+        let (recovered, ()) = tokio::join!(load.works_again(begun), leader.pauses_again(before));
         row.recovered(recovered);
         load.goes_on(JOBS_BETWEEN).await;
         leader.heal().await;

@@ -23,6 +23,8 @@ const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
 /// Between two looks at what another process counts.
 const LOOK: Duration = Duration::from_millis(500);
+/// What a node writes that is to wait for the others.
+const PAUSED: &str = "Cluster minority/secondary status detected";
 /// Name of the policy that limits a queue.
 const LIMIT: &str = "limit";
 
@@ -217,10 +219,18 @@ impl Node {
         self.tell("heal").await;
     }
 
-    /// Waits until it has noticed that it is in a minority: RabbitMQ has stopped, its Erlang runs.
-    pub async fn is_paused(&self) {
+    /// How often it has noticed that it is in a minority. It takes no clients then; its tools may not answer.
+    pub async fn pauses(&self) -> usize {
+        let folder = PathBuf::from(self.tell("dir").await).join("log");
+        let files = std::fs::read_dir(folder).unwrap().flatten().filter(|file| file.file_name() != "console.log");
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.map(|text| text.matches(PAUSED).count()).sum()
+    }
+
+    /// Waits until it has noticed it once more than so often.
+    pub async fn pauses_again(&self, before: usize) {
         let paused = async {
-            while !self.ctl_or_nothing(&["cluster_status", "--quiet"]).await.is_empty() {
+            while self.pauses().await <= before {
                 tokio::time::sleep(LOOK).await;
             }
         };
