@@ -14,6 +14,7 @@ readonly BROKER_START_TRIES=3
 #: broker cluster --apart [--name N] | the same on a network of their own, which can be cut (root; reached from inside only)
 #: broker cut|heal [--name N] | of such a cluster: takes the node away from the others, who still reach clients; undoes it
 #: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
+#: | STOKER_BROKER_PLUGINS=rabbitmq_shovel at its start enables a plugin of RabbitMQ's
 #: broker status|env|dir [--name N] | is it running; export lines for a shell; where its data is
 #: broker ctl [--name N] -- ARGUMENTS | rabbitmqctl for that node
 #: broker wipe [--name N] | stop the node and delete its data
@@ -252,7 +253,7 @@ ssl_options.certfile = $BROKER_DIR/tls/server.pem
 ssl_options.keyfile = $BROKER_DIR/tls/server.key
 CONF
   fi
-  printf '[].\n' >"$BROKER_DIR/enabled_plugins"
+  printf '[%s].\n' "${STOKER_BROKER_PLUGINS:-}" >"$BROKER_DIR/enabled_plugins"
 }
 
 # A CA and a certificate for 127.0.0.1, new with the node and only good for it.

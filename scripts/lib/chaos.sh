@@ -33,7 +33,8 @@ readonly CHAOS_SECONDS=3600
 
 chaos_on() (
   export STOKER_CHAOS_OFTEN=1 STOKER_CHAOS_TABLE="$CHAOS_DIR/$1.md" STOKER_TEST_BROKER_CTL="$STOKER_ROOT/scripts/dev"
-  STOKER_RABBITMQ_NEXT="$(cmd_rabbitmq trixie)" || exit 1
+  # What the host's is upgraded to; without it that test says so.
+  STOKER_RABBITMQ_NEXT="$(cmd_rabbitmq trixie)" || warn "chaos: no RabbitMQ to upgrade to"
   export STOKER_RABBITMQ_NEXT
   if [[ $1 != host ]]; then
     STOKER_RABBITMQ_ROOT="$(cmd_rabbitmq "$1")" || exit 1
@@ -47,6 +48,6 @@ chaos_on() (
   export STOKER_CHAOS_LOG="$CHAOS_DIR/$1.workers.log"
   note "chaos: RabbitMQ of $1; STOKER_CHAOS_TABLE=$STOKER_CHAOS_TABLE"
   cd "$STOKER_ROOT" || exit 1
-  timeout "$CHAOS_SECONDS" cargo test --locked --workspace --no-fail-fast --test chaos -- --include-ignored --test-threads 2 2>&1 |
+  timeout "$CHAOS_SECONDS" cargo test --locked --workspace --no-fail-fast --test chaos -- --include-ignored --test-threads 1 2>&1 |
     tee "$CHAOS_DIR/$1.log"
 )

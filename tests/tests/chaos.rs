@@ -40,6 +40,8 @@ mod node;
 mod outages;
 #[path = "chaos/producers.rs"]
 mod producers;
+#[path = "chaos/server.rs"]
+mod server;
 #[path = "e2e/stage.rs"]
 #[allow(dead_code, reason = "each suite uses its part")]
 mod stage;
@@ -47,6 +49,8 @@ mod stage;
 mod table;
 #[path = "chaos/unusable.rs"]
 mod unusable;
+#[path = "chaos/upgrade.rs"]
+mod upgrade;
 #[path = "chaos/worker.rs"]
 mod worker;
 #[path = "chaos/workers.rs"]

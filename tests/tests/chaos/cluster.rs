@@ -44,7 +44,7 @@ async fn a_cluster_whose_leader_freezes_loses_nothing() {
     let Some(cluster) = Cluster::start("a_cluster_whose_leader_freezes_loses_nothing").await else { return };
     let mut row = Row::new("the leader of the jobs' queue frozen (3 nodes)");
     let load = Load::start(&cluster.url).await;
-    for _ in 0..times("LEADER_FROZEN", 1, 4) {
+    for _ in 0..times("LEADER_FROZEN", 1, 3) {
         load.goes_on(JOBS_BETWEEN).await;
         let leader = cluster.leader_of(&queue()).await;
         let begun = Instant::now();
@@ -81,7 +81,7 @@ async fn a_cluster_in_two_parts_loses_nothing() {
     let Some(cluster) = Cluster::start_apart("a_cluster_in_two_parts_loses_nothing").await else { return };
     let mut row = Row::new("the leader of the jobs' queue cut off from the majority (3 nodes)");
     let load = Load::start(&cluster.url).await;
-    for _ in 0..times("LEADER_CUT_OFF", 1, 5) {
+    for _ in 0..times("LEADER_CUT_OFF", 1, 4) {
         load.goes_on(JOBS_BETWEEN).await;
         let leader = cluster.leader_of(&queue()).await;
         let (before, begun) = (leader.pauses().await, Instant::now());

@@ -133,7 +133,7 @@ async fn a_worker_killed_over_real_vms_doubles_nothing() {
     let test = "a_worker_killed_over_real_vms_doubles_nothing";
     let mut row = Row::new("worker killed (kill -9), its real VMs live on");
     let Some(mut scene) = Scene::open(test).await else { return row.forget() };
-    for _ in 0..times("REAL_WORKER_KILLED", 1, 8) {
+    for _ in 0..times("REAL_WORKER_KILLED", 1, 5) {
         let ready = scene.enqueue("", 4, &json!({})).await;
         scene.up.reaches(ready, Phase::Ready).await;
         let booting = scene.booting().await;
@@ -156,7 +156,7 @@ async fn a_dhcp_server_that_is_killed_is_replaced_under_a_boot() {
     let test = "a_dhcp_server_that_is_killed_is_replaced_under_a_boot";
     let mut row = Row::new("dnsmasq killed while a VM boots");
     let Some(mut scene) = Scene::open(test).await else { return row.forget() };
-    for _ in 0..times("DNSMASQ_KILLED", 1, 10) {
+    for _ in 0..times("DNSMASQ_KILLED", 1, 6) {
         let id = scene.booting().await;
         let begun = Instant::now();
         kill(&dnsmasq(&scene.stage.name), "-KILL");
@@ -172,7 +172,7 @@ async fn a_dhcp_server_that_is_killed_is_replaced_under_a_boot() {
 async fn a_tap_that_is_pulled_costs_an_attempt() {
     let mut row = Row::new("tap pulled while a VM boots");
     let Some(mut scene) = Scene::open("a_tap_that_is_pulled_costs_an_attempt").await else { return row.forget() };
-    for n in 0..times("TAP_PULLED", 1, 6) {
+    for n in 0..times("TAP_PULLED", 1, 4) {
         let id = scene.booting().await;
         let tap = eventually("a tap", async || scene.stage.taps().into_iter().next()).await;
         let begun = Instant::now();
@@ -191,7 +191,7 @@ async fn a_tap_that_is_pulled_costs_an_attempt() {
 async fn agents_that_lie_are_never_called_ready() {
     let mut row = Row::new("agent lies, redirects, hangs, says the wrong thing");
     let Some(mut scene) = Scene::open("agents_that_lie_are_never_called_ready").await else { return row.forget() };
-    for _ in 0..times("AGENT_LIES", 1, 2) {
+    for _ in 0..times("AGENT_LIES", 1, 1) {
         for (fault, cause) in [
             ("wrong-id", "wrong_vm"),
             ("status=302", "agent_unhealthy"),

@@ -17,7 +17,7 @@ async fn what_a_dying_broker_confirmed_boots_once() {
     let mut row = Row::new("the only node killed");
     let load = Load::start(&node.url).await;
     node.knows_its_streams().await;
-    for _ in 0..times("NODE_KILLED", 5, 20) {
+    for _ in 0..times("NODE_KILLED", 5, 12) {
         load.goes_on(JOBS_BETWEEN_KILLS).await;
         node.kill_9().await;
         let begun = Instant::now();

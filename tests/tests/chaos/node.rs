@@ -36,6 +36,8 @@ pub struct Node {
     control: PathBuf,
     name: String,
     pub url: String,
+    /// What every command for it gets, besides what the tests have.
+    environment: Vec<(String, String)>,
     /// None: its cluster's.
     _turn: Option<MutexGuard<'static, ()>>,
 }
@@ -49,9 +51,19 @@ impl Node {
     /// With more in RabbitMQ's environment.
     pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
-        let mut node = Self { control, name: new_name(), url: String::new(), _turn: Some(TURN.lock().await) };
-        node.url = node.tell_in(environment, "start", &[]).await;
-        Some(node)
+        Some(Self::begin(control, Some(TURN.lock().await), environment).await)
+    }
+
+    /// Another one, that knows nothing of this one.
+    pub async fn beside(&self, environment: &[(&str, &str)]) -> Self {
+        Self::begin(self.control.clone(), None, environment).await
+    }
+
+    async fn begin(control: PathBuf, turn: Option<MutexGuard<'static, ()>>, environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut node = Self { control, name: new_name(), url: String::new(), environment, _turn: turn };
+        node.url = node.tell("start").await;
+        node
     }
 
     pub async fn kill_9(&self) {
@@ -98,6 +110,13 @@ impl Node {
         let all = self.tell_with("ctl", &["--", "list_queues", "-q", "name", "messages_unacknowledged"]).await;
         let of_queue = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse().ok());
         of_queue.unwrap_or_else(|| panic!("{queue} is not in {all}"))
+    }
+
+    /// Queues that hold messages, the history apart.
+    pub async fn queues_in_use(&self) -> Vec<String> {
+        let all = self.ctl(&["list_queues", "-q", "--no-table-headers", "name", "messages", "type"]).await;
+        let in_use = all.lines().filter(|line| messages_of_work(line).is_some_and(|messages| messages > 0));
+        in_use.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
     }
 
     /// Messages that are in any queue but the history, once none is or after `patience`.
@@ -181,6 +200,7 @@ impl Node {
     /// The same, of a node that may not be there.
     pub async fn ctl_or_nothing(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
+        command.envs(self.environment.iter().cloned());
         command.args(["broker", "ctl", "--name", &self.name, "--"]).args(arguments).env_remove("STOKER_TEST_RUN");
         let output = command.output().await.unwrap();
         if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
@@ -188,7 +208,8 @@ impl Node {
 
     /// A node of a cluster that was started by this name.
     pub async fn of_cluster(control: &Path, name: String) -> Self {
-        let mut node = Self { control: control.to_owned(), name, url: String::new(), _turn: None };
+        let mut node =
+            Self { control: control.to_owned(), name, url: String::new(), environment: Vec::new(), _turn: None };
         let status = node.tell("status").await;
         node.url = status.split(' ').nth(1).expect("running URL pid N").to_owned();
         node
@@ -253,12 +274,8 @@ impl Node {
     }
 
     async fn tell_with(&self, verb: &str, arguments: &[&str]) -> String {
-        self.tell_in(&[], verb, arguments).await
-    }
-
-    async fn tell_in(&self, environment: &[(&str, &str)], verb: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
-        command.envs(environment.iter().copied());
+        command.envs(self.environment.iter().cloned());
         command.args(["broker", verb, "--name", &self.name]).args(arguments).stdin(Stdio::null());
         // The node outlives its starter and must not look like a left-over of this run.
         command.env_remove("STOKER_TEST_RUN");

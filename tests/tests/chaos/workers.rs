@@ -36,7 +36,7 @@ async fn a_worker_that_is_killed_loses_nothing() {
     let mut row = Row::new("worker killed (kill -9) and started again, its VMs die with it");
     let data = tempfile::tempdir().unwrap();
     let fleet = Fleet::start(&programs, &node.url, &[data.path()]).await;
-    for _ in 0..times("WORKER_KILLED", 2, 15) {
+    for _ in 0..times("WORKER_KILLED", 2, 10) {
         fleet.goes_on(JOBS_BETWEEN).await;
         let begun = Instant::now();
         fleet.workers[0].signal("-KILL").await;
@@ -54,7 +54,7 @@ async fn a_worker_that_freezes_holds_up_nothing_and_doubles_nothing() {
     let mut row = Row::new("one of two workers frozen beyond the heartbeat, then thawed");
     let data = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let fleet = Fleet::start(&programs, &node.url, &[data[0].path(), data[1].path()]).await;
-    for _ in 0..times("WORKER_FROZEN", 1, 4) {
+    for _ in 0..times("WORKER_FROZEN", 1, 3) {
         fleet.goes_on(JOBS_BETWEEN).await;
         let begun = Instant::now();
         fleet.workers[0].signal("-STOP").await;
@@ -84,7 +84,7 @@ async fn a_full_disk_loses_nothing() {
     let test = "a_full_disk_loses_nothing";
     let Some((programs, node)) = needs(test).await else { return };
     let Some(disk) = Disk::that_fills_up(test) else { return };
-    fails_on(disk, programs, node, Row::new("disk of the log full (ENOSPC)"), times("DISK_FULL", 1, 8)).await;
+    fails_on(disk, programs, node, Row::new("disk of the log full (ENOSPC)"), times("DISK_FULL", 1, 5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +93,7 @@ async fn a_disk_that_fails_loses_nothing() {
     let test = "a_disk_that_fails_loses_nothing";
     let Some((programs, node)) = needs(test).await else { return };
     let Some(disk) = Disk::that_fails(test) else { return };
-    fails_on(disk, programs, node, Row::new("disk of the log fails (EIO)"), times("DISK_FAILS", 1, 8)).await;
+    fails_on(disk, programs, node, Row::new("disk of the log fails (EIO)"), times("DISK_FAILS", 1, 5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,7 +102,7 @@ async fn a_worker_without_files_to_open_comes_back() {
     let mut row = Row::new("no file left to open (RLIMIT_NOFILE) while the broker's connections end");
     let data = tempfile::tempdir().unwrap();
     let fleet = Fleet::start(&programs, &node.url, &[data.path()]).await;
-    for _ in 0..times("NO_FILES", 1, 6) {
+    for _ in 0..times("NO_FILES", 1, 4) {
         fleet.goes_on(JOBS_BETWEEN).await;
         fleet.workers[0].limit_files(NO_FILES).await;
         node.ctl(&["close_all_connections", "chaos"]).await;
