@@ -48,6 +48,6 @@ chaos_on() (
   export STOKER_CHAOS_LOG="$CHAOS_DIR/$1.workers.log"
   note "chaos: RabbitMQ of $1; STOKER_CHAOS_TABLE=$STOKER_CHAOS_TABLE"
   cd "$STOKER_ROOT" || exit 1
-  timeout "$CHAOS_SECONDS" cargo test --locked --workspace --no-fail-fast --test chaos -- --include-ignored --test-threads 1 2>&1 |
+  timeout "$CHAOS_SECONDS" cargo test --locked --workspace --no-fail-fast --test chaos -- --include-ignored --nocapture --test-threads 1 2>&1 |
     tee "$CHAOS_DIR/$1.log"
 )

@@ -39,7 +39,8 @@ async fn enqueue(server: &Server, args: &str, jobs: usize) -> BTreeSet<String> {
     let enqueued = async {
         while ids.len() < jobs {
             let request = reqwest::Client::new().post(format!("{}/v1/jobs", server.base)).json(&job);
-            let answer = request.header("idempotency-key", format!("{args}-{}", ids.len())).send().await.unwrap();
+            let key = format!("{}-{}", args.replace(' ', "-"), ids.len());
+            let answer = request.header("idempotency-key", key).send().await.unwrap();
             match answer.status().as_u16() {
                 202 => {
                     let answer: Value = answer.json().await.unwrap();
@@ -82,12 +83,13 @@ fn was_ready(job: &Value) -> bool {
     job["attempts"].as_array().is_some_and(|all| all.iter().any(|attempt| attempt["proof"].is_object()))
 }
 
-/// Everything that waits in the old node's queues moves to the same queues of the new one.
+/// Everything that waits in the old node's queues is published to the new one, as it was published first: with a queue
+/// for its destination, a delayed message would forget where it is to go when its time has come.
 async fn shovel(old: &Node, new: &Node) {
     for (n, queue) in old.queues_in_use().await.into_iter().enumerate() {
         let shovel = json!({
             "src-protocol": "amqp091", "src-uri": old.url, "src-queue": queue, "src-delete-after": "queue-length",
-            "dest-protocol": "amqp091", "dest-uri": new.url, "dest-queue": queue, "ack-mode": "on-confirm"
+            "dest-protocol": "amqp091", "dest-uri": new.url, "ack-mode": "on-confirm"
         });
         new.ctl(&["set_parameter", "shovel", &format!("upgrade-{n}"), &shovel.to_string()]).await;
     }
@@ -119,7 +121,7 @@ async fn what_waits_on_rabbitmq_3_boots_through_rabbitmq_4() {
 
     let (server, first) = (serve(&old.url).await, worker(&old.url));
     let seen = enqueue(&server, "sim.healthy-ms=20", JOBS).await;
-    let retried = enqueue(&server, "sim.crash-ms=50", 3).await;
+    let retried = enqueue(&server, "sim.crash-ms=50 sim.healthy-ms=9000", 3).await;
     assert_eq!(missing(&server, &seen, was_ready).await, BTreeSet::new());
     assert_eq!(missing(&server, &retried, |job| job["phase"] == "retrying").await, BTreeSet::new());
     first.end().await;
