@@ -72,7 +72,10 @@ impl Cluster {
             nodes.push(Node::of_cluster(&control, format!("{name}-{n}")).await);
         }
         let url = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        Some(Self { nodes, url, _ways: JoinSet::new(), _turn: turn })
+        let cluster = Self { nodes, url, _ways: JoinSet::new(), _turn: turn };
+        // A node answers clients before it has joined the others.
+        tokio::time::timeout(PATIENCE, cluster.all_see_all()).await.expect("the nodes do not find each other");
+        Some(cluster)
     }
 
     /// One of them; the count goes round.
