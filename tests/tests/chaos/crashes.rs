@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Jobs confirmed between two crashes.
-const JOBS_BETWEEN: usize = 50;
+const JOBS_BETWEEN: usize = 20;
 /// How far clocks are apart.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -29,7 +29,7 @@ async fn crash_and_go_on(load: Load, row: &mut Row, clock: Clock) -> Load {
 async fn a_worker_that_dies_loses_and_doubles_nothing() {
     let Some(node) = Node::start("a_worker_that_dies_loses_and_doubles_nothing").await else { return };
     let mut row = Row::new("worker ended at any point, its VMs live on");
-    let mut load = Load::start(&node.url).await;
+    let mut load = Load::start_gently(&node.url).await;
     for _ in 0..times("WORKER_DIES", 3, 30) {
         load = crash_and_go_on(load, &mut row, Clock::system()).await;
     }
@@ -48,7 +48,7 @@ fn shifted(by: Duration, back: bool) -> Clock {
 async fn clocks_that_step_by_an_hour_change_nothing() {
     let Some(node) = Node::start("clocks_that_step_by_an_hour_change_nothing").await else { return };
     let mut row = Row::new("worker's clock steps by two hours while it restarts, the producers' the other way");
-    let mut load = Load::start(&node.url).await;
+    let mut load = Load::start_gently(&node.url).await;
     for n in 0..times("CLOCK_STEPS", 2, 10) {
         let back = n % 2 == 0;
         load.set_producers_clock(shifted(HOUR, !back));

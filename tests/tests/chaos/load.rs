@@ -35,6 +35,15 @@ pub struct Load {
 
 impl Load {
     pub async fn start(url: &str) -> Self {
+        Self::start_with(url, PRODUCERS, PACE).await
+    }
+
+    /// With few jobs: their VMs stay, and each worker that comes has to take them all over.
+    pub async fn start_gently(url: &str) -> Self {
+        Self::start_with(url, 1, PACE).await
+    }
+
+    async fn start_with(url: &str, producers: usize, pace: Duration) -> Self {
         let data = tempfile::tempdir().unwrap();
         let config = harness::config(data.path(), |config| {
             // Room for all: nothing is put back for want of it.
@@ -43,7 +52,7 @@ impl Load {
         });
         let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
         let host = SimHost::start_on(&config, url, SimWorld::remembering(), log, |_| {}).await;
-        let producers = Producers::start(url, PRODUCERS, PACE).await;
+        let producers = Producers::start(url, producers, pace).await;
         Self { host, producers, config, url: url.to_owned(), _data: data }
     }
 
