@@ -110,7 +110,7 @@ impl Load {
         let outcome = Outcome {
             jobs: jobs.len(),
             lost: states.values().filter(|state| is_lost(state)).count(),
-            doubled: doubled(&self.host.world, &states),
+            doubled: doubled(&self.host.world.changes(), &owners(&states)),
             leaked: leaked(&self.host.world, &states),
             stuck: open.iter().filter(|id| !is_lost(&states[*id])).count()
                 + kept
@@ -131,16 +131,19 @@ fn vms(state: &JobState) -> impl Iterator<Item = VmId> {
     state.attempts.values().filter_map(|attempt| Some(attempt.started.as_ref()?.value.vm))
 }
 
+fn owners(states: &BTreeMap<JobId, JobState>) -> BTreeMap<VmId, JobId> {
+    states.iter().flat_map(|(id, state)| vms(state).map(|vm| (vm, *id))).collect()
+}
+
 /// Jobs of which two VMs ran at one time, and VMs that ran for no job that the log knows.
-fn doubled(world: &SimWorld, states: &BTreeMap<JobId, JobState>) -> usize {
-    let job_of: BTreeMap<VmId, JobId> = states.iter().flat_map(|(id, state)| vms(state).map(|vm| (vm, *id))).collect();
+fn doubled(changes: &[SimChange], job_of: &BTreeMap<VmId, JobId>) -> usize {
     let (mut running, mut doubled, mut strangers) = (BTreeMap::<JobId, usize>::new(), BTreeSet::new(), 0);
-    for change in world.changes() {
+    for change in changes {
         let (vm, begins) = match change {
             SimChange::Up(vm) => (vm, true),
             SimChange::Ended(vm) => (vm, false),
         };
-        let Some(job) = job_of.get(&vm) else {
+        let Some(job) = job_of.get(vm) else {
             strangers += usize::from(begins);
             continue;
         };
@@ -164,4 +167,16 @@ fn leaked(world: &SimWorld, states: &BTreeMap<JobId, JobState>) -> usize {
 
 fn is_ready(host: &SimHost, id: &JobId) -> bool {
     host.state(*id).phase() == Phase::Ready
+}
+
+/// One after the other is right, however often; two at once are not, nor is one that no job has.
+#[test]
+fn two_vms_of_a_job_at_one_time_are_doubled() {
+    use SimChange::{Ended, Up};
+    let new = || uuid::Uuid::now_v7();
+    let (job, other, [a, b, c, stranger]) = (JobId(new()), JobId(new()), [new(), new(), new(), new()].map(VmId));
+    let job_of = BTreeMap::from([(a, job), (b, job), (c, other)]);
+    assert_eq!(doubled(&[Up(a), Up(c), Ended(a), Up(b), Ended(b), Up(a)], &job_of), 0);
+    assert_eq!(doubled(&[Up(a), Up(c), Up(b), Ended(a), Ended(b)], &job_of), 1);
+    assert_eq!(doubled(&[Up(stranger), Ended(stranger)], &job_of), 1);
 }

@@ -110,3 +110,14 @@ impl Drop for Row {
         }
     }
 }
+
+#[test]
+fn a_recovery_that_does_not_come_is_in_the_row() {
+    let mut row = Row::new("something");
+    row.recovered(Some(Duration::from_millis(1_240)));
+    row.recovered(None);
+    assert_eq!(row.line(), "| something | 3 | ? | ? | ? | ? | 2 | ? | 1.2 s | 1.2 s |\n", "cut off in the third");
+    row.outcome = Some(Outcome { jobs: 7, lost: 1, doubled: 2, leaked: 3, stuck: 4, repeated: 5 });
+    assert_eq!(row.line(), "| something | 2 | 7 | 1 | 2 | 3 | 4 | 5 | 1.2 s | 1.2 s |\n");
+    row.forget();
+}
