@@ -30,5 +30,6 @@ pub mod ports;
 pub mod probe;
 pub mod reaper;
 pub mod signals;
+pub mod snapshots;
 pub mod supervisor;
 pub mod vm;

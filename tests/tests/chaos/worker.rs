@@ -28,6 +28,7 @@ enum Wanted {
 
 pub struct Worker {
     pub data: PathBuf,
+    log: PathBuf,
     /// How often it was started, and the process that runs now.
     process: watch::Receiver<(usize, Option<u32>)>,
     wanted: watch::Sender<Wanted>,
@@ -44,8 +45,8 @@ impl Worker {
         let mut command = Command::new(program);
         command.args(["run", "--driver", "simulated", "--host", host]).arg("--config").arg(config);
         command.arg("--data").arg(&data).env("STOKER_BROKER", url);
-        let service = tokio::spawn(serve(command, log, process, asked));
-        Self { data, process: seen, wanted, service }
+        let service = tokio::spawn(serve(command, log.clone(), process, asked));
+        Self { data, log, process: seen, wanted, service }
     }
 
     /// Sends the process that runs now a signal.
@@ -60,6 +61,11 @@ impl Worker {
         let mut process = self.process.clone();
         let running = timeout(PATIENCE, process.wait_for(|(_, pid)| pid.is_some()));
         running.await.expect("the worker is not started").unwrap().1.unwrap()
+    }
+
+    /// What it has said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// How often it was started.

@@ -66,7 +66,8 @@ async fn a_worker_that_freezes_holds_up_nothing_and_doubles_nothing() {
     row.end(fleet.end(&node).await);
 }
 
-async fn fails_on(disk: Disk, programs: PathBuf, node: Node, mut row: Row, times: usize) {
+/// `error` is what the worker must meet.
+async fn fails_on(disk: Disk, error: &str, programs: PathBuf, node: Node, mut row: Row, times: usize) {
     let fleet = Fleet::start(&programs, &node.url, &[&disk.path]).await;
     for _ in 0..times {
         fleet.goes_on(JOBS_BETWEEN).await;
@@ -76,6 +77,8 @@ async fn fails_on(disk: Disk, programs: PathBuf, node: Node, mut row: Row, times
         disk.recover();
         row.recovered(fleet.works_again(Instant::now()).await);
     }
+    let said = fleet.workers[0].said();
+    assert!(said.contains(error), "the disk did not fail as it was to: {said}");
     row.end(fleet.end(&node).await);
 }
 
@@ -84,7 +87,15 @@ async fn a_full_disk_loses_nothing() {
     let test = "a_full_disk_loses_nothing";
     let Some((programs, node)) = needs(test).await else { return };
     let Some(disk) = Disk::that_fills_up(test) else { return };
-    fails_on(disk, programs, node, Row::new("disk of the log full (ENOSPC)"), times("DISK_FULL", 1, 5)).await;
+    fails_on(
+        disk,
+        "(os error 28)",
+        programs,
+        node,
+        Row::new("disk of the log full (ENOSPC)"),
+        times("DISK_FULL", 1, 5),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +104,8 @@ async fn a_disk_that_fails_loses_nothing() {
     let test = "a_disk_that_fails_loses_nothing";
     let Some((programs, node)) = needs(test).await else { return };
     let Some(disk) = Disk::that_fails(test) else { return };
-    fails_on(disk, programs, node, Row::new("disk of the log fails (EIO)"), times("DISK_FAILS", 1, 5)).await;
+    fails_on(disk, "(os error 5)", programs, node, Row::new("disk of the log fails (EIO)"), times("DISK_FAILS", 1, 5))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
