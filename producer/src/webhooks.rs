@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use stoker_worker::snapshots;
+
 use crate::callbacks::Callbacks;
 use crate::hooks::{Hooks, HooksConfig};
 
@@ -42,7 +44,7 @@ pub struct Webhooks {
 impl Webhooks {
     /// Opens (or makes) the store in a folder.
     pub fn open(dir: &Path, config: HooksConfig) -> Result<Self, StoreError> {
-        let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open()?;
+        let db = snapshots::open(&sled::Config::new().path(dir).cache_capacity(CACHE_BYTES), dir)?;
         let callbacks = config.callbacks.map(|callbacks| Callbacks::open(&db, callbacks)).transpose()?;
         Ok(Self { hooks: Arc::new(Hooks::open(&db, config.sources)?), callbacks })
     }

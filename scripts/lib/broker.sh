@@ -11,13 +11,17 @@ readonly BROKER_START_TRIES=3
 
 #: broker start|stop|restart|kill9 [--name N] | a private RabbitMQ node (start prints its URL)
 #: broker cluster [--name N] | three nodes that are one broker, N-1 to N-3 (prints its URL); each obeys the other verbs
+#: broker cluster --apart [--name N] | the same on a network of their own, which can be cut (root; reached from inside only)
+#: broker cut|heal [--name N] | of such a cluster: takes the node away from the others, who still reach clients; undoes it
 #: broker pause|resume [--name N] | freeze and thaw the node (SIGSTOP, SIGCONT)
+#: | STOKER_BROKER_PLUGINS=rabbitmq_shovel at its start enables a plugin of RabbitMQ's
 #: broker status|env|dir [--name N] | is it running; export lines for a shell; where its data is
 #: broker ctl [--name N] -- ARGUMENTS | rabbitmqctl for that node
 #: broker wipe [--name N] | stop the node and delete its data
 cmd_broker() {
   local verb="${1:-}" name=dev
   CTL_ARGUMENTS=()
+  CLUSTER_APART=no
   [[ $# -gt 0 ]] && shift
   while (($# > 0)); do
     case "$1" in
@@ -26,6 +30,7 @@ cmd_broker() {
         shift
         ;;
       --name=*) name="${1#--name=}" ;;
+      --apart) CLUSTER_APART=yes ;;
       --)
         CTL_ARGUMENTS=("${@:2}")
         break
@@ -38,12 +43,12 @@ cmd_broker() {
   [[ $name =~ ^[a-z0-9][a-z0-9-]{0,40}$ ]] || die_usage "broker: a name is 1-41 of a-z 0-9 -"
   use_node "$name"
   case "$verb" in
-    start | cluster | stop | restart | kill9 | pause | resume | status | env | dir | ctl | wipe) "broker_$verb" ;;
-    *) die_usage "broker: start, cluster, stop, restart, kill9, pause, resume, status, env, dir, ctl or wipe" ;;
+    start | cluster | stop | restart | kill9 | pause | resume | cut | heal | status | env | dir | ctl | wipe) "broker_$verb" ;;
+    *) die_usage "broker: start, cluster, stop, restart, kill9, pause, resume, cut, heal, status, env, dir, ctl or wipe" ;;
   esac
 }
 
-broker_url() { printf 'amqp://guest:guest@127.0.0.1:%s/%%2f\n' "$AMQP_PORT"; }
+broker_url() { printf 'amqp://guest:guest@%s:%s/%%2f\n' "$(node_address)" "$AMQP_PORT"; }
 
 broker_start() {
   [[ -x ${STOKER_RABBITMQ_ROOT:-}$RABBITMQ_BIN ]] ||
@@ -57,7 +62,7 @@ broker_start() {
       return 0
     fi
     spawn_node
-    if wait_until "$BROKER_START_SECONDS" node_answers_or_died && amqp_answers "$AMQP_PORT"; then
+    if wait_until "$BROKER_START_SECONDS" node_answers_or_died && amqp_answers; then
       broker_url
       return 0
     fi
@@ -79,10 +84,14 @@ broker_cluster() {
   for node in "${nodes[@]}"; do
     use_node "$node"
     mkdir -p "$BROKER_DIR"/{home,mnesia,log}
+    [[ $CLUSTER_APART == no ]] || join_network "$base" "${node##*-}"
     load_ports || choose_ports "$epmd_port"
     [[ -f $BROKER_DIR/home/.erlang.cookie ]] || (umask 377 && printf '%s' "$base" >"$BROKER_DIR/home/.erlang.cookie")
     printf '%s\n' "${nodes[@]}" >"$BROKER_DIR/cluster"
-    hosts+=("127.0.0.1:$AMQP_PORT")
+    hosts+=("$(node_address):$AMQP_PORT")
+  done
+  for node in "${nodes[@]}"; do
+    use_node "$node"
     # Side by side: RabbitMQ 4 waits for the others when it first starts.
     broker_start >/dev/null &
     starting+=($!)
@@ -94,6 +103,9 @@ broker_cluster() {
 use_node() {
   BROKER_NAME="$1"
   BROKER_DIR="$RUN_DIR/broker/$1"
+  # `env` alone changes nothing: what comes before a command cannot be nothing in every bash.
+  ON_ITS_NETWORK=(env)
+  [[ ! -f $BROKER_DIR/network ]] || ON_ITS_NETWORK=("$(find_command ip)" netns exec "st-$BROKER_NAME")
 }
 
 broker_stop() {
@@ -144,13 +156,15 @@ broker_ctl() {
   load_ports || die "broker: $BROKER_NAME was never started"
   local inside=()
   mapfile -t inside < <(rabbitmq_release_prefix "$BROKER_DIR")
-  env HOME="$BROKER_DIR/home" RABBITMQ_NODENAME="stoker-$BROKER_NAME@localhost" \
-    ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
+  "${ON_ITS_NETWORK[@]}" env HOME="$BROKER_DIR/home" RABBITMQ_NODENAME="$(erlang_name)" \
+    RABBITMQ_USE_LONGNAME="$(is_apart && printf true)" ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS="$(node_address)" \
+    RABBITMQ_CONF_ENV_FILE="$BROKER_DIR/none.conf" \
     ${inside[@]+"${inside[@]}"} "${RABBITMQ_BIN%-server}ctl" ${CTL_ARGUMENTS[@]+"${CTL_ARGUMENTS[@]}"}
 }
 
 broker_wipe() {
   broker_stop
+  leave_network
   rm -rf -- "$BROKER_DIR"
 }
 
@@ -169,21 +183,20 @@ broker_pid() {
   printf '%s\n' "$pid"
 }
 
-broker_running() { broker_pid >/dev/null && amqp_answers "$AMQP_PORT"; }
+broker_running() { broker_pid >/dev/null && amqp_answers; }
 
 # Ends the wait early when the server gave up by itself.
-node_answers_or_died() { amqp_answers "$AMQP_PORT" || process_gone "$SPAWNED_PID"; }
+node_answers_or_died() { amqp_answers || process_gone "$SPAWNED_PID"; }
 
 # A listening port is not yet a broker: the protocol header must be answered by a method
 # frame (first byte 1).
 amqp_answers() {
-  local port="$1"
-  # shellcheck disable=SC2016 # the inner shell expands its own argument
-  [[ $(timeout 2 bash -c '
-    exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+  # shellcheck disable=SC2016 # the inner shell expands its own arguments
+  [[ $(timeout 2 "${ON_ITS_NETWORK[@]}" bash -c '
+    exec 3<>"/dev/tcp/$1/$2" || exit 1
     printf "AMQP\0\0\11\1" >&3
     head -c 1 <&3 | od -An -tu1
-  ' probe "$port" 2>/dev/null | tr -d ' ') == 1 ]]
+  ' probe "$(node_address)" "$AMQP_PORT" 2>/dev/null | tr -d ' ') == 1 ]]
 }
 
 load_ports() {
@@ -225,16 +238,22 @@ CONF
     # Seconds after which a node that does not answer is taken for gone; 60 by default.
     printf 'net_ticktime = 8\n'
     printf 'cluster_formation.peer_discovery_backend = classic_config\n'
-    awk '{ printf "cluster_formation.classic_config.nodes.%d = stoker-%s@localhost\n", NR, $1 }' "$BROKER_DIR/cluster"
+    # Its clients come from within its network, which nothing else reaches.
+    ! is_apart || printf 'loopback_users = none\n'
+    local node number=0
+    while read -r node; do
+      number=$((number + 1))
+      printf 'cluster_formation.classic_config.nodes.%d = %s\n' "$number" "$(use_node "$node" && erlang_name)"
+    done <"$BROKER_DIR/cluster"
   fi >>"$BROKER_DIR/rabbitmq.conf"
   if [[ -n ${TLS_PORT:-} ]] && make_certificates; then
     cat >>"$BROKER_DIR/rabbitmq.conf" <<CONF
-listeners.ssl.1 = 127.0.0.1:$TLS_PORT
+listeners.ssl.1 = $(node_address):$TLS_PORT
 ssl_options.certfile = $BROKER_DIR/tls/server.pem
 ssl_options.keyfile = $BROKER_DIR/tls/server.key
 CONF
   fi
-  printf '[].\n' >"$BROKER_DIR/enabled_plugins"
+  printf '[%s].\n' "${STOKER_BROKER_PLUGINS:-}" >"$BROKER_DIR/enabled_plugins"
 }
 
 # A CA and a certificate for 127.0.0.1, new with the node and only good for it.
@@ -256,12 +275,13 @@ spawn_node() {
   local inside=()
   mapfile -t inside < <(rabbitmq_release_prefix "$BROKER_DIR")
   # No busy waiting of idle schedulers: tests share few cores with the node. Nodes talk over loopback only.
-  local erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
-  env -u RABBITMQ_CONFIG_FILES \
+  local erl_args
+  erl_args="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {$(node_address | tr . ,)}"
+  "${ON_ITS_NETWORK[@]}" env -u RABBITMQ_CONFIG_FILES \
     HOME="$BROKER_DIR/home" \
-    RABBITMQ_NODENAME="stoker-$BROKER_NAME@localhost" \
-    RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT="$AMQP_PORT" \
-    RABBITMQ_DIST_PORT="$DIST_PORT" ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 \
+    RABBITMQ_NODENAME="$(erlang_name)" RABBITMQ_USE_LONGNAME="$(is_apart && printf true)" \
+    RABBITMQ_NODE_IP_ADDRESS="$(node_address)" RABBITMQ_NODE_PORT="$AMQP_PORT" \
+    RABBITMQ_DIST_PORT="$DIST_PORT" ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS="$(node_address)" \
     RABBITMQ_MNESIA_BASE="$BROKER_DIR/mnesia" RABBITMQ_LOG_BASE="$BROKER_DIR/log" \
     RABBITMQ_PID_FILE="$BROKER_DIR/pid" \
     RABBITMQ_ENABLED_PLUGINS_FILE="$BROKER_DIR/enabled_plugins" \
@@ -275,5 +295,5 @@ spawn_node() {
 stop_epmd() {
   load_ports || return 0
   have epmd || return 0
-  ERL_EPMD_PORT="$EPMD_PORT" epmd -kill >/dev/null 2>&1 || true
+  ERL_EPMD_PORT="$EPMD_PORT" "${ON_ITS_NETWORK[@]}" epmd -kill >/dev/null 2>&1 || true
 }

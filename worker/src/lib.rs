@@ -32,6 +32,7 @@ pub mod ports;
 pub mod probe;
 pub mod reaper;
 pub mod signals;
+pub mod snapshots;
 pub mod supervisor;
 pub mod toml_text;
 pub mod vm;

@@ -12,6 +12,7 @@ use std::sync::{LockResult, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use sled::{Db, Tree};
+use stoker_worker::snapshots;
 
 use super::ReadModelError;
 
@@ -92,7 +93,7 @@ fn without_blocking_others<'a, T>(wait: impl FnOnce() -> LockResult<RwLockReadGu
 fn open(dir: &Path) -> Result<Db, ReadModelError> {
     let until = Instant::now() + UNLOCKED_WITHIN;
     loop {
-        match sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open() {
+        match snapshots::open(&sled::Config::new().path(dir).cache_capacity(CACHE_BYTES), dir) {
             Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < until => std::thread::sleep(LOOK),
             opened => return Ok(opened?),
         }

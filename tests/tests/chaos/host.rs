@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use stoker_schemas::{JobId, JobState, Time, event::Event, image::Driver};
 use stoker_tests::harness;
 use stoker_worker::{
+    attempt::Rig,
     broker::amqp::{AmqpBroker, AmqpConfig},
     config::{Config, Flags, RawConfig},
     host::{Host, HostError},
@@ -16,7 +17,12 @@ use stoker_worker::{
     supervisor::Shutdown,
     vm::simulated::SimWorld,
 };
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
 
 pub struct SimHost {
     pub world: SimWorld,
@@ -24,6 +30,29 @@ pub struct SimHost {
     pub broker: Arc<dyn Broker>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
+    process: Process,
+}
+
+/// Stands for the worker's process: all of its tasks, which end with it.
+struct Process(Option<Runtime>);
+
+impl Process {
+    fn start() -> Self {
+        Self(Some(Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()))
+    }
+
+    fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.0.as_ref().expect("it runs until it is dropped").spawn(task)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Waiting for it would block the test's own runtime.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl SimHost {
@@ -45,14 +74,29 @@ impl SimHost {
         log: EventLog,
         limits: impl FnOnce(&mut AmqpConfig),
     ) -> Self {
+        let rig = harness::rig(&world);
+        Self::start_with_rig(config, url, world, rig, log, limits).await
+    }
+
+    /// The same with other equipment than usual in that world.
+    pub async fn start_with_rig(
+        config: &Config,
+        url: &str,
+        world: SimWorld,
+        rig: Rig,
+        log: EventLog,
+        limits: impl FnOnce(&mut AmqpConfig),
+    ) -> Self {
         let mut amqp =
             AmqpConfig { pools: config.pools.clone(), host: Some(config.host.clone()), ..AmqpConfig::new(url) };
         limits(&mut amqp);
-        let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::connect(amqp).await.unwrap());
-        let host = Host::with_rig(&fed_by(config, url), harness::rig(&world), log.clone());
+        let process = Process::start();
+        let broker = process.spawn(AmqpBroker::connect(amqp)).await.unwrap();
+        let broker: Arc<dyn Broker> = Arc::new(broker.unwrap());
+        let host = Host::with_rig(&fed_by(config, url), rig, log.clone());
         let (shutdown, asked) = watch::channel(Shutdown::No);
-        let running = tokio::spawn(host.run(broker.clone(), asked));
-        Self { world, log, broker, shutdown, running }
+        let running = process.spawn(host.run(broker.clone(), asked));
+        Self { world, log, broker, shutdown, running, process }
     }
 
     /// What the log knows of a job.
@@ -102,6 +146,7 @@ impl SimHost {
         self.running.abort();
         let _ = self.running.await;
         self.broker.close().await;
+        drop(self.process);
         (self.world, self.log)
     }
 

@@ -14,17 +14,16 @@ const JOBS_BETWEEN_KILLS: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dying_broker_confirmed_boots_once() {
     let Some(node) = Node::start("what_a_dying_broker_confirmed_boots_once").await else { return };
+    let mut row = Row::new("the only node killed");
     let load = Load::start(&node.url).await;
     node.knows_its_streams().await;
-    let mut row = Row::new("the only node killed");
-    for _ in 0..times(5, 50) {
+    for _ in 0..times("NODE_KILLED", 5, 12) {
         load.goes_on(JOBS_BETWEEN_KILLS).await;
         node.kill_9().await;
         let begun = Instant::now();
         node.start_again().await;
-        load.works_again().await;
-        row.recovered(begun.elapsed());
+        row.recovered(load.works_again(begun).await);
     }
     load.goes_on(JOBS_BETWEEN_KILLS).await;
-    row.end(load.end().await);
+    row.end(load.end(&node).await);
 }

@@ -1,110 +1,99 @@
-//! Producers that enqueue all the time, a host that boots what they enqueue, and the books of both.
+//! A simulated host that boots what producers enqueue all the time, and the books of both.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex},
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
 };
 
-use serde_json::json;
-use stoker_producer::submit;
-use stoker_schemas::{
-    JobId, JobSpec, Phase,
-    event::{Event, EventData, JOB_LEVEL, JobEnqueued},
-};
+use stoker_schemas::{JobId, JobState, Phase, VmId};
 use stoker_tests::harness;
 use stoker_worker::{
-    broker::amqp::{AmqpBroker, AmqpConfig},
+    attempt::Rig,
     clock::Clock,
-    ports::broker::Broker,
+    config::Config,
+    counts::JOBS_UNACKNOWLEDGED,
+    log::{EventLog, LogOptions},
     supervisor::Capacity,
+    vm::{SimWorld, simulated::SimChange},
 };
-use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
-use crate::{PATIENCE, host::SimHost};
+use crate::{PATIENCE, host::SimHost, node::Node, producers::Producers, table::Outcome};
 
 /// Producers at once.
 const PRODUCERS: usize = 8;
 /// Between two jobs of a producer: less than a busy machine boots, so that a new job waits for no others.
 const PACE: Duration = Duration::from_millis(50);
 
-/// What producers have to say.
-struct Confirmed {
-    jobs: Mutex<BTreeSet<JobId>>,
-    count: watch::Sender<usize>,
-    failures: watch::Sender<usize>,
-}
-
 /// Jobs that come all the time, and the host that takes them.
 pub struct Load {
     pub host: SimHost,
-    producer: Arc<AmqpBroker>,
-    confirmed: Arc<Confirmed>,
-    stop: watch::Sender<bool>,
-    producers: JoinSet<()>,
+    producers: Producers,
+    config: Config,
+    url: String,
     _data: tempfile::TempDir,
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Jobs that were confirmed.
-    pub jobs: usize,
-    /// Of these, those that are not ready.
-    pub lost: usize,
-    /// VMs booted beyond one for each job.
-    pub doubled: usize,
-    /// VMs that no job owns, and addresses in use twice.
-    pub leaked: usize,
-    /// Publishes that failed and were made again.
-    pub failures: usize,
 }
 
 impl Load {
     pub async fn start(url: &str) -> Self {
+        Self::start_with(url, PRODUCERS, PACE).await
+    }
+
+    /// With few jobs: their VMs stay, and each worker that comes has to take them all over.
+    pub async fn start_gently(url: &str) -> Self {
+        Self::start_with(url, 1, PACE).await
+    }
+
+    async fn start_with(url: &str, producers: usize, pace: Duration) -> Self {
         let data = tempfile::tempdir().unwrap();
         let config = harness::config(data.path(), |config| {
             // Room for all: nothing is put back for want of it.
             config.capacity = Capacity { slots: 60_000, vcpus: 60_000, memory_mib: 60_000 * 256 };
             config.max_booting = 256;
         });
-        let host = SimHost::start(&config, url).await;
-        let producer = AmqpConfig { pools: config.pools.clone(), ..AmqpConfig::new(url) };
-        let producer = Arc::new(AmqpBroker::connect(producer).await.unwrap());
-        let confirmed = Arc::new(Confirmed {
-            jobs: Mutex::default(),
-            count: watch::Sender::new(0),
-            failures: watch::Sender::new(0),
-        });
-        let (stop, stopped) = watch::channel(false);
-        let mut producers = JoinSet::new();
-        for _ in 0..PRODUCERS {
-            producers.spawn(produce(producer.clone(), confirmed.clone(), stopped.clone()));
-        }
-        Self { host, producer, confirmed, stop, producers, _data: data }
+        let log = EventLog::open(config.data.join("log"), LogOptions::default()).unwrap();
+        let host = SimHost::start_on(&config, url, SimWorld::remembering(), log, |_| {}).await;
+        let producers = Producers::start(url, producers, pace).await;
+        Self { host, producers, config, url: url.to_owned(), _data: data }
     }
 
     /// Waits until so many more jobs are confirmed.
     pub async fn goes_on(&self, more: usize) {
-        let mut count = self.confirmed.count.subscribe();
-        let wanted = *count.borrow_and_update() + more;
-        let reached = tokio::time::timeout(PATIENCE, count.wait_for(|n| *n >= wanted)).await.is_ok();
-        assert!(reached, "stuck at {} of {wanted} jobs", *self.confirmed.count.borrow());
+        self.producers.goes_on(more).await;
     }
 
-    /// Waits until a job that is enqueued now is ready: the way through broker and host is free again.
-    pub async fn works_again(&self) {
-        let id = JobId(uuid::Uuid::now_v7());
-        let enqueued = tokio::time::timeout(PATIENCE, enqueue(&self.producer, &self.confirmed, id)).await;
-        enqueued.expect("the broker takes no job");
-        self.host.until("a new job is ready", PATIENCE, |host| is_ready(host, &id)).await;
+    /// How long it takes, from `begun` on, until a job that is enqueued now is ready: then the way through broker and
+    /// host is free again. `None` when that does not come in time.
+    pub async fn works_again(&self, begun: Instant) -> Option<Duration> {
+        let id = self.producers.one().await;
+        let is_ready = |host: &SimHost| id.is_some_and(|id| is_ready(host, &id));
+        if !self.host.holds(PATIENCE, is_ready).await {
+            eprintln!(
+                "no recovery within {PATIENCE:?}; the host's broker is {:?}",
+                *self.host.broker.status().borrow()
+            );
+            return None;
+        }
+        Some(begun.elapsed())
     }
 
-    /// Ends the producers, waits for what they enqueued, and ends the host.
-    pub async fn end(self) -> Outcome {
-        self.stop.send_replace(true);
-        tokio::time::timeout(PATIENCE, self.producers.join_all()).await.expect("a producer hangs");
-        let jobs = std::mem::take(&mut *self.confirmed.jobs.lock().unwrap());
+    /// The worker ends as a crash does, its VMs live on, and another one takes its place, with this clock.
+    pub async fn crash_and_restart(self, clock: Clock) -> Self {
+        let Self { host, producers, config, url, _data } = self;
+        let (world, log) = host.crash().await;
+        let rig = Rig { clock, ..harness::rig(&world) };
+        let host = SimHost::start_with_rig(&config, &url, world, rig, log, |_| {}).await;
+        Self { host, producers, config, url, _data }
+    }
+
+    /// From now on the producers' events bear another time.
+    pub fn set_producers_clock(&self, clock: Clock) {
+        self.producers.set_clock(clock);
+    }
+
+    /// Ends the producers, waits for what they enqueued, and ends the host. The node is one of those that hold the
+    /// queues.
+    pub async fn end(self, node: &Node) -> Outcome {
+        let (jobs, repeated) = self.producers.end().await;
         let mut open = jobs.clone();
         // What is not ready in time is counted below.
         self.host
@@ -113,45 +102,81 @@ impl Load {
                 open.is_empty()
             })
             .await;
-        let tries: usize = jobs.iter().map(|id| self.host.state(*id).attempts.len()).sum();
-        let (stats, running) = (self.host.world.stats(), self.host.world.running());
-        let ready = jobs.len() - open.len();
+        for id in &open {
+            eprintln!("not ready: {:#?}", self.host.state(*id));
+        }
+        let kept = node.kept_messages(PATIENCE).await;
+        let states: BTreeMap<_, _> = jobs.iter().map(|id| (*id, self.host.state(*id))).collect();
         let outcome = Outcome {
             jobs: jobs.len(),
-            lost: open.len(),
-            doubled: tries.max(stats.boots as usize).saturating_sub(jobs.len()),
-            leaked: running.saturating_sub(ready) + stats.address_conflicts as usize,
-            failures: *self.confirmed.failures.borrow(),
+            lost: states.values().filter(|state| is_lost(state)).count(),
+            doubled: doubled(&self.host.world.changes(), &owners(&states)),
+            leaked: leaked(&self.host.world, &states),
+            stuck: open.iter().filter(|id| !is_lost(&states[*id])).count()
+                + kept
+                + usize::try_from(JOBS_UNACKNOWLEDGED.now()).unwrap(),
+            repeated,
         };
-        self.producer.close().await;
         self.host.end(PATIENCE).await;
         outcome
     }
+}
+
+/// A confirmed job that the host never heard of, or that ended without a VM: none of them asks for that.
+fn is_lost(state: &JobState) -> bool {
+    state.attempts.is_empty() || matches!(state.phase(), Phase::Dead | Phase::Cancelled)
+}
+
+fn vms(state: &JobState) -> impl Iterator<Item = VmId> {
+    state.attempts.values().filter_map(|attempt| Some(attempt.started.as_ref()?.value.vm))
+}
+
+fn owners(states: &BTreeMap<JobId, JobState>) -> BTreeMap<VmId, JobId> {
+    states.iter().flat_map(|(id, state)| vms(state).map(|vm| (vm, *id))).collect()
+}
+
+/// Jobs of which two VMs ran at one time, and VMs that ran for no job that the log knows.
+fn doubled(changes: &[SimChange], job_of: &BTreeMap<VmId, JobId>) -> usize {
+    let (mut running, mut doubled, mut strangers) = (BTreeMap::<JobId, usize>::new(), BTreeSet::new(), 0);
+    for change in changes {
+        let (vm, begins) = match change {
+            SimChange::Up(vm) => (vm, true),
+            SimChange::Ended(vm) => (vm, false),
+        };
+        let Some(job) = job_of.get(vm) else {
+            strangers += usize::from(begins);
+            continue;
+        };
+        let now = running.entry(*job).or_default();
+        *now = if begins { *now + 1 } else { now.saturating_sub(1) };
+        if *now > 1 {
+            doubled.insert(*job);
+        }
+    }
+    doubled.len() + strangers
+}
+
+/// VMs that run and cards that are attached although no ready job has them, and addresses that two had.
+fn leaked(world: &SimWorld, states: &BTreeMap<JobId, JobState>) -> usize {
+    let up = states.values().flat_map(|state| state.attempts.values().filter(|attempt| attempt.is_up()));
+    let owned: BTreeSet<VmId> = up.filter_map(|attempt| Some(attempt.started.as_ref()?.value.vm)).collect();
+    let unowned = |vms: Vec<VmId>| vms.into_iter().filter(|vm| !owned.contains(vm)).count();
+    let conflicts = usize::try_from(world.stats().address_conflicts).unwrap();
+    unowned(world.living()) + unowned(world.attached()) + conflicts
 }
 
 fn is_ready(host: &SimHost, id: &JobId) -> bool {
     host.state(*id).phase() == Phase::Ready
 }
 
-/// Enqueues jobs until it is to stop.
-async fn produce(broker: Arc<AmqpBroker>, confirmed: Arc<Confirmed>, stop: watch::Receiver<bool>) {
-    let mut pace = tokio::time::interval(PACE);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !*stop.borrow() {
-        pace.tick().await;
-        enqueue(&broker, &confirmed, JobId(uuid::Uuid::now_v7())).await;
-    }
-}
-
-/// A publish that failed may have arrived or not: it is made again, and counts when it is confirmed.
-async fn enqueue(broker: &AmqpBroker, confirmed: &Confirmed, id: JobId) {
-    let spec = JobSpec::from_value(&json!({"image": "simulated", "kernel_args": "sim.healthy-ms=20"})).unwrap();
-    let data = EventData::JobEnqueued(JobEnqueued { spec, by: "test".to_owned() });
-    let event = Event::about_job(id, JOB_LEVEL, "/producers/test", Clock::system().now(), data);
-    while let Err(error) = submit::publish_event(broker, &event).await {
-        tracing::warn!(%error, "job not confirmed");
-        confirmed.failures.send_modify(|n| *n += 1);
-    }
-    confirmed.jobs.lock().unwrap().insert(id);
-    confirmed.count.send_modify(|n| *n += 1);
+/// One after the other is right, however often; two at once are not, nor is one that no job has.
+#[test]
+fn two_vms_of_a_job_at_one_time_are_doubled() {
+    use SimChange::{Ended, Up};
+    let new = || uuid::Uuid::now_v7();
+    let (job, other, [a, b, c, stranger]) = (JobId(new()), JobId(new()), [new(), new(), new(), new()].map(VmId));
+    let job_of = BTreeMap::from([(a, job), (b, job), (c, other)]);
+    assert_eq!(doubled(&[Up(a), Up(c), Ended(a), Up(b), Ended(b), Up(a)], &job_of), 0);
+    assert_eq!(doubled(&[Up(a), Up(c), Up(b), Ended(a), Ended(b)], &job_of), 1);
+    assert_eq!(doubled(&[Up(stranger), Ended(stranger)], &job_of), 1);
 }

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stoker_tests::{setting, within};
@@ -14,11 +14,17 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use crate::table::FILE as TABLE;
+
 /// Where RabbitMQ lists the processes that it starts again: the one that keeps the streams, and
 /// the quorum queues. It writes the list half a second after a declaration; what is declared and
 /// not listed when the node is killed stays down for ever.
 const STREAMS: (&str, &str) = ("coordination", "rabbit_stream_coordinator");
 const QUORUM_QUEUES: &str = "quorum";
+/// Between two looks at what another process counts.
+const LOOK: Duration = Duration::from_millis(500);
+/// What a node writes that is to wait for the others.
+const PAUSED: &str = "Cluster minority/secondary status detected";
 /// Name of the policy that limits a queue.
 const LIMIT: &str = "limit";
 
@@ -30,6 +36,8 @@ pub struct Node {
     control: PathBuf,
     name: String,
     pub url: String,
+    /// What every command for it gets, besides what the tests have.
+    environment: Vec<(String, String)>,
     /// None: its cluster's.
     _turn: Option<MutexGuard<'static, ()>>,
 }
@@ -43,9 +51,19 @@ impl Node {
     /// With more in RabbitMQ's environment.
     pub async fn start_with(test: &str, environment: &[(&str, &str)]) -> Option<Self> {
         let control = setting(test, "STOKER_TEST_BROKER_CTL")?;
-        let mut node = Self { control, name: new_name(), url: String::new(), _turn: Some(TURN.lock().await) };
-        node.url = node.tell_in(environment, "start", &[]).await;
-        Some(node)
+        Some(Self::begin(control, Some(TURN.lock().await), environment).await)
+    }
+
+    /// Another one, that knows nothing of this one.
+    pub async fn beside(&self, environment: &[(&str, &str)]) -> Self {
+        Self::begin(self.control.clone(), None, environment).await
+    }
+
+    async fn begin(control: PathBuf, turn: Option<MutexGuard<'static, ()>>, environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut node = Self { control, name: new_name(), url: String::new(), environment, _turn: turn };
+        node.url = node.tell("start").await;
+        node
     }
 
     pub async fn kill_9(&self) {
@@ -92,6 +110,44 @@ impl Node {
         let all = self.tell_with("ctl", &["--", "list_queues", "-q", "name", "messages_unacknowledged"]).await;
         let of_queue = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse().ok());
         of_queue.unwrap_or_else(|| panic!("{queue} is not in {all}"))
+    }
+
+    /// Queues that hold messages, the history apart.
+    pub async fn queues_in_use(&self) -> Vec<String> {
+        let all = self.ctl(&["list_queues", "-q", "--no-table-headers", "name", "messages", "type"]).await;
+        let in_use = all.lines().filter(|line| messages_of_work(line).is_some_and(|messages| messages > 0));
+        in_use.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
+    }
+
+    /// Messages that are in any queue but the history, once none is or after `patience`.
+    pub async fn kept_messages(&self, patience: Duration) -> usize {
+        let last = Instant::now() + patience;
+        loop {
+            let all =
+                self.ctl_or_nothing(&["list_queues", "-q", "--no-table-headers", "name", "messages", "type"]).await;
+            let kept: usize = all.lines().filter_map(messages_of_work).sum();
+            if !all.is_empty() && kept == 0 {
+                return 0;
+            }
+            if Instant::now() >= last {
+                eprintln!("still there: {all}");
+                return kept.max(1);
+            }
+            // Another process counts them, now and then: all one can do is look again.
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until nobody takes from a queue.
+    pub async fn has_no_consumer(&self, queue: &str) {
+        loop {
+            let all = self.ctl_or_nothing(&["list_queues", "-q", "--no-table-headers", "name", "consumers"]).await;
+            let consumers = all.lines().find_map(|line| line.strip_prefix(queue)?.trim().parse::<u32>().ok());
+            if consumers == Some(0) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Waits until the node would find its streams again after a kill (if not, see
@@ -144,6 +200,7 @@ impl Node {
     /// The same, of a node that may not be there.
     pub async fn ctl_or_nothing(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
+        command.envs(self.environment.iter().cloned());
         command.args(["broker", "ctl", "--name", &self.name, "--"]).args(arguments).env_remove("STOKER_TEST_RUN");
         let output = command.output().await.unwrap();
         if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
@@ -151,15 +208,65 @@ impl Node {
 
     /// A node of a cluster that was started by this name.
     pub async fn of_cluster(control: &Path, name: String) -> Self {
-        let mut node = Self { control: control.to_owned(), name, url: String::new(), _turn: None };
+        let mut node =
+            Self { control: control.to_owned(), name, url: String::new(), environment: Vec::new(), _turn: None };
         let status = node.tell("status").await;
         node.url = status.split(' ').nth(1).expect("running URL pid N").to_owned();
         node
     }
 
-    /// As Erlang knows it.
-    pub fn erlang_name(&self) -> String {
-        format!("stoker-{}@localhost", self.name)
+    /// Whether Erlang knows it by this name.
+    pub fn is_called(&self, erlang: &str) -> bool {
+        erlang.split('@').next().is_some_and(|name| name.strip_prefix("stoker-") == Some(&self.name))
+    }
+
+    /// Name of the cluster that it is a node of.
+    pub fn cluster_name(&self) -> &str {
+        self.name.rsplit_once('-').expect("a node of a cluster").0
+    }
+
+    /// Where it listens, as its network knows it.
+    pub fn address(&self) -> &str {
+        let after = self.url.rsplit('@').next().expect("an address");
+        after.split('/').next().expect("an address")
+    }
+
+    /// Takes it away from the other nodes; clients still reach it.
+    pub async fn cut(&self) {
+        self.tell("cut").await;
+    }
+
+    pub async fn heal(&self) {
+        self.tell("heal").await;
+    }
+
+    /// How often it has noticed that it is in a minority. It takes no clients then; its tools may not answer.
+    pub async fn pauses(&self) -> usize {
+        let folder = PathBuf::from(self.tell("dir").await).join("log");
+        let files = std::fs::read_dir(folder).unwrap().flatten().filter(|file| file.file_name() != "console.log");
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.map(|text| text.matches(PAUSED).count()).sum()
+    }
+
+    /// Waits until it has noticed it once more than so often.
+    pub async fn pauses_again(&self, before: usize) {
+        let paused = async {
+            while self.pauses().await <= before {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        within("the minority pauses", paused).await;
+    }
+
+    /// Copies what the node wrote beside the table of `scripts/dev chaos`, for whoever looks for the reason of a failure.
+    pub fn keep_log(&self) {
+        let Some(table) = std::env::var_os(TABLE) else { return };
+        let mut command = std::process::Command::new(&self.control);
+        let dir = command.args(["broker", "dir", "--name", &self.name]).output().unwrap().stdout;
+        let (from, to) = (PathBuf::from(String::from_utf8(dir).unwrap().trim()).join("log"), PathBuf::from(table));
+        let to = to.with_file_name(format!("{}-{}", self.name, Uuid::now_v7().simple()));
+        let copied = std::process::Command::new("cp").arg("-r").args([&from, &to]).status().unwrap();
+        eprintln!("what the node wrote: {} ({copied})", to.display());
     }
 
     async fn tell(&self, verb: &str) -> String {
@@ -167,12 +274,8 @@ impl Node {
     }
 
     async fn tell_with(&self, verb: &str, arguments: &[&str]) -> String {
-        self.tell_in(&[], verb, arguments).await
-    }
-
-    async fn tell_in(&self, environment: &[(&str, &str)], verb: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.control);
-        command.envs(environment.iter().copied());
+        command.envs(self.environment.iter().cloned());
         command.args(["broker", verb, "--name", &self.name]).args(arguments).stdin(Stdio::null());
         // The node outlives its starter and must not look like a left-over of this run.
         command.env_remove("STOKER_TEST_RUN");
@@ -197,6 +300,13 @@ fn is_listed(data: &Path, kind: &str, name: &str) -> bool {
     })
 }
 
+/// Of a line "name messages type"; streams keep what was read.
+fn messages_of_work(line: &str) -> Option<usize> {
+    let mut words = line.split_whitespace();
+    let (messages, kind) = (words.nth(1)?, words.next()?);
+    if kind == "stream" { None } else { messages.parse().ok() }
+}
+
 /// The pid in the name: a run that was killed could not wipe its node, the next one does.
 pub fn new_name() -> String {
     format!("test-{}-{}", &Uuid::now_v7().simple().to_string()[24..], std::process::id())
@@ -204,6 +314,9 @@ pub fn new_name() -> String {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_log();
+        }
         let mut command = std::process::Command::new(&self.control);
         let _ = command.args(["broker", "wipe", "--name", &self.name]).env_remove("STOKER_TEST_RUN").status();
     }

@@ -2,8 +2,6 @@
 //! 202 is kept, and every other answer is clear and comes in bounded time.
 
 use std::{
-    path::Path,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -14,16 +12,11 @@ use std::{
 use reqwest::{Client, Response, StatusCode, header};
 use serde_json::{Value, json};
 use stoker_schemas::{JobId, Phase};
-use stoker_tests::{harness, setting, within};
+use stoker_tests::{harness, setting};
 use stoker_worker::supervisor::Capacity;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 
-use crate::{PATIENCE, host::SimHost, node::Node};
+use crate::{PATIENCE, host::SimHost, node::Node, server::Server};
 
 const TEST: &str = "every_202_is_kept_whatever_becomes_of_the_broker";
 /// Clients that enqueue at once.
@@ -61,28 +54,6 @@ impl Trouble {
             Self::Frozen => node.thaw().await,
             Self::OutOfMemory => node.allow_memory("768MiB").await,
         }
-    }
-}
-
-/// `stoker serve` over the node.
-struct Server {
-    base: String,
-    _process: Child,
-    _data: tempfile::TempDir,
-}
-
-impl Server {
-    async fn start(program: &Path, broker: &str) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let mut command = Command::new(program);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data.path()).env("STOKER_BROKER", broker);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut process = command.spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let line = within("the server's address", lines.next_line()).await.unwrap().expect("stoker serve ended");
-        // Nobody reads on from here, which must be nothing to a server.
-        let base = line.split_once("http://").map(|(_, rest)| format!("http://{}", rest.trim_end_matches('/')));
-        Self { base: base.unwrap(), _process: process, _data: data }
     }
 }
 
@@ -188,7 +159,8 @@ async fn every_202_is_kept_whatever_becomes_of_the_broker() {
     });
     let host = SimHost::start(&config, &node.url).await;
     node.knows_its_streams().await;
-    let server = Server::start(&programs.join("stoker"), &node.url).await;
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(&programs.join("stoker"), &node.url, data.path()).await;
 
     let (http, seen) = (Client::builder().no_proxy().build().unwrap(), Arc::new(Seen::default()));
     let mut clients = JoinSet::new();

@@ -251,22 +251,23 @@ impl Stage {
         found
     }
 
-    /// Everything that VMs had on this host is gone: processes, folders with sockets and disks,
-    /// taps, reservations and leases.
+    /// Everything that VMs had on this host is gone: see [`Self::left`].
     pub fn assert_nothing_left(&self) {
-        assert_eq!(self.vmms(), [], "VMMs left");
-        assert_eq!(entries(&self.data().join("vms")), Vec::<String>::new(), "folders left");
-        let left: Vec<_> = self.taps();
-        assert_eq!(left, Vec::<String>::new(), "taps left");
+        assert_eq!(self.left(), Vec::<String>::new());
+    }
+
+    /// What VMs have left on this host: processes, folders with sockets and disks, taps, reservations and leases.
+    pub fn left(&self) -> Vec<String> {
+        let vmms = self.vmms().into_iter().map(|(pid, vm)| format!("VMM {pid} of {vm}"));
+        let folders = entries(&self.data().join("vms")).into_iter().map(|name| format!("folder {name}"));
+        let taps = self.taps().into_iter().map(|name| format!("tap {name}"));
         // There is none for a user network.
-        if !self.dhcp().exists() {
-            return;
-        }
-        for file in ["leases", "reservations"] {
-            // Not there would mean that this looks in the wrong place.
-            let left = fs::read_to_string(self.dhcp().join(file)).unwrap();
-            assert_eq!(left, "", "{file} left");
-        }
+        let files = if self.dhcp().exists() { &["leases", "reservations"][..] } else { &[] };
+        // Not there would mean that this looks in the wrong place.
+        let read = |file: &'static str| (file, fs::read_to_string(self.dhcp().join(file)).unwrap());
+        let lines = files.iter().copied().map(read).filter(|(_, text)| !text.is_empty());
+        let lines = lines.map(|(file, text)| format!("{file}: {text}"));
+        vmms.chain(folders).chain(taps).chain(lines).collect()
     }
 
     /// After `--once`: neither bridge nor DHCP server nor namespace is left.

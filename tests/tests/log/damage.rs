@@ -1,6 +1,8 @@
 //! Damage behind the log's back: flipped bits, swapped, missing and lost records, a broken index.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use stoker_producer::{clock, readmodel::ReadModel};
 
 use stoker_worker::log::{Damage, EventLog, Expected, IndexChange, LogError, LogOptions};
 use tempfile::TempDir;
@@ -24,6 +26,41 @@ async fn damaged(
     drop(db);
     let log = EventLog::open(dir.path().join("log"), LogOptions::default());
     (dir, log)
+}
+
+/// What a full disk or a kill leaves of a start.
+#[tokio::test]
+async fn a_snapshot_that_was_not_finished_keeps_no_log_and_no_rows_closed() {
+    let dir = TempDir::new().unwrap();
+    for left in ["", "half of a snapshot that was being written"] {
+        let log = open(dir.path());
+        log.append(vec![append(id(1), Expected::Any, &["payload"], IndexChange::Set(1, 1))]).await.unwrap();
+        let head = log.durable();
+        drop(log);
+        let unfinished = dir.path().join("log").join("snap.FFFFFFFFFFFFFFFF.generating");
+        std::fs::write(&unfinished, left).unwrap();
+        let log = open(dir.path());
+        assert_eq!((log.durable(), log.verify().unwrap().first_bad), (head, None));
+        assert!(!unfinished.exists());
+    }
+
+    let rows = dir.path().join("rows");
+    drop(ReadModel::open(&rows, clock::system()).unwrap());
+    let database = database_below(&rows);
+    std::fs::write(database.join("snap.FFFFFFFFFFFFFFFF.generating"), "").unwrap();
+    ReadModel::open(&rows, clock::system()).unwrap();
+}
+
+/// The folder that holds sled's files.
+fn database_below(dir: &Path) -> PathBuf {
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        if folder.join("conf").exists() {
+            return folder;
+        }
+        folders.extend(std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).filter(|at| at.is_dir()));
+    }
+    panic!("no database below {}", dir.display())
 }
 
 #[tokio::test]

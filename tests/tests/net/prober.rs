@@ -29,6 +29,8 @@ enum Turn {
     Close,
     /// A body without end.
     Endless,
+    /// An answer without end, a byte now and then.
+    Drip,
 }
 
 fn ok(body: &str) -> Turn {
@@ -54,6 +56,15 @@ async fn serve(listener: TcpListener, turns: Vec<Turn>) {
                 Turn::Answer(text) => drop(stream.write_all(text.as_bytes()).await),
                 Turn::Hang => std::future::pending().await,
                 Turn::Close => {}
+                Turn::Drip => {
+                    let mut pace = tokio::time::interval(Duration::from_millis(50));
+                    for byte in b"HTTP/1.1 200 OK\r\nx: ".iter().chain(std::iter::repeat(&b'x')) {
+                        pace.tick().await;
+                        if stream.write_all(&[*byte]).await.is_err() {
+                            return;
+                        }
+                    }
+                }
                 Turn::Endless => {
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhealthy ").await;
                     while stream.write_all(&[b'x'; 8192]).await.is_ok() {}
@@ -110,6 +121,7 @@ async fn each_way_to_fail_has_its_name() {
     let outcome = once(vm, Turn::Answer("SSH-2.0-OpenSSH\r\n".to_owned())).await;
     assert!(matches!(outcome, ProbeOutcome::Reset(_)), "{outcome:?}");
     assert_eq!(once(vm, Turn::Hang).await, ProbeOutcome::ReadTimeout);
+    assert_eq!(once(vm, Turn::Drip).await, ProbeOutcome::ReadTimeout);
 }
 
 #[tokio::test]

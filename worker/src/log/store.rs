@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::error::LogError;
 use super::keys;
 use super::options::{LogOptions, SyncMode};
+use crate::snapshots;
 
 /// Version of the layout on disk.
 const FORMAT_VERSION: u32 = 1;
@@ -119,7 +120,7 @@ fn try_open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
     // Without sled's background flusher: every write here is flushed at once, by us.
     let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
     // sled answers some damaged files with a panic instead of an error.
-    let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+    let opened = catch_unwind(AssertUnwindSafe(|| snapshots::open(&config, dir)));
     match opened {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(sled::Error::Io(error))) if is_lock(&error) => Err(LogError::Locked { path: dir.to_path_buf() }),

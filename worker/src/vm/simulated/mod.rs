@@ -28,7 +28,7 @@ use self::{guest::Guest, script::Script};
 pub use self::{
     network::SimulatedNetwork,
     prober::SimulatedProber,
-    world::{SimStats, SimWorld},
+    world::{SimChange, SimStats, SimWorld},
 };
 use crate::ports::vm::{ConsoleFeed, Hypervisor, Vm, VmError, VmExit, VmPlan, VmRecord};
 

@@ -73,6 +73,25 @@ struct State {
     removal: Duration,
     /// VMs that were ended from outside, not by themselves.
     stopped: BTreeSet<VmId>,
+    /// All comings and goings, where a test asked for them.
+    changes: Option<Vec<SimChange>>,
+}
+
+impl State {
+    fn note(&mut self, change: SimChange) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
+    }
+}
+
+/// A VM began to run, or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimChange {
+    /// It runs from now on.
+    Up(VmId),
+    /// It no longer runs.
+    Ended(VmId),
 }
 
 #[derive(Debug)]
@@ -100,6 +119,18 @@ impl SimWorld {
     /// An empty world.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty world that remembers when each VM began to run and ended, which needs memory without bound. (Tests.)
+    pub fn remembering() -> Self {
+        let world = Self::default();
+        world.lock().changes = Some(Vec::new());
+        world
+    }
+
+    /// What it remembers, in order; nothing in a world that does not.
+    pub fn changes(&self) -> Vec<SimChange> {
+        self.lock().changes.clone().unwrap_or_default()
     }
 
     /// From now on the clock of the runtime that asks counts; the world is this old. (Simulation: a worker was
@@ -181,6 +212,7 @@ impl SimWorld {
         state.stats.boots += 1;
         let guest = Arc::new(Guest::new(vm, script, state.stats.boots, Arc::clone(&self.0.clock)));
         state.guests.insert(vm, Arc::clone(&guest));
+        state.note(SimChange::Up(vm));
         state.stats.peak = state.stats.peak.max(state.guests.len());
         if let Some(card) = state.cards.get(&vm) {
             card.changed.notify_waiters();
@@ -198,6 +230,7 @@ impl SimWorld {
         let mut state = self.lock();
         if state.guests.get(&guest.vm).is_some_and(|known| known.serial == guest.serial) {
             state.guests.remove(&guest.vm);
+            state.note(SimChange::Ended(guest.vm));
         }
         if let Some(card) = state.cards.get(&guest.vm) {
             card.changed.notify_waiters();
