@@ -4,8 +4,10 @@
 
 pub mod conformance;
 pub mod control;
+pub mod crowd;
 pub mod front;
 pub mod harness;
+pub mod power;
 pub mod processes;
 pub mod sim;
 
