@@ -4,11 +4,12 @@
 //! compared with the same VM started by hand, in turns (`boot`, `by_hand`); the log with the same
 //! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`);
 //! API and pages answer over a million jobs (`front`, `crowd`), and a start with a million dead ones (`dead`);
-//! what a job costs with ten million events in the log (`growth`), what grows while jobs come and go (`soak`), and what
-//! power cuts lose (`power`).
+//! what a job costs with ten million events in the log (`growth`), what grows while jobs come and go (`soak`), what power
+//! cuts lose (`power`), and what ten thousand boots leave behind (`boots`).
 //! Figures that take many minutes are measured only when they are asked for by name.
 
 mod boot;
+mod boots;
 mod by_hand;
 mod dead;
 mod disk;
@@ -89,7 +90,7 @@ const GROUPS: [&str; 11] = [
 ];
 
 /// Those that are measured only when `--only` names them.
-const LONG: [&str; 3] = ["growth", "power-loss", "soak"];
+const LONG: [&str; 4] = ["growth", "power-loss", "boots", "soak"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -157,6 +158,7 @@ async fn measure(name: &str, arguments: &Arguments) -> Fallible<Vec<Figure>> {
         "start-with-dead-jobs" => dead::figures(quick).await,
         "growth" => growth::figures(quick).await,
         "power-loss" => power::figures(quick).await,
+        "boots" => boots::figures(quick).await,
         "soak" => soak::figures(arguments.minutes).await,
         _ => memory::figures(quick).await,
     }
