@@ -49,6 +49,7 @@ pub use options::{
     LogOptions, MAX_CALL_BYTES, MAX_CALL_EVENTS, MAX_CURSOR_NAME, MAX_DIRTY_CURSORS, MAX_EVENT_BYTES, MAX_READ_EVENTS,
     SyncMode,
 };
+pub use read::Scanned;
 pub use record::{ChainHash, RecordRef, Recorded};
 pub use verify::{BadEvent, VerifyReport};
 
@@ -190,6 +191,14 @@ impl EventLog {
         read::stream(&self.inner.tree, stream, version, self.durable())
     }
 
+    /// The last events of a stream that is damaged, in order: those behind the damage.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`] if sled fails altogether.
+    pub fn read_stream_tail(&self, stream: Uuid) -> Result<Vec<Recorded>, LogError> {
+        read::tail(&self.inner.tree, stream, self.durable())
+    }
+
     /// How many streams were read since the log was opened: what a caller costs that reads again and again.
     #[must_use]
     pub fn streams_read(&self) -> u64 {
@@ -202,6 +211,18 @@ impl EventLog {
     /// [`LogError::Corrupt`] if one of them is damaged or missing.
     pub fn scan(&self, from_position: u64, max_events: usize) -> Result<Vec<Recorded>, LogError> {
         read::scan(&self.inner.tree, from_position, self.durable(), max_events)
+    }
+
+    /// As [`EventLog::scan`], past events that are damaged: for those who read of all jobs, and must not stop at one.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`] if sled fails altogether.
+    pub fn scan_past(&self, from_position: u64, max_events: usize) -> Result<Scanned, LogError> {
+        let scanned = read::scan_past(&self.inner.tree, from_position, self.durable(), max_events)?;
+        for BadEvent { position, stream, what } in &scanned.damaged {
+            tracing::error!(position, ?stream, %what, "event in the log is damaged, passed by; stoker log verify shows more");
+        }
+        Ok(scanned)
     }
 
     /// The last `count` events, oldest first.

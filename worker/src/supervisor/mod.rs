@@ -191,6 +191,8 @@ pub struct Supervisor {
     /// The turn that is being put on disk. Where that fails or is cut off, the worker ends, and its deliveries go back
     /// with the subscriptions.
     in_hand: Option<Turn>,
+    /// Jobs that were here and cannot be read any more, until that is told.
+    damaged: Vec<(JobId, LogError)>,
 }
 
 impl Supervisor {
@@ -231,6 +233,7 @@ impl Supervisor {
             up: 0,
             room_made: false,
             in_hand: None,
+            damaged: Vec::new(),
         };
         supervisor.restore()?;
         Ok(supervisor)
