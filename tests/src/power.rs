@@ -25,6 +25,8 @@ const IMAGE_MIB: u64 = 256;
 const CALLERS: u128 = 12;
 /// Largest event: three blocks of the log.
 const LARGEST_EVENT: usize = 5_000;
+/// Opened anew so often that cuts come in the middle of it.
+const REOPENED_AFTER: usize = 700;
 /// A stopped process has stopped within this.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(1);
@@ -95,7 +97,8 @@ fn payload(stream: Uuid, version: u64) -> Bytes {
 /// # Panics
 /// When the log takes no more.
 pub fn write_until_killed(dir: &Path, sync: SyncMode) {
-    let log = EventLog::open(dir, LogOptions { sync, ..LogOptions::default() }).unwrap();
+    let options = LogOptions { sync, reopen_after: REOPENED_AFTER, ..LogOptions::default() };
+    let log = EventLog::open(dir, options).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     for caller in 1..=CALLERS {
         let log = log.clone();

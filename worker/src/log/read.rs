@@ -136,13 +136,7 @@ pub(super) fn tail(tree: &sled::Tree, stream: Uuid, end: u64) -> Result<Vec<Reco
 }
 
 /// Follows the stream's records from the last one back.
-fn back(
-    tree: &sled::Tree,
-    stream: Uuid,
-    after: u64,
-    end: u64,
-    found: &mut Vec<Recorded>,
-) -> Result<(), LogError> {
+fn back(tree: &sled::Tree, stream: Uuid, after: u64, end: u64, found: &mut Vec<Recorded>) -> Result<(), LogError> {
     let Some(head) = Head::read(tree, stream)? else { return Ok(()) };
     let mut position = head.last_position;
     let mut block: Option<Block> = None;

@@ -7,7 +7,7 @@
 //! file and the folders. sled is unmaintained and panics on some kinds of corruption; this module is
 //! where that stays.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,18 +19,25 @@ use super::options::{LogOptions, SyncMode};
 /// Version of the layout on disk.
 const FORMAT_VERSION: u32 = 1;
 
+/// Whoever has the log open holds a lock on it.
+const OWNER: &str = "owner";
+
 /// How long to wait for a lock that somebody is about to release.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Store {
-    db: sled::Db,
+    /// `None` when it could not be opened anew.
+    db: Option<sled::Db>,
     data: File,
     path: PathBuf,
+    cache_bytes: u64,
     sync: SyncMode,
     commits: u64,
     sync_fails: bool,
+    /// Locked: sled's own lock is free for a moment while the database is opened anew.
+    _owner: File,
 }
 
 impl Store {
@@ -39,15 +46,30 @@ impl Store {
         if !dir.join("conf").exists() {
             create(dir, options)?;
         }
+        let owner = own(dir)?;
         let db = open_sled(dir, options.cache_bytes)?;
         check_format(&db)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(LogError::io("opening", &path))?;
-        Ok(Self { db, data, path, sync: options.sync, commits: 0, sync_fails: false })
+        let (db, cache_bytes) = (Some(db), options.cache_bytes);
+        Ok(Self { db, data, path, cache_bytes, sync: options.sync, commits: 0, sync_fails: false, _owner: owner })
     }
 
-    pub(super) fn tree(&self) -> sled::Tree {
-        (*self.db).clone()
+    pub(super) fn tree(&self) -> Result<sled::Tree, LogError> {
+        Ok((**self.db()?).clone())
+    }
+
+    fn db(&self) -> Result<&sled::Db, LogError> {
+        self.db.as_ref().ok_or(LogError::Closed)
+    }
+
+    /// Closes the database and opens it anew. Nobody else may hold it.
+    pub(super) fn reopen(&mut self) -> Result<sled::Tree, LogError> {
+        // Every commit was synced: nothing waits to be written.
+        self.db = None;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        self.db = Some(open_sled(dir, self.cache_bytes)?);
+        self.tree()
     }
 
     /// The next commit is written, but not known to be (simulation).
@@ -57,8 +79,9 @@ impl Store {
 
     /// Applies the batch and returns when it is on disk.
     pub(super) fn commit(&mut self, batch: sled::Batch) -> Result<(), LogError> {
-        self.db.apply_batch(batch).map_err(LogError::storage("writing"))?;
-        self.db.flush().map_err(LogError::storage("flushing"))?;
+        let db = self.db()?;
+        db.apply_batch(batch).map_err(LogError::storage("writing"))?;
+        db.flush().map_err(LogError::storage("flushing"))?;
         self.commits += 1;
         match self.sync {
             SyncMode::FlushOnly => return Ok(()),
@@ -101,6 +124,22 @@ fn create(dir: &Path, options: &LogOptions) -> Result<(), LogError> {
 
 fn sync(path: &Path) -> Result<(), LogError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(LogError::io("syncing", path))
+}
+
+/// Makes the log ours until this file is closed, waiting a moment for whoever is about to let go of it.
+fn own(dir: &Path) -> Result<File, LogError> {
+    let path = dir.join(OWNER);
+    let file = File::options().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(LogError::io("opening", &path))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(LogError::Locked { path: dir.to_path_buf() }),
+            Err(TryLockError::Error(error)) => return Err(LogError::io("locking", &path)(error)),
+        }
+    }
 }
 
 /// Opens sled, waiting a moment for the lock: sled's background threads may hold the files for a few

@@ -52,6 +52,8 @@ pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
         Some(rabbit) => {
             let letters = if quick { DEAD_LETTERS / 100 } else { DEAD_LETTERS };
             published_before(data.path()).await?;
+            // Its rows are of another history: from now on they are of this one.
+            start(data.clone(), Some(rabbit.clone())).await?;
             rabbit.fill_dead_queue(letters).await?;
             let filled = format!("{filled}, {letters} more in RabbitMQ's queue of dead letters at the first start");
             let measured = starts("rabbitmq", &data, Some(rabbit.clone()), &filled).await;
@@ -114,6 +116,7 @@ async fn start(data: Arc<TempDir>, rabbit: Option<Rabbit>) -> Fallible<Start> {
     }
     server.ready().await?;
     let caught_up = since();
+    server.has_job(&job.to_string()).await?;
     host.stop_vm(job).await?;
     journal.wait(job, "vm.gone").await?;
     drop(journal);

@@ -80,6 +80,17 @@ impl Server {
         timeout(DEADLINE, ready).await?
     }
 
+    /// Waits until it knows a job.
+    pub async fn has_job(&self, id: &str) -> Fallible<()> {
+        let known = async {
+            while self.http.get(format!("{}/v1/jobs/{id}", self.base)).send().await?.status() != StatusCode::OK {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        timeout(DEADLINE, known).await?
+    }
+
     /// Waits until it has so many jobs.
     pub async fn knows(&self, jobs: u64, within: Duration) -> Fallible<()> {
         let known = async {
