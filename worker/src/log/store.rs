@@ -24,6 +24,8 @@ const OWNER: &str = "owner";
 
 /// How long to wait for a lock that somebody is about to release.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// The same while the log is ours and only sled's own threads can hold it: on a busy machine they may take their time.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Store {
             create(dir, options)?;
         }
         let owner = own(dir)?;
-        let db = open_sled(dir, options.cache_bytes)?;
+        let db = open_sled(dir, options.cache_bytes, LOCK_PATIENCE)?;
         check_format(&db)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(LogError::io("opening", &path))?;
@@ -68,7 +70,7 @@ impl Store {
         // Every commit was synced: nothing waits to be written.
         self.db = None;
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        self.db = Some(open_sled(dir, self.cache_bytes)?);
+        self.db = Some(open_sled(dir, self.cache_bytes, REOPEN_PATIENCE)?);
         self.tree()
     }
 
@@ -105,11 +107,11 @@ fn create(dir: &Path, options: &LogOptions) -> Result<(), LogError> {
     let mut name = dir.file_name().unwrap_or_default().to_os_string();
     name.push(".creating");
     let draft = parent.join(name);
-    let db = match open_sled(&draft, options.cache_bytes) {
+    let db = match open_sled(&draft, options.cache_bytes, LOCK_PATIENCE) {
         Err(LogError::Storage { .. }) => {
             // Left by a creation that was cut off before anything could be acknowledged.
             std::fs::remove_dir_all(&draft).map_err(LogError::io("removing", &draft))?;
-            open_sled(&draft, options.cache_bytes)?
+            open_sled(&draft, options.cache_bytes, LOCK_PATIENCE)?
         }
         other => other?,
     };
@@ -144,8 +146,8 @@ fn own(dir: &Path) -> Result<File, LogError> {
 
 /// Opens sled, waiting a moment for the lock: sled's background threads may hold the files for a few
 /// milliseconds after the last handle is gone, and a process that is being replaced is still ending.
-fn open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+fn open_sled(dir: &Path, cache_bytes: u64, patience: Duration) -> Result<sled::Db, LogError> {
+    let deadline = Instant::now() + patience;
     loop {
         match try_open_sled(dir, cache_bytes) {
             Err(LogError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),

@@ -35,8 +35,8 @@ const STARTS: usize = 5;
 const DEAD_LETTERS: usize = 100_000;
 const BOOTING: u32 = 8;
 
-pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
-    let jobs = if quick { 10_000 } else { 1_000_000 };
+pub async fn figures(jobs: u64, quick: bool) -> Fallible<Vec<Figure>> {
+    let jobs = if quick { 10_000 } else { jobs };
     let data = host::data_folder()?;
     let begun = Instant::now();
     let events = fill(data.path(), jobs).await?;

@@ -60,6 +60,9 @@ struct Arguments {
     /// How long the soak takes
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     minutes: u32,
+    /// How many jobs have ended dead before the starts that are measured; each takes 11 KiB on disk
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    dead_jobs: u64,
     /// Write everything measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -155,7 +158,7 @@ async fn measure(name: &str, arguments: &Arguments) -> Fallible<Vec<Figure>> {
         "log" => tokio::task::spawn_blocking(move || log::figures(quick)).await?,
         "throughput" => flow::throughput(quick).await,
         "front" => front::figures(quick).await,
-        "start-with-dead-jobs" => dead::figures(quick).await,
+        "start-with-dead-jobs" => dead::figures(arguments.dead_jobs, quick).await,
         "growth" => growth::figures(quick).await,
         "power-loss" => power::figures(quick).await,
         "boots" => boots::figures(quick).await,
