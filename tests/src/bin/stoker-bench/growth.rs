@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -182,6 +182,8 @@ struct Rows {
     next: u64,
     bytes_per_event: f64,
     times: Vec<f64>,
+    /// The same in processor time.
+    cpu: Vec<f64>,
     _dir: TempDir,
 }
 
@@ -195,19 +197,29 @@ fn of_the_rows(quick: bool) -> Fallible<Vec<Figure>> {
     let mut all = sizes.iter().map(|events| Rows::filled(*events)).collect::<Fallible<Vec<_>>>()?;
     for _ in 0..rounds {
         for rows in &mut all {
-            let begun = Instant::now();
+            let (begun, cpu) = (Instant::now(), process::cpu()?);
             for _ in 0..BATCHES {
                 rows.tell(JOBS_AT_ONCE)?;
             }
-            rows.times.push(begun.elapsed().as_micros() as f64 / (JOBS_AT_ONCE * BATCHES) as f64);
+            let a_job = |time: Duration| time.as_micros() as f64 / (JOBS_AT_ONCE * BATCHES) as f64;
+            rows.times.push(a_job(begun.elapsed()));
+            rows.cpu.push(a_job(process::cpu()?.saturating_sub(cpu)));
         }
     }
     let figures = all.iter().zip(sizes).map(|(rows, events)| {
-        let ratio: Samples = rows.times.iter().zip(&all[0].times).map(|(time, first)| time / first).collect();
+        let over = |of: fn(&Rows) -> &Vec<f64>| {
+            of(rows).iter().zip(of(&all[0])).map(|(time, first)| time / first).collect::<Samples>()
+        };
+        let ratio = over(|rows| &rows.times);
         let detail = format!(
-            "{rounds} rounds of {} jobs; us of a job: {}; {:.0} bytes on disk for each event of the history",
+            "{rounds} rounds of {} jobs; us of a job: {}, of processor time {}; over those with {} events: {}, of processor \
+             time {}; {:.0} bytes on disk for each event of the history",
             JOBS_AT_ONCE * BATCHES,
             rows.times.iter().copied().collect::<Samples>().summary(),
+            rows.cpu.iter().copied().collect::<Samples>().summary(),
+            ROW_SIZES[0],
+            ratio.summary(),
+            over(|rows| &rows.cpu).summary(),
             rows.bytes_per_event
         );
         let target = if *events == ROW_SIZES[0] { Target::None } else { Target::AtMost(MAX_GROWTH) };
@@ -220,8 +232,15 @@ impl Rows {
     fn filled(events: u64) -> Fallible<Self> {
         let dir = tempfile::Builder::new().prefix("st-bench-").tempdir()?;
         let model = ReadModel::open(&dir.path().join("control"), clock::system())?;
-        let mut rows =
-            Self { model, crowd: Crowd::default(), next: 1, bytes_per_event: 0.0, times: Vec::new(), _dir: dir };
+        let mut rows = Self {
+            model,
+            crowd: Crowd::default(),
+            next: 1,
+            bytes_per_event: 0.0,
+            times: Vec::new(),
+            cpu: Vec::new(),
+            _dir: dir,
+        };
         while rows.next <= events {
             rows.tell(JOBS_AT_ONCE)?;
         }
