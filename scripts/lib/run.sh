@@ -73,7 +73,7 @@ with_broker_url() {
   done
 }
 
-#: bench [arguments] | build in release mode and run the benchmarks, with a private broker
+#: bench [arguments] | build in release mode and run the benchmarks, with a private broker; those that take long only by name (--only growth, power-loss, boots or soak --minutes N)
 cmd_bench() {
   need_cargo
   local -x STOKER_PROFILE=release

@@ -27,7 +27,7 @@ pub struct Control {
     pub submitter: Submitter,
     plane: ControlPlane,
     http: reqwest::Client,
-    _data: tempfile::TempDir,
+    _data: Arc<tempfile::TempDir>,
 }
 
 #[derive(Clone, Default)]
@@ -52,7 +52,14 @@ impl Control {
     /// # Panics
     /// When it does not start.
     pub async fn start(broker: Arc<dyn Broker>) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), broker).await
+    }
+
+    /// Starts one over a broker, with the rows that are in this folder.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_in(data: Arc<tempfile::TempDir>, broker: Arc<dyn Broker>) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
         let front = Front {
             listen,

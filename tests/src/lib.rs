@@ -4,9 +4,11 @@
 
 pub mod conformance;
 pub mod control;
+pub mod crowd;
 pub mod front;
 pub mod fuzz;
 pub mod harness;
+pub mod power;
 pub mod processes;
 pub mod sim;
 

@@ -7,6 +7,8 @@ mod crash;
 mod damage;
 #[path = "log/model.rs"]
 mod model;
+#[path = "log/reopened.rs"]
+mod reopened;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -21,8 +23,9 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
+/// Its database is opened anew every few events, which must change nothing.
 fn open(dir: &Path) -> EventLog {
-    EventLog::open(dir.join("log"), LogOptions::default()).unwrap()
+    EventLog::open(dir.join("log"), LogOptions { reopen_after: 20, ..LogOptions::default() }).unwrap()
 }
 
 /// The database behind the log's back. sled's lock may outlive its last handle by a moment.

@@ -1,17 +1,18 @@
 //! What a power cut leaves of the event log.
 //!
 //! The log is written on an ext4 file system in an image file. At the instant of the last
-//! acknowledgement the image is copied: that copy is what the disk would hold had the power failed then.
-//! It is mounted and opened, and every acknowledged event must be there. A second test runs the same
-//! method without our `fdatasync` and must find loss, so the first one is able to fail.
+//! acknowledgement, or at any moment between two, the image is copied: that copy is what the disk would hold had
+//! the power failed then. It is mounted and opened, and every acknowledged event must be there. Both are tried
+//! without our `fdatasync`, too, and must find loss then, so the tests are able to fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use stoker_tests::power::{self, Mount, Outcome, new_disk};
 use stoker_worker::log::{Append, EventLog, Expected, IndexChange, LogError, LogOptions, SyncMode};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -24,43 +25,6 @@ fn skipped(test: &str, reason: &str) {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         file.and_then(|mut file| file.write_all(line.as_bytes())).unwrap();
     }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    output.status.success().then_some(()).ok_or_else(|| format!("{program}: {}", said.trim()))
-}
-
-/// A mounted image; unmounted when dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(image: &Path, at: &Path) -> Result<Self, String> {
-        std::fs::create_dir_all(at).map_err(|error| error.to_string())?;
-        // No commit of the file system's own within the test: only what is asked for reaches the image.
-        run("mount", &["-o", "loop,commit=300", image.to_str().unwrap(), at.to_str().unwrap()])?;
-        Ok(Self(at.to_path_buf()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if let Err(error) = run("umount", &[self.0.to_str().unwrap()]) {
-            eprintln!("{error}");
-        }
-    }
-}
-
-fn new_disk(dir: &Path, megabytes: u64) -> Result<(PathBuf, Mount), String> {
-    let image = dir.join("disk.img");
-    let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
-    file.set_len(megabytes << 20).map_err(|error| error.to_string())?;
-    run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()])?;
-    let mount = Mount::new(&image, &dir.join("disk"))?;
-    // What is there before the test is on disk before the test.
-    run("sync", &["-f", mount.0.to_str().unwrap()])?;
-    Ok((image, mount))
 }
 
 fn call(stream: u128, bytes: usize) -> Vec<Append> {
@@ -122,6 +86,39 @@ async fn without_the_sync_the_method_finds_the_loss() {
         Ok(Err(error)) => println!("the log does not even open: {error}"),
         Err(reason) => skipped("without_the_sync_the_method_finds_the_loss", &reason),
     }
+}
+
+const WRITER_DIR: &str = "STOKER_POWER_CHILD_DIR";
+const WRITER_SYNCS: &str = "STOKER_POWER_CHILD_SYNCS";
+const WRITER: &str = "cuts_at_any_moment_lose_no_acknowledged_event";
+
+/// The process whose power is cut is this program again.
+fn writer(sync: SyncMode) -> impl Fn(&Path) -> Command {
+    move |log| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", WRITER, "--nocapture"]).env(WRITER_DIR, log);
+        if sync == SyncMode::Data {
+            command.env(WRITER_SYNCS, "1");
+        }
+        command
+    }
+}
+
+#[test]
+fn cuts_at_any_moment_lose_no_acknowledged_event() {
+    if let Some(dir) = std::env::var_os(WRITER_DIR) {
+        let syncs = std::env::var_os(WRITER_SYNCS).is_some();
+        return power::write_until_killed(Path::new(&dir), if syncs { SyncMode::Data } else { SyncMode::FlushOnly });
+    }
+    let scratch = TempDir::new().unwrap();
+    if let Err(reason) = new_disk(scratch.path(), 16) {
+        return skipped(WRITER, &reason);
+    }
+    let Outcome { cuts, acknowledged, missing, unusable, .. } = power::cut(10, writer(SyncMode::Data)).unwrap();
+    assert_eq!((cuts, missing, unusable), (10, 0, 0), "of {acknowledged} events");
+    assert!(acknowledged > 0, "nothing was written");
+    let careless = power::cut(5, writer(SyncMode::FlushOnly)).unwrap();
+    assert!(careless.missing > 0, "without the sync nothing was lost: these cuts prove nothing; {careless:?}");
 }
 
 #[tokio::test]

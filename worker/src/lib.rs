@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod counts;
+pub(crate) mod damaged;
 pub mod dirs;
 pub mod disk;
 pub mod doctor;

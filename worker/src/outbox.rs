@@ -26,7 +26,7 @@ use self::messages::{For, Plan, Ticket, plan};
 pub use self::progress::{Lag, Progress, Refusal};
 use self::sending::{Outcome, Told, send_all};
 use crate::clock::Clock;
-use crate::log::{EventLog, LogError, Recorded};
+use crate::log::{EventLog, LogError, Recorded, Scanned};
 use crate::ports::broker::{Broker, HistoryStatus};
 
 /// Name of the cursor.
@@ -147,8 +147,11 @@ impl Outbox {
     }
 
     async fn publish_page(&mut self) -> Result<(), LogError> {
-        let records = self.log.scan(self.next, PAGE.min(self.aside.room()))?;
-        let Some(last) = records.last().map(|r| r.position) else { return Ok(()) };
+        let Scanned { records, next, .. } = self.log.scan_past(self.next, PAGE.min(self.aside.room()))?;
+        if next == self.next {
+            return Ok(());
+        }
+        let last = next - 1;
         if seeded::is_on(Bug::CursorTooEarly) {
             self.log.set_cursor(CURSOR, last)?;
         }
@@ -192,7 +195,12 @@ impl Outbox {
         let Some((key, positions)) = self.aside.round() else { return Ok(()) };
         let mut records: Vec<Recorded> = Vec::with_capacity(positions.len());
         for position in positions {
-            records.extend(self.log.scan(position, 1)?);
+            let scanned = self.log.scan_past(position, 1)?;
+            // What cannot be read any more is waited for by nobody.
+            if !scanned.damaged.is_empty() {
+                self.aside.published(&key, position)?;
+            }
+            records.extend(scanned.records);
         }
         let Plan { messages, .. } = plan(&records, &self.source, self.clock, For::All, |_| false);
         let Outcome { taken, refused, .. } = send_all(self.broker.as_ref(), messages).await;
@@ -216,9 +224,9 @@ impl Outbox {
     /// Tells the history one page of what it missed, work included.
     async fn fill_gap(&mut self) -> Result<(), LogError> {
         let Some(span) = self.gap.span() else { return Ok(()) };
-        let mut records = self.log.scan(span.first, PAGE)?;
+        let Scanned { mut records, next, .. } = self.log.scan_past(span.first, PAGE)?;
         records.retain(|r| r.position <= span.last);
-        let through = records.last().map_or(span.last, |r| r.position);
+        let through = if next > span.first { (next - 1).min(span.last) } else { span.last };
         let Plan { messages, .. } = plan(&records, &self.source, self.clock, For::History, |_| false);
         match send_all(self.broker.as_ref(), messages).await.told {
             Told::No => {

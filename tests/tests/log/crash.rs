@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use stoker_worker::log::{EventLog, LogOptions};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -14,7 +15,8 @@ const CHILD_DIR: &str = "STOKER_LOG_CHILD_DIR";
 
 /// Child half of the test below: appends until it is killed, one line per acknowledged event.
 fn append_until_killed(dir: &Path) {
-    let log = open(dir);
+    let options = LogOptions { reopen_after: 300, ..LogOptions::default() };
+    let log = EventLog::open(dir.join("log"), options).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     for task in 0..16_u128 {
         let log = log.clone();

@@ -121,6 +121,18 @@ impl Block {
         }
         Ok(None)
     }
+
+    /// The record at its end. Those before are not verified: one of them may be damaged, and the log goes on all the same.
+    pub(super) fn end(&self) -> Result<RecordRef<'_>, LogError> {
+        let mut rest: &[u8] = &self.bytes;
+        loop {
+            let len = encoded_len(rest).map_err(|what| corrupt(self.first, rest, what))?;
+            match rest.get(len..) {
+                Some(more) if !more.is_empty() => rest = more,
+                _ => return decode(rest).map(|(record, _)| record).map_err(|what| corrupt(self.first, rest, what)),
+            }
+        }
+    }
 }
 
 /// Records of one block in order, each verified against its checksum and its place.

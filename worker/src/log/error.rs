@@ -115,6 +115,12 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Is it about one event or stream, so that others can be read?
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. })
+    }
+
     pub(super) fn storage(action: &'static str) -> impl FnOnce(sled::Error) -> Self {
         move |source| Self::Storage { action, cause: source.to_string() }
     }

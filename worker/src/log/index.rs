@@ -3,6 +3,8 @@
 //! Start-up reads the open streams only: a million finished jobs cost nothing, and a long queue of
 //! waiting ones stays on disk, in order, until somebody asks for the next few.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::error::{Damage, LogError};
@@ -106,23 +108,25 @@ impl Head {
 /// Not a snapshot: a stream that moves in the index while the iteration runs may be seen at its new
 /// place or not at all. At start-up nothing moves.
 pub struct OpenStreams {
-    tree: sled::Tree,
-    entries: sled::Iter,
+    /// As long as it is held, the database is not opened anew.
+    tree: Result<Arc<sled::Tree>, Option<LogError>>,
+    entries: Option<sled::Iter>,
 }
 
 impl OpenStreams {
-    pub(super) fn new(tree: &sled::Tree, tag: Option<u8>) -> Self {
-        let entries = match tag {
+    pub(super) fn new(tree: Result<Arc<sled::Tree>, LogError>, tag: Option<u8>) -> Self {
+        let entries = tree.as_ref().ok().map(|tree| match tag {
             Some(tag) => tree.scan_prefix([keys::OPEN, tag]),
             None => tree.scan_prefix([keys::OPEN]),
-        };
-        Self { tree: tree.clone(), entries }
+        });
+        Self { tree: tree.map_err(Some), entries }
     }
 
     fn entry(&self, key: &[u8]) -> Result<Option<OpenStream>, LogError> {
+        let Ok(tree) = &self.tree else { return Ok(None) };
         let damaged = |stream| LogError::Corrupt { position: 0, stream, what: Damage::Index };
         let (tag, sort, stream) = keys::parse_open(key).ok_or_else(|| damaged(None))?;
-        let head = Head::read(&self.tree, stream)?.ok_or_else(|| damaged(Some(stream)))?;
+        let head = Head::read(tree, stream)?.ok_or_else(|| damaged(Some(stream)))?;
         let Head { first_position, last_version, open, .. } = head;
         Ok((open == Some((tag, sort))).then_some(OpenStream { stream, tag, sort, first_position, last_version }))
     }
@@ -133,7 +137,10 @@ impl Iterator for OpenStreams {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let key = self.entries.next()?.map_err(LogError::storage("reading the index of open streams"));
+            if let Err(error) = &mut self.tree {
+                return error.take().map(Err);
+            }
+            let key = self.entries.as_mut()?.next()?.map_err(LogError::storage("reading the index of open streams"));
             match key.and_then(|(key, _)| self.entry(&key)) {
                 Ok(Some(open)) => return Some(Ok(open)),
                 Ok(None) => {}

@@ -22,6 +22,7 @@ mod open;
 mod options;
 mod read;
 pub(crate) mod record;
+mod shared;
 mod store;
 mod verify;
 mod witness;
@@ -49,11 +50,13 @@ pub use options::{
     LogOptions, MAX_CALL_BYTES, MAX_CALL_EVENTS, MAX_CURSOR_NAME, MAX_DIRTY_CURSORS, MAX_EVENT_BYTES, MAX_READ_EVENTS,
     SyncMode,
 };
+pub use read::Scanned;
 pub use record::{ChainHash, RecordRef, Recorded};
 pub use verify::{BadEvent, VerifyReport};
 
 use cursor::DirtyCursors;
 use head::Heads;
+use shared::Shared;
 use store::Store;
 use witness::Witness;
 use writer::{Command, Poison, Reply, Writer};
@@ -69,7 +72,7 @@ pub struct EventLog {
 
 #[derive(Debug)]
 struct Inner {
-    tree: sled::Tree,
+    tree: Shared,
     heads: Heads,
     cursors: DirtyCursors,
     poison: Poison,
@@ -88,11 +91,13 @@ impl EventLog {
     pub fn open(dir: impl AsRef<Path>, options: LogOptions) -> Result<Self, LogError> {
         let dir = dir.as_ref();
         let store = Store::open(dir, &options)?;
-        let tree = store.tree();
+        let tree = store.tree()?;
         let tip = open::tip(&tree)?;
         let (mut witness, known) = Witness::open(dir)?;
         open::check_witness(&tree, &mut witness, known, tip, options.accept_truncation)?;
 
+        // The writer opens it anew, and must have it back for that.
+        let tree = Shared::new(tree);
         let heads = Heads::new(tip.position);
         let (queue, receiver) = mpsc::channel(options.queue_calls.max(1));
         let cursors = DirtyCursors::default();
@@ -103,6 +108,8 @@ impl EventLog {
             witness,
             tip,
             max_batch: options.max_batch.max(1),
+            reopen_after: options.reopen_after.max(1),
+            unopened: 0,
             heads: heads.clone(),
             cursors: cursors.clone(),
             poison: Arc::clone(&poison),
@@ -187,7 +194,15 @@ impl EventLog {
     /// As [`EventLog::read_stream`].
     pub fn read_stream_after(&self, stream: Uuid, version: u64) -> Result<Vec<Recorded>, LogError> {
         self.inner.streams_read.fetch_add(1, Ordering::Relaxed);
-        read::stream(&self.inner.tree, stream, version, self.durable())
+        read::stream(&*self.inner.tree.get()?, stream, version, self.durable())
+    }
+
+    /// The last events of a stream that is damaged, in order: those behind the damage.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`] if sled fails altogether.
+    pub fn read_stream_tail(&self, stream: Uuid) -> Result<Vec<Recorded>, LogError> {
+        read::tail(&*self.inner.tree.get()?, stream, self.durable())
     }
 
     /// How many streams were read since the log was opened: what a caller costs that reads again and again.
@@ -201,7 +216,19 @@ impl EventLog {
     /// # Errors
     /// [`LogError::Corrupt`] if one of them is damaged or missing.
     pub fn scan(&self, from_position: u64, max_events: usize) -> Result<Vec<Recorded>, LogError> {
-        read::scan(&self.inner.tree, from_position, self.durable(), max_events)
+        read::scan(&*self.inner.tree.get()?, from_position, self.durable(), max_events)
+    }
+
+    /// As [`EventLog::scan`], past events that are damaged: for those who read of all jobs, and must not stop at one.
+    ///
+    /// # Errors
+    /// [`LogError::Storage`] if sled fails altogether.
+    pub fn scan_past(&self, from_position: u64, max_events: usize) -> Result<Scanned, LogError> {
+        let scanned = read::scan_past(&*self.inner.tree.get()?, from_position, self.durable(), max_events)?;
+        for BadEvent { position, stream, what } in &scanned.damaged {
+            tracing::error!(position, ?stream, %what, "event in the log is damaged, passed by; stoker log verify shows more");
+        }
+        Ok(scanned)
     }
 
     /// The last `count` events, oldest first.
@@ -211,7 +238,7 @@ impl EventLog {
     pub fn last(&self, count: usize) -> Result<Vec<Recorded>, LogError> {
         let end = self.durable();
         let count = count.min(MAX_READ_EVENTS);
-        read::scan(&self.inner.tree, end.saturating_sub(count as u64) + 1, end, count)
+        read::scan(&*self.inner.tree.get()?, end.saturating_sub(count as u64) + 1, end, count)
     }
 
     /// Calls `visit` with every event from a position on, copying nothing, until it breaks.
@@ -223,14 +250,14 @@ impl EventLog {
         from_position: u64,
         mut visit: impl FnMut(RecordRef<'_>) -> ControlFlow<()>,
     ) -> Result<(), LogError> {
-        read::walk(&self.inner.tree, from_position, self.durable(), |record, _| visit(record))
+        read::walk(&*self.inner.tree.get()?, from_position, self.durable(), |record, _| visit(record))
     }
 
     /// Streams that are open, of one group or of all, in order of (tag, sort). Reads as it goes, so
     /// taking the first few of a million is quick; keeps the log open as long as it lives.
     #[must_use]
     pub fn open_streams(&self, tag: Option<u8>) -> OpenStreams {
-        OpenStreams::new(&self.inner.tree, tag)
+        OpenStreams::new(self.inner.tree.get(), tag)
     }
 
     /// Where a consumer is; 0 if it has never said.
@@ -238,7 +265,7 @@ impl EventLog {
     /// # Errors
     /// [`LogError::Storage`].
     pub fn cursor(&self, name: &str) -> Result<u64, LogError> {
-        self.inner.cursors.get(&self.inner.tree, name)
+        self.inner.cursors.get(&*self.inner.tree.get()?, name)
     }
 
     /// Cursors whose names begin with `prefix`, in order of their names, without those at 0.
@@ -246,7 +273,7 @@ impl EventLog {
     /// # Errors
     /// [`LogError::Storage`].
     pub fn cursors(&self, prefix: &str) -> Result<Vec<(String, u64)>, LogError> {
-        self.inner.cursors.named(&self.inner.tree, prefix)
+        self.inner.cursors.named(&*self.inner.tree.get()?, prefix)
     }
 
     /// Moves a consumer's cursor, backwards too; 0 removes it. Those moved between two commits are kept together
@@ -272,7 +299,7 @@ impl EventLog {
     /// # Errors
     /// [`LogError::Storage`] if sled fails outside the records; damage is a finding, not an error.
     pub fn verify(&self) -> Result<VerifyReport, LogError> {
-        verify::everything(&self.inner.tree, self.durable())
+        verify::everything(&*self.inner.tree.get()?, self.durable())
     }
 
     /// Verifies the events `from..=to` against their checksums and the chain.
@@ -280,7 +307,7 @@ impl EventLog {
     /// # Errors
     /// As [`EventLog::verify`].
     pub fn verify_range(&self, from: u64, to: u64) -> Result<VerifyReport, LogError> {
-        verify::chain(&self.inner.tree, from, to.min(self.durable()))
+        verify::chain(&*self.inner.tree.get()?, from, to.min(self.durable()))
     }
 }
 

@@ -9,12 +9,8 @@ use super::witness::Witness;
 /// The last record on disk. sled recovers to an atomic commit, so nothing needs repair.
 pub(super) fn tip(tree: &sled::Tree) -> Result<Tip, LogError> {
     let Some(block) = Block::last(tree)? else { return Ok(Tip::default()) };
-    let mut tip = Tip::default();
-    for record in block.records() {
-        let record = record?;
-        tip = Tip { position: record.position, hash: record.hash };
-    }
-    Ok(tip)
+    let record = block.end()?;
+    Ok(Tip { position: record.position, hash: record.hash })
 }
 
 /// Compares the end that was found with what is known to have been acknowledged.

@@ -24,6 +24,9 @@ pub const MAX_CURSOR_NAME: usize = 128;
 /// Most cursors waiting in memory for the next commit; there is one per consumer of the log.
 pub const MAX_DIRTY_CURSORS: usize = 1024;
 
+/// Events after which the database is opened anew, unless set otherwise.
+const REOPEN_AFTER: usize = 1_000_000;
+
 /// How to open an [`EventLog`](super::EventLog).
 #[derive(Debug, Clone)]
 pub struct LogOptions {
@@ -34,6 +37,9 @@ pub struct LogOptions {
     pub max_batch: usize,
     /// Calls that may wait for the writer; the next one awaits its turn (back-pressure).
     pub queue_calls: usize,
+    /// The database is opened anew after so many events, so that a start has no more than those to go through; what is
+    /// asked for meanwhile waits for some tenths of a second.
+    pub reopen_after: usize,
     /// Open a log that lost acknowledged events anyway. For an operator who read what
     /// [`LogError::Truncated`](super::LogError::Truncated) says and has no better copy.
     pub accept_truncation: bool,
@@ -51,6 +57,7 @@ impl Default for LogOptions {
             cache_bytes: 64 * 1024 * 1024,
             max_batch: 512,
             queue_calls: 1024,
+            reopen_after: REOPEN_AFTER,
             accept_truncation: false,
             sync: SyncMode::Data,
             disk: None,

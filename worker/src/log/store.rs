@@ -7,7 +7,7 @@
 //! file and the folders. sled is unmaintained and panics on some kinds of corruption; this module is
 //! where that stays.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,18 +20,27 @@ use crate::snapshots;
 /// Version of the layout on disk.
 const FORMAT_VERSION: u32 = 1;
 
+/// Whoever has the log open holds a lock on it.
+const OWNER: &str = "owner";
+
 /// How long to wait for a lock that somebody is about to release.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// The same while the log is ours and only sled's own threads can hold it: on a busy machine they may take their time.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Store {
-    db: sled::Db,
+    /// `None` when it could not be opened anew.
+    db: Option<sled::Db>,
     data: File,
     path: PathBuf,
+    cache_bytes: u64,
     sync: SyncMode,
     commits: u64,
     sync_fails: bool,
+    /// Locked: sled's own lock is free for a moment while the database is opened anew.
+    _owner: File,
 }
 
 impl Store {
@@ -40,15 +49,30 @@ impl Store {
         if !dir.join("conf").exists() {
             create(dir, options)?;
         }
-        let db = open_sled(dir, options.cache_bytes)?;
+        let owner = own(dir)?;
+        let db = open_sled(dir, options.cache_bytes, LOCK_PATIENCE)?;
         check_format(&db)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(LogError::io("opening", &path))?;
-        Ok(Self { db, data, path, sync: options.sync, commits: 0, sync_fails: false })
+        let (db, cache_bytes) = (Some(db), options.cache_bytes);
+        Ok(Self { db, data, path, cache_bytes, sync: options.sync, commits: 0, sync_fails: false, _owner: owner })
     }
 
-    pub(super) fn tree(&self) -> sled::Tree {
-        (*self.db).clone()
+    pub(super) fn tree(&self) -> Result<sled::Tree, LogError> {
+        Ok((**self.db()?).clone())
+    }
+
+    fn db(&self) -> Result<&sled::Db, LogError> {
+        self.db.as_ref().ok_or(LogError::Closed)
+    }
+
+    /// Closes the database and opens it anew. Nobody else may hold it.
+    pub(super) fn reopen(&mut self) -> Result<sled::Tree, LogError> {
+        // Every commit was synced: nothing waits to be written.
+        self.db = None;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        self.db = Some(open_sled(dir, self.cache_bytes, REOPEN_PATIENCE)?);
+        self.tree()
     }
 
     /// The next commit is written, but not known to be (simulation).
@@ -58,8 +82,9 @@ impl Store {
 
     /// Applies the batch and returns when it is on disk.
     pub(super) fn commit(&mut self, batch: sled::Batch) -> Result<(), LogError> {
-        self.db.apply_batch(batch).map_err(LogError::storage("writing"))?;
-        self.db.flush().map_err(LogError::storage("flushing"))?;
+        let db = self.db()?;
+        db.apply_batch(batch).map_err(LogError::storage("writing"))?;
+        db.flush().map_err(LogError::storage("flushing"))?;
         self.commits += 1;
         match self.sync {
             SyncMode::FlushOnly => return Ok(()),
@@ -83,11 +108,11 @@ fn create(dir: &Path, options: &LogOptions) -> Result<(), LogError> {
     let mut name = dir.file_name().unwrap_or_default().to_os_string();
     name.push(".creating");
     let draft = parent.join(name);
-    let db = match open_sled(&draft, options.cache_bytes) {
+    let db = match open_sled(&draft, options.cache_bytes, LOCK_PATIENCE) {
         Err(LogError::Storage { .. }) => {
             // Left by a creation that was cut off before anything could be acknowledged.
             std::fs::remove_dir_all(&draft).map_err(LogError::io("removing", &draft))?;
-            open_sled(&draft, options.cache_bytes)?
+            open_sled(&draft, options.cache_bytes, LOCK_PATIENCE)?
         }
         other => other?,
     };
@@ -104,10 +129,26 @@ fn sync(path: &Path) -> Result<(), LogError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(LogError::io("syncing", path))
 }
 
+/// Makes the log ours until this file is closed, waiting a moment for whoever is about to let go of it.
+fn own(dir: &Path) -> Result<File, LogError> {
+    let path = dir.join(OWNER);
+    let file = File::options().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(LogError::io("opening", &path))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(LogError::Locked { path: dir.to_path_buf() }),
+            Err(TryLockError::Error(error)) => return Err(LogError::io("locking", &path)(error)),
+        }
+    }
+}
+
 /// Opens sled, waiting a moment for the lock: sled's background threads may hold the files for a few
 /// milliseconds after the last handle is gone, and a process that is being replaced is still ending.
-fn open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, LogError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+fn open_sled(dir: &Path, cache_bytes: u64, patience: Duration) -> Result<sled::Db, LogError> {
+    let deadline = Instant::now() + patience;
     loop {
         match try_open_sled(dir, cache_bytes) {
             Err(LogError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),

@@ -2,6 +2,7 @@
 //! them, and the index of streams against the records.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -126,7 +127,7 @@ fn heads(tree: &sled::Tree, end: u64) -> Result<(), LogError> {
 
 /// Reading an entry checks that its stream exists.
 fn open_index(tree: &sled::Tree) -> Result<(), LogError> {
-    OpenStreams::new(tree, None).try_for_each(|entry| entry.map(drop))
+    OpenStreams::new(Ok(Arc::new(tree.clone())), None).try_for_each(|entry| entry.map(drop))
 }
 
 #[cfg(test)]

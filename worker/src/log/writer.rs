@@ -17,6 +17,7 @@ use super::disk::{Disk, Fate};
 use super::error::LogError;
 use super::group::{Group, Tip};
 use super::head::Heads;
+use super::shared::Shared;
 use super::store::{Store, panic_message};
 use super::witness::Witness;
 
@@ -41,10 +42,13 @@ pub(super) type Poison = Arc<OnceLock<Arc<str>>>;
 
 pub(super) struct Writer {
     pub(super) store: Store,
-    pub(super) tree: sled::Tree,
+    pub(super) tree: Shared,
     pub(super) witness: Witness,
     pub(super) tip: Tip,
     pub(super) max_batch: usize,
+    pub(super) reopen_after: usize,
+    /// Events since the database was opened, or since that was last put off.
+    pub(super) unopened: usize,
     pub(super) heads: Heads,
     pub(super) cursors: DirtyCursors,
     pub(super) poison: Poison,
@@ -57,7 +61,10 @@ impl Writer {
         while let Some(first) = queue.blocking_recv() {
             let calls = self.collect(first, &mut queue, last_calls);
             last_calls = calls.len();
-            self.serve_or_fail(calls);
+            self.guarded(|writer| {
+                writer.serve(calls);
+                writer.shorten_next_start();
+            });
         }
         self.close();
     }
@@ -72,14 +79,31 @@ impl Writer {
             }
             // What has come meanwhile shares the commit; nobody is waited for.
             let calls = self.collect(first, &mut queue, 0);
-            self.serve_or_fail(calls);
+            self.guarded(|writer| writer.serve(calls));
         }
         self.close();
     }
 
-    fn serve_or_fail(&mut self, calls: Vec<Command>) {
+    /// Opens the database anew when enough was written since it was opened.
+    fn shorten_next_start(&mut self) {
+        if self.unopened < self.reopen_after || self.healthy().is_err() {
+            return;
+        }
+        let begun = Instant::now();
+        let Self { tree, store, .. } = self;
+        match tree.renew(|| store.reopen()) {
+            Ok(opened) => {
+                // Where a reader left no moment, it is tried again after a part of as many events.
+                let events = std::mem::replace(&mut self.unopened, if opened { 0 } else { self.reopen_after / 2 });
+                tracing::info!(opened, events, took = ?begun.elapsed(), "event log opened anew for a short next start");
+            }
+            Err(error) => drop(self.fail(&format!("the log was not opened anew: {error}"))),
+        }
+    }
+
+    fn guarded(&mut self, work: impl FnOnce(&mut Self)) {
         // sled can panic where it should return an error; the callers must hear of it.
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.serve(calls)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
         if let Err(panic) = outcome {
             self.fail(&panic_message(panic.as_ref()));
         }
@@ -137,7 +161,7 @@ impl Writer {
         let mut group = Group::new(self.tip);
         let mut staged = Vec::with_capacity(calls.len());
         for (appends, reply) in calls {
-            match self.healthy().and_then(|()| group.stage(&self.tree, &appends)) {
+            match self.healthy().and_then(|()| group.stage(&*self.tree.get()?, &appends)) {
                 Ok(appended) => staged.push((appended, reply)),
                 Err(error) => answer(reply, Err(error)),
             }
@@ -156,6 +180,7 @@ impl Writer {
         let cursors = self.cursors.snapshot();
         cursors.iter().for_each(|(name, position)| group.set_cursor(name, *position));
         let tip = group.tip;
+        self.unopened += group.events;
         self.durable(group.into_batch())?;
         self.cursors.written(&cursors);
         if tip.position > self.tip.position {
@@ -171,7 +196,7 @@ impl Writer {
     }
 
     fn compact(&mut self, max_events: usize) -> Result<Compacted, LogError> {
-        let plan = compact(&self.tree, self.tip.position, max_events)?;
+        let plan = compact(&*self.tree.get()?, self.tip.position, max_events)?;
         if let Some(batch) = plan.batch {
             self.durable(batch)?;
         }

@@ -60,7 +60,7 @@ impl Aside {
         let (lines, jobs, held) = (BTreeMap::new(), BTreeMap::new(), Arc::default());
         let mut aside = Self { log, bound, lines, jobs, held, count: 0 };
         for (name, position) in aside.log.cursors(CURSOR_PREFIX)? {
-            let record = aside.log.scan(position, 1)?.into_iter().next();
+            let record = aside.log.scan_past(position, 1)?.records.into_iter().next();
             let event = record.filter(|r| r.position == position).map(|r| Event::decode(&r.payload, clock.now()));
             match event {
                 Some(Ok(event)) => {

@@ -16,6 +16,7 @@ use super::credit::Lane;
 use crate::attempt::Running;
 use crate::boots::Booting;
 use crate::counts::USE;
+use crate::ports::broker::About;
 use crate::ports::handle::Handle;
 
 /// A job with something on this host.
@@ -64,6 +65,9 @@ pub(super) struct Claim {
     pub(super) event: Event,
     /// The message as it came: the log's own copy of it need not be read again.
     pub(super) body: Bytes,
+    /// What it was published with, and what else the broker says of it: should it have to be parked.
+    pub(super) routing_key: String,
+    pub(super) about: About,
     pub(super) held: Held,
 }
 

@@ -56,7 +56,14 @@ impl Supervisor {
                     self.room_made = true;
                     return if changed { self.keep(event, turn) } else { Ok(()) };
                 }
-                let known = self.load(id, turn)?;
+                let known = match self.load(id, turn) {
+                    Err(SupervisorError::Log(damage)) if damage.is_damage() => {
+                        // Its message says so when it comes.
+                        tracing::error!(job = %id, error = %damage, "a request about a damaged job is dropped");
+                        return Ok(());
+                    }
+                    known => known?,
+                };
                 let mut state = known.clone().unwrap_or_else(|| JobState::new(id));
                 state.apply(event);
                 if known.as_ref() == Some(&state) || state.phase().is_closed() {

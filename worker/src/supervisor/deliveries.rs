@@ -18,7 +18,10 @@ use super::waiting::{Obstacle, Waiting};
 use super::{Supervisor, SupervisorError};
 use crate::boots::Booting;
 use crate::counts::ATTEMPTS;
+use crate::damaged;
+use crate::log::LogError;
 use crate::ports::broker::{BrokerError, Delivery, Parked};
+use crate::ports::handle::Handle;
 
 /// What an attempt gets of the host.
 pub(super) struct Place {
@@ -53,15 +56,29 @@ impl Supervisor {
             enqueued_at,
             event,
             body: delivery.body,
+            routing_key: delivery.routing_key,
+            about: delivery.about,
         })
     }
 
     pub(super) fn park(&self, delivery: Delivery, reason: String) {
-        tracing::warn!(routing_key = delivery.routing_key, reason, "message cannot be worked on, parked");
-        let (broker, at) = (self.broker.clone(), self.rig.clock.now());
+        let Delivery { routing_key, about, body, ack, .. } = delivery;
+        self.park_parts(Parked { routing_key, reason, at: self.rig.clock.now(), about, body }, ack);
+    }
+
+    /// The job's own events here are damaged: nobody knows what it did. Its message goes to who looks after such.
+    fn park_damaged(&self, claim: Claim, damage: &LogError) {
+        let Claim { routing_key, about, body, held, .. } = claim;
+        let reason = damaged::words(damage);
+        self.park_parts(Parked { routing_key, reason, at: self.rig.clock.now(), about, body }, held.ack);
+    }
+
+    fn park_parts(&self, parked: Parked, ack: Handle) {
+        let Parked { routing_key, reason, .. } = &parked;
+        tracing::warn!(routing_key, reason, "message cannot be worked on, parked");
+        let broker = self.broker.clone();
         tokio::spawn(async move {
-            let Delivery { routing_key, about, body, ack, .. } = delivery;
-            let settled = match broker.park(Parked { routing_key, reason, at, about, body }).await {
+            let settled = match broker.park(parked).await {
                 Ok(()) => ack.ack().await,
                 // Too large to be published again with its reason, or no room for it: the broker moves it by itself,
                 // and keeps it until there is room.
@@ -96,7 +113,14 @@ impl Supervisor {
         let claim = &waiting.claim;
         let state = match waiting.state.take() {
             Some(state) => state,
-            None => self.load_for(claim, turn)?,
+            None => match self.load_for(claim, turn) {
+                Ok(state) => state,
+                Err(SupervisorError::Log(damage)) if damage.is_damage() => {
+                    self.park_damaged(waiting.claim, &damage);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
         };
         if state.pending_cancel().is_some() {
             return self.conclude(state, Command::SettleCancel { attempt: claim.attempt }, waiting.claim, turn);

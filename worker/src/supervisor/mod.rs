@@ -199,6 +199,8 @@ pub struct Supervisor {
     snoozes: Snoozes,
     /// Time of the last event about this host itself, also of earlier lives.
     last_host_fact: Time,
+    /// Jobs that were here and cannot be read any more, until that is told.
+    damaged: Vec<(JobId, LogError)>,
 }
 
 impl Supervisor {
@@ -241,6 +243,7 @@ impl Supervisor {
             in_hand: None,
             snoozes: Snoozes::default(),
             last_host_fact: Time::UNIX_EPOCH,
+            damaged: Vec::new(),
         };
         supervisor.restore()?;
         Ok(supervisor)

@@ -13,16 +13,31 @@ use super::books::{Job, Live};
 use super::turn::{Turn, tags};
 use super::{Input, Supervisor, SupervisorError};
 use crate::attempt::{Mode, Order, Plan, Running, Whose};
+use crate::damaged::Damaged;
+use crate::log::{IndexChange, LogError};
 use crate::ports::broker::{Delivery, Source};
 
 impl Supervisor {
     /// Finds what the log says is on this host. Starts nothing yet.
     pub(super) fn restore(&mut self) -> Result<(), SupervisorError> {
         self.restore_host()?;
-        let open: Vec<_> = self.log.open_streams(Some(tags::ACTIVE)).collect::<Result<_, _>>()?;
-        for stream in open {
-            let id = JobId(stream.stream);
-            let Some(state) = self.load(id, &Turn::default())? else { continue };
+        for open in self.log.open_streams(Some(tags::ACTIVE)) {
+            let read = open.map_err(SupervisorError::from).and_then(|open| {
+                let id = JobId(open.stream);
+                Ok((id, self.load(id, &Turn::default())?))
+            });
+            let (id, state) = match read {
+                Ok((id, Some(state))) => (id, state),
+                Ok((_, None)) => continue,
+                Err(SupervisorError::Log(LogError::Corrupt { position, stream, what })) => {
+                    // Its VM, if it has one, is no job's any more and is removed with what else none owns.
+                    let damage = LogError::Corrupt { position, stream, what };
+                    tracing::error!(?stream, error = %damage, "a job that was on this host cannot be read");
+                    self.damaged.extend(stream.map(|stream| (JobId(stream), damage)));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let Some((epoch, need, address, is_up)) = on_host(&state) else { continue };
             self.books.force(need);
             self.up += u32::from(is_up);
@@ -81,7 +96,23 @@ impl Supervisor {
             adopted,
         }));
         self.settle_old_warm(&mut turn)?;
+        self.tell_damaged(&mut turn)?;
         self.commit(turn).await
+    }
+
+    /// What could not be read is told of, and is nothing on this host any longer.
+    fn tell_damaged(&mut self, turn: &mut Turn) -> Result<(), SupervisorError> {
+        for (job, damage) in std::mem::take(&mut self.damaged) {
+            let now = self.rig.clock.now();
+            let damaged = Damaged::new(&self.log, job, damage, now);
+            self.write(turn, &damaged.letter(&self.source, now), IndexChange::Keep)?;
+            match damaged.gone(&self.source, now) {
+                _ if !damaged.can_be_closed() => {}
+                Some(gone) => self.write(turn, &gone, IndexChange::Remove)?,
+                None => turn.close(job),
+            }
+        }
+        Ok(())
     }
 
     /// Subscribes to jobs and commands. The supervisor reads them itself: a task in between would be

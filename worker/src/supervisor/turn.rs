@@ -107,6 +107,12 @@ impl Turn {
         self.at.get(&stream).map_or(&[], |at| &self.appends[*at].events)
     }
 
+    /// Nothing of this job is open here any longer, and nothing is written of it.
+    pub(super) fn close(&mut self, job: JobId) {
+        let index = IndexChange::Remove;
+        self.appends.push(Append { stream: job.0, expected: Expected::Any, events: Vec::new(), index });
+    }
+
     fn write(&mut self, stream: Uuid, payload: Bytes, index: IndexChange) {
         let Self { appends, at, .. } = self;
         let slot = *at.entry(stream).or_insert_with(|| {
@@ -129,7 +135,7 @@ impl Supervisor {
         // What happens to a warm VM stands in a stream of its own: the host's is read at each start.
         let stream = match event.data.warm_vm() {
             Some(vm) => vm.0,
-            None => event.job().map_or(HOST_STREAM, |job| job.0),
+            None => event.job().map(|job| job.0).or(event.letter().map(|letter| letter.0)).unwrap_or(HOST_STREAM),
         };
         turn.write(stream, Bytes::from(payload), index);
         Ok(())

@@ -109,3 +109,13 @@ impl Samples {
         format!("{:.2} ({:.2}-{:.2})", self.median(), self.quantile(0.25), self.quantile(0.75))
     }
 }
+
+/// How much y rises for each x, by least squares; NaN of fewer than two points.
+pub fn slope(points: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+    let count = points.clone().count() as f64;
+    let mean = |of: fn((f64, f64)) -> f64| points.clone().map(of).sum::<f64>() / count;
+    let (middle, height) = (mean(|(x, _)| x), mean(|(_, y)| y));
+    let rise: f64 = points.clone().map(|(x, y)| (x - middle) * (y - height)).sum();
+    let run: f64 = points.map(|(x, _)| (x - middle).powi(2)).sum();
+    rise / run
+}

@@ -1,7 +1,6 @@
 //! API and pages over a million jobs, while events keep arriving; and how soon a restarted control
 //! plane has everything again.
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,24 +8,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::{Client, StatusCode};
-use serde_json::Value;
 use stoker_producer::clock;
-use stoker_producer::control_plane::Front;
-use stoker_producer::http::Access;
-use stoker_producer::reconcile::Patience;
-use stoker_producer::serve::{self, Serve};
 use stoker_schemas::Event;
 use stoker_worker::ports::broker::{Broker, CONTENT_BATCH, Outgoing};
-use stoker_worker::supervisor::Shutdown;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::crowd::{self, Crowd, EVENTS_PER_JOB};
 use crate::figure::{Figure, Samples, Target};
 use crate::rabbit::{self, Rabbit};
+use crate::server::Server;
 use crate::{DEADLINE, Fallible};
+use stoker_tests::crowd::{self, Crowd, EVENTS_PER_JOB};
 
 /// Time between two jobs that are there already: a million of them are a day.
 const APART: Duration = Duration::from_millis(80);
@@ -41,8 +34,6 @@ const AT_ONCE: usize = 64;
 const FILLED_WITHIN: Duration = Duration::from_secs(1_800);
 /// Where hosts send what only readers of the history want.
 const BATCH_KEY: &str = "history.batch";
-/// Between two looks at a server that is not ready yet: a small part of what is measured.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// What is asked for, by the figure it counts for.
 const QUESTIONS: [(&str, &[&str]); 4] = [
@@ -77,7 +68,7 @@ pub async fn figures(quick: bool) -> Fallible<Vec<Figure>> {
 async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fallible<Vec<Figure>> {
     let (jobs, rounds) = if quick { (50_000, 20) } else { (1_000_000, 100) };
     let data = tempfile::Builder::new().prefix("st-bench-").tempdir()?;
-    let server = Server::start(rabbit, data.path()).await?;
+    let server = start(rabbit, data.path()).await?;
     let begun = Instant::now();
     let events = fill(broker, jobs).await?;
     server.knows(jobs, FILLED_WITHIN).await?;
@@ -86,7 +77,7 @@ async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fall
     let mut figures = vec![Figure::measured("front-refill", "events/s", Target::None, rate, detail)];
 
     // sled reads on opening what was written since it was opened before: after a refill, everything.
-    let (server, took) = server.restart(rabbit, data.path()).await?;
+    let (server, took) = restart(server, rabbit, data.path()).await?;
     let detail = format!("{jobs} jobs, all of them written since the start before");
     figures.push(Figure::measured("front-restart-after-refill", "s", Target::None, took, detail));
 
@@ -102,7 +93,7 @@ async fn measure(rabbit: &Rabbit, broker: &Arc<dyn Broker>, quick: bool) -> Fall
         let p99 = times.quantile(0.99);
         figures.push(Figure::measured(format!("front-{name}-p99"), "ms", Target::AtMost(50.0), p99, detail));
     }
-    let (server, took) = server.restart(rabbit, data.path()).await?;
+    let (server, took) = restart(server, rabbit, data.path()).await?;
     let detail = format!("{jobs} jobs, from start to having read what was told meanwhile");
     figures.push(Figure::measured("front-restart", "s", Target::AtMost(2.0), took, detail));
     let told = arrivals.end().await?;
@@ -159,8 +150,7 @@ async fn ask(server: &Server, paths: &[&str], rounds: usize) -> Fallible<Samples
         for path in paths {
             let path = path.replace("ID", &ids[round % ids.len()]);
             let begun = Instant::now();
-            let answer = server.http.get(format!("{}{path}", server.base)).send().await?.error_for_status()?;
-            answer.bytes().await?;
+            server.get(&path).await?;
             times.push(begun.elapsed().as_secs_f64() * 1_000.0);
         }
     }
@@ -209,121 +199,15 @@ async fn tell(broker: Arc<dyn Broker>, told: Arc<AtomicU64>, stopped: watch::Rec
     Ok(())
 }
 
-/// `stoker serve`, in this process.
-struct Server {
-    base: String,
-    http: Client,
-    ask: watch::Sender<Shutdown>,
-    running: JoinHandle<Result<(), serve::ServeEnd>>,
+async fn start(rabbit: &Rabbit, data: &Path) -> Fallible<Server> {
+    Server::start(Arc::new(rabbit.connect(None).await?), data).await
 }
 
-/// As by default.
-const STALLED_AFTER: Duration = Duration::from_secs(stoker_producer::work::DEFAULT_STALLED_AFTER_S);
-
-impl Server {
-    async fn start(rabbit: &Rabbit, data: &Path) -> Fallible<Self> {
-        let listen = "127.0.0.1:0".parse()?;
-        let serve = Serve {
-            broker: Arc::new(rabbit.connect(None).await?),
-            broker_name: "the run's node".to_owned(),
-            data: data.to_owned(),
-            front: Front {
-                listen,
-                access: Access::Open,
-                hooks: None,
-                patience: Patience::default(),
-                stalled_after: STALLED_AFTER,
-            },
-        };
-        let (ask, asked) = watch::channel(Shutdown::No);
-        let (out, address) = oneshot::channel();
-        let running = tokio::spawn(async move { serve::run(serve, asked, &mut Greeting::new(out)).await });
-        let base = timeout(DEADLINE, address).await??;
-        let http = Client::builder().no_proxy().timeout(DEADLINE).build()?;
-        Ok(Self { base, http, ask, running })
-    }
-
-    /// Ends it and starts another; seconds from that start until it has caught up.
-    async fn restart(self, rabbit: &Rabbit, data: &Path) -> Fallible<(Self, f64)> {
-        self.end().await?;
-        let begun = Instant::now();
-        let server = Self::start(rabbit, data).await?;
-        server.ready().await?;
-        Ok((server, begun.elapsed().as_secs_f64()))
-    }
-
-    /// Waits until it says that it has caught up.
-    async fn ready(&self) -> Fallible<()> {
-        let ready = async {
-            while self.http.get(format!("{}/ready", self.base)).send().await?.status() != StatusCode::OK {
-                tokio::time::sleep(LOOK).await;
-            }
-            Ok(())
-        };
-        timeout(DEADLINE, ready).await?
-    }
-
-    /// Waits until it has so many jobs.
-    async fn knows(&self, jobs: u64, within: Duration) -> Fallible<()> {
-        let known = async {
-            while self.misses(jobs).await? > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
-            Ok(())
-        };
-        timeout(within, known).await?
-    }
-
-    /// Jobs that it does not have of so many.
-    async fn misses(&self, jobs: u64) -> Fallible<u64> {
-        let counts: Value = self.http.get(format!("{}/v1/counts", self.base)).send().await?.json().await?;
-        let phases = counts["phases"].as_object().ok_or("no phases in /v1/counts")?;
-        let known: u64 = phases.values().filter_map(Value::as_u64).sum();
-        Ok(jobs.saturating_sub(known))
-    }
-
-    async fn some_ids(&self) -> Fallible<Vec<String>> {
-        let mut ids = Vec::new();
-        for phase in ["ready", "dead", "queued"] {
-            let page: Value =
-                self.http.get(format!("{}/v1/jobs?phase={phase}&limit=50", self.base)).send().await?.json().await?;
-            let jobs = page["jobs"].as_array().ok_or("no jobs in /v1/jobs")?;
-            ids.extend(jobs.iter().filter_map(|job| job["id"].as_str()).map(str::to_owned));
-        }
-        Ok(ids)
-    }
-
-    async fn end(self) -> Fallible<()> {
-        self.ask.send_replace(Shutdown::Drain);
-        Ok(timeout(DEADLINE, self.running).await???)
-    }
-}
-
-/// Takes the address out of what a server says first.
-struct Greeting {
-    said: String,
-    told: Option<oneshot::Sender<String>>,
-}
-
-impl Greeting {
-    const fn new(told: oneshot::Sender<String>) -> Self {
-        Self { said: String::new(), told: Some(told) }
-    }
-}
-
-impl Write for Greeting {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.said.push_str(&String::from_utf8_lossy(bytes));
-        if let Some((_, rest)) = self.said.split_once("http://")
-            && let Some((address, _)) = rest.split_once('/')
-            && let Some(told) = self.told.take()
-        {
-            let _ = told.send(format!("http://{address}"));
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Ends it and starts another; seconds from that start until it has caught up.
+async fn restart(server: Server, rabbit: &Rabbit, data: &Path) -> Fallible<(Server, f64)> {
+    server.end().await?;
+    let begun = Instant::now();
+    let server = start(rabbit, data).await?;
+    server.ready().await?;
+    Ok((server, begun.elapsed().as_secs_f64()))
 }

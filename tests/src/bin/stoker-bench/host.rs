@@ -19,9 +19,9 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::Fallible;
 use crate::journal::Journal;
 use crate::rabbit::Rabbit;
+use crate::{Fallible, disk};
 
 /// Slots for simulated VMs: as many as the simulated network has addresses for.
 const SIMULATED_SLOTS: u32 = 60_000;
@@ -30,14 +30,19 @@ const SIMULATED_SLOTS: u32 = 60_000;
 pub struct BenchHost {
     pub rig: Rig,
     pub log: EventLog,
-    /// Data folder, removed at the end.
-    pub data: TempDir,
+    /// Data folder, removed when the last one that works in it has ended.
+    pub data: Arc<TempDir>,
     config: Config,
     producer: Arc<dyn Broker>,
     worker: Arc<dyn Broker>,
     rabbit: Option<Rabbit>,
     shutdown: watch::Sender<Shutdown>,
     running: JoinHandle<Result<(), HostError>>,
+}
+
+/// A new, empty data folder.
+pub fn data_folder() -> Fallible<Arc<TempDir>> {
+    Ok(Arc::new(tempfile::Builder::new().prefix("st-bench-").tempdir()?))
 }
 
 /// Settings of a simulated host with room for everything.
@@ -63,7 +68,11 @@ pub fn resolve(settings: &Value, data: &Path) -> Fallible<Config> {
 impl BenchHost {
     /// Starts a worker; on RabbitMQ when there is one, else with the embedded broker.
     pub async fn start(settings: &Value, rabbit: Option<Rabbit>) -> Fallible<Self> {
-        let data = tempfile::Builder::new().prefix("st-bench-").tempdir()?;
+        Self::start_in(data_folder()?, settings, rabbit).await
+    }
+
+    /// Starts a worker in a data folder that may hold the log of an earlier one.
+    pub async fn start_in(data: Arc<TempDir>, settings: &Value, rabbit: Option<Rabbit>) -> Fallible<Self> {
         let mut config = resolve(settings, data.path())?;
         if let Some(rabbit) = &rabbit {
             let flags = Flags { broker: Some(rabbit.url().to_owned()), ..Flags::default() };
@@ -73,7 +82,7 @@ impl BenchHost {
     }
 
     /// Starts a worker with settings that a settings file would refuse (no room at all).
-    pub async fn start_with(config: Config, data: TempDir, rabbit: Option<Rabbit>) -> Fallible<Self> {
+    pub async fn start_with(config: Config, data: Arc<TempDir>, rabbit: Option<Rabbit>) -> Fallible<Self> {
         let host = Host::open(&config).await?;
         let (worker, producer): (Arc<dyn Broker>, Arc<dyn Broker>) = match &rabbit {
             Some(rabbit) => {
@@ -100,6 +109,11 @@ impl BenchHost {
         &self.config
     }
 
+    /// Where jobs are enqueued and the history is read: a control plane's broker.
+    pub fn front(&self) -> Arc<dyn Broker> {
+        self.producer.clone()
+    }
+
     /// Enqueues as a producer does; answers when the broker had confirmed it.
     pub async fn enqueue(&self, spec: &JobSpec) -> Fallible<(JobId, Instant)> {
         let id = JobId(uuid::Uuid::now_v7());
@@ -121,13 +135,23 @@ impl BenchHost {
 
     /// Ends the worker and removes what it had at the broker. Real VMs must be stopped before.
     pub async fn end(self) -> Fallible<()> {
+        let of_broker = self.rabbit.clone().map(|rabbit| (rabbit, self.config.host.clone()));
+        let ended = self.end_for_now().await;
+        if let Some((rabbit, host)) = of_broker {
+            rabbit.clean(&host).await?;
+        }
+        ended
+    }
+
+    /// Ends the worker; another may go on in its data folder, and finds it free.
+    pub async fn end_for_now(self) -> Fallible<()> {
         let _ = self.shutdown.send(Shutdown::Now);
         let ended = self.running.await?;
         self.producer.close().await;
         self.worker.close().await;
-        if let Some(rabbit) = &self.rabbit {
-            rabbit.clean(&self.config.host).await?;
-        }
+        let data = self.data;
+        drop((self.rig, self.log, self.producer, self.worker));
+        disk::closed(data.path()).await?;
         Ok(ended?)
     }
 }

@@ -143,7 +143,8 @@ fn reading(runtime: &Runtime, quick: bool) -> Fallible<Vec<Figure>> {
     ])
 }
 
-async fn fill(path: &Path, events: usize) -> Fallible<()> {
+/// Writes so many events of small jobs.
+pub async fn fill(path: &Path, events: usize) -> Fallible<()> {
     let log = EventLog::open(path, LogOptions::default())?;
     let mut fillers = JoinSet::new();
     for _ in 0..FILL_CALLERS {

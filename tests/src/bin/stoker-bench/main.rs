@@ -3,23 +3,32 @@
 //! Every figure stands beside its target; nothing here is remembered from another run. Boots are
 //! compared with the same VM started by hand, in turns (`boot`, `by_hand`); the log with the same
 //! bytes written to a plain file (`log`); queues and throughput use simulated VMs (`flow`);
-//! API and pages answer over a million jobs (`front`, `crowd`), and a start with a million dead ones (`dead`).
+//! API and pages answer over a million jobs (`front`, `crowd`), and a start with a million dead ones (`dead`);
+//! what a job costs with ten million events in the log (`growth`), what grows while jobs come and go (`soak`), what power
+//! cuts lose (`power`), and what ten thousand boots leave behind (`boots`).
+//! Figures that take many minutes are measured only when they are asked for by name.
 
 mod boot;
+mod boots;
 mod by_hand;
-mod crowd;
 mod dead;
+mod disk;
 mod figure;
 mod flow;
 mod front;
+mod growth;
 mod host;
 mod journal;
 mod log;
 mod machine;
 mod memory;
+mod power;
+mod process;
 mod rabbit;
 mod render;
 mod restore;
+mod server;
+mod soak;
 mod warm;
 
 use std::error::Error;
@@ -42,12 +51,18 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Debug, Parser)]
 #[command(name = "stoker-bench", version)]
 struct Arguments {
-    /// Measure only figures whose name contains this
+    /// Measure only figures whose name contains this; some take so long that they must be named
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Fewer pairs, fewer events, no backlog of a million
     #[arg(long)]
     quick: bool,
+    /// How long the soak takes
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    minutes: u32,
+    /// How many jobs have ended dead before the starts that are measured; each takes 11 KiB on disk
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    dead_jobs: u64,
     /// Write everything measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -57,6 +72,9 @@ struct Arguments {
     /// Only measure memory and print it (used by ourselves: a fresh process has fresh memory)
     #[arg(long, hide = true)]
     memory_child: bool,
+    /// Only write a log there until killed (used by ourselves: a power cut stops a whole process)
+    #[arg(long, hide = true, value_name = "DIR")]
+    power_child: Option<PathBuf>,
 }
 
 /// The benchmarks, by the figures they give.
@@ -74,12 +92,19 @@ const GROUPS: [&str; 11] = [
     "memory",
 ];
 
+/// Those that are measured only when `--only` names them.
+const LONG: [&str; 4] = ["growth", "power-loss", "boots", "soak"];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Silent unless asked: what is written on the way of a boot is part of what is measured.
     if std::env::var_os("STOKER_LOG").is_some() {
         stoker_worker::logging::start();
+    }
+    if let Some(dir) = arguments.power_child {
+        let written = tokio::task::spawn_blocking(move || power::child(&dir)).await;
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let done = if arguments.memory_child { memory::child(arguments.quick).await } else { run(&arguments).await };
     match done {
@@ -94,15 +119,17 @@ async fn main() -> ExitCode {
 async fn run(arguments: &Arguments) -> Fallible<ExitCode> {
     let wanted =
         |name: &str| arguments.only.as_deref().is_none_or(|only| name.contains(only) || only.starts_with(name));
-    let groups: Vec<&str> = GROUPS.into_iter().filter(|name| wanted(name)).collect();
+    let long = LONG.into_iter().filter(|_| arguments.only.is_some());
+    let groups: Vec<&str> = GROUPS.into_iter().chain(long).filter(|name| wanted(name)).collect();
     if groups.is_empty() {
-        return Err(format!("no such figure; there are: {}", GROUPS.join(", ")).into());
+        let all = GROUPS.into_iter().chain(LONG).collect::<Vec<_>>().join(", ");
+        return Err(format!("no such figure; there are: {all}").into());
     }
     let mut machine = Machine::look();
     let mut figures = Vec::new();
     for name in groups {
         eprintln!("measuring {name} ...");
-        let measured = Box::pin(measure(name, arguments.quick)).await;
+        let measured = Box::pin(measure(name, arguments)).await;
         figures.extend(measured.unwrap_or_else(|error| vec![Figure::failed(name, error.as_ref())]));
     }
     machine.look_again();
@@ -116,7 +143,8 @@ async fn run(arguments: &Arguments) -> Fallible<ExitCode> {
     Ok(render::exit_code(&figures))
 }
 
-async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
+async fn measure(name: &str, arguments: &Arguments) -> Fallible<Vec<Figure>> {
+    let quick = arguments.quick;
     match name {
         "boot-overhead-firecracker" => boot::firecracker(quick).await,
         "boot-overhead-qemu" => boot::qemu(quick).await,
@@ -130,7 +158,11 @@ async fn measure(name: &str, quick: bool) -> Fallible<Vec<Figure>> {
         "log" => tokio::task::spawn_blocking(move || log::figures(quick)).await?,
         "throughput" => flow::throughput(quick).await,
         "front" => front::figures(quick).await,
-        "start-with-dead-jobs" => dead::figures(quick).await,
+        "start-with-dead-jobs" => dead::figures(arguments.dead_jobs, quick).await,
+        "growth" => growth::figures(quick).await,
+        "power-loss" => power::figures(quick).await,
+        "boots" => boots::figures(quick).await,
+        "soak" => soak::figures(arguments.minutes).await,
         _ => memory::figures(quick).await,
     }
 }

@@ -8,6 +8,7 @@ use crate::Fallible;
 use crate::figure::{Figure, Target};
 use crate::flow;
 use crate::host::{self, BenchHost};
+use crate::process::rss_kib;
 
 /// Backlogs looked at, one after the other in one process.
 const BACKLOGS: [usize; 3] = [10_000, 100_000, 1_000_000];
@@ -67,7 +68,7 @@ fn mib(kib: u64) -> f64 {
 
 /// The child: fills the backlog step by step, prints a reading after each.
 pub async fn child(quick: bool) -> Fallible<ExitCode> {
-    let data = tempfile::Builder::new().prefix("st-bench-").tempdir()?;
+    let data = host::data_folder()?;
     let mut config = host::resolve(&host::simulated(1), data.path())?;
     // The pages of the simulated network's addresses would be counted; no slot, no delivery.
     config.capacity.slots = 0;
@@ -87,10 +88,4 @@ pub async fn child(quick: bool) -> Fallible<ExitCode> {
 fn print(reading: &Reading) -> Fallible<()> {
     use std::io::Write as _;
     Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(reading)?)?)
-}
-
-fn rss_kib() -> Fallible<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("/proc/self/status has no VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }

@@ -48,10 +48,10 @@ pub(super) fn start(inner: Arc<Inner>, head: u64) {
                 () = inner.closed.cancelled() => return,
                 changed = durable.wait_for(|head| *head >= next) => if changed.is_err() { return },
             }
-            match inner.log.scan(next, PAGE) {
-                Ok(records) => {
-                    for record in records {
-                        next = record.position + 1;
+            match inner.log.scan_past(next, PAGE) {
+                Ok(scanned) => {
+                    next = scanned.next;
+                    for record in scanned.records {
                         route(&inner, &record.payload, record.position);
                     }
                 }

@@ -21,12 +21,14 @@ use bytes::Bytes;
 use stoker_schemas::event::{Event, EventData};
 use stoker_schemas::letter::{Death, GivenUpBy, Letter, dead_lettered};
 use stoker_schemas::spec::Priority;
-use stoker_schemas::{PoolName, Time};
+use stoker_schemas::{JobId, PoolName, Time};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::log::{Append, EventLog, Expected, IndexChange, LogError, Recorded};
+use crate::damaged::Damaged;
+use crate::log::{Append, EventLog, Expected, IndexChange, LogError, OpenStream, Recorded, Scanned};
 use crate::ports::broker::{
     About, Broker, BrokerError, BrokerStatus, CONTENT_BATCH, CONTENT_EVENT, HistoryEntry, HistoryReader, Mark, Offset,
     Outgoing, Parked, Source, Subscription,
@@ -59,28 +61,67 @@ impl EmbeddedBroker {
         let (status, _) = watch::channel(BrokerStatus::Connected);
         let inner = Inner { log, clock, queues: Queues::default(), status, closed: CancellationToken::new() };
         let head = *inner.log.head().borrow();
-        inner.refill().map_err(store)?;
+        let damaged = inner.refill().map_err(store)?;
         let broker = Self { inner: Arc::new(inner) };
+        for (stream, error) in damaged {
+            tokio::spawn(broker.inner.clone().tell_damaged(stream, error));
+        }
         follower::start(broker.inner.clone(), head);
         Ok(broker)
     }
 }
 
 impl Inner {
-    /// What waited when the process ended, waits again.
-    fn refill(&self) -> Result<(), LogError> {
-        for stream in self.log.open_streams(Some(tags::QUEUED)) {
-            let stream = stream?;
-            self.refill_from(stream.first_position)?;
-        }
-        for stream in self.log.open_streams(Some(tags::RETRYING)) {
-            let records = self.log.read_stream(stream?.stream)?;
-            let work = records.iter().rev().find(|r| follower::is_work(&r.payload));
-            if let Some(record) = work {
-                self.refill_from(record.position)?;
+    /// What waited when the process ended, waits again. Jobs of which that cannot be read come back.
+    fn refill(&self) -> Result<Vec<(Uuid, LogError)>, LogError> {
+        let mut damaged = Vec::new();
+        for tag in [tags::QUEUED, tags::RETRYING] {
+            for stream in self.log.open_streams(Some(tag)) {
+                let (stream, refilled) = match stream {
+                    Ok(open) => (Some(open.stream), self.refill_job(tag, open)),
+                    Err(LogError::Corrupt { position, stream, what }) => {
+                        (stream, Err(LogError::Corrupt { position, stream, what }))
+                    }
+                    Err(error) => return Err(error),
+                };
+                match refilled {
+                    Err(error) if error.is_damage() => {
+                        tracing::error!(?stream, %error, "a job that waited cannot be read");
+                        damaged.extend(stream.map(|stream| (stream, error)));
+                    }
+                    refilled => refilled?,
+                }
             }
         }
-        Ok(())
+        Ok(damaged)
+    }
+
+    fn refill_job(&self, tag: u8, open: OpenStream) -> Result<(), LogError> {
+        if tag == tags::QUEUED {
+            return self.refill_from(open.first_position);
+        }
+        let records = self.log.read_stream(open.stream)?;
+        let work = records.iter().rev().find(|r| follower::is_work(&r.payload));
+        work.map_or(Ok(()), |record| self.refill_from(record.position))
+    }
+
+    /// Writes that a job can wait no longer; nothing of it is read at the next start.
+    async fn tell_damaged(self: Arc<Self>, stream: Uuid, error: LogError) {
+        let damaged = Damaged::new(&self.log, JobId(stream), error, self.clock.now());
+        let event = damaged.letter(SOURCE, self.clock.now());
+        let told = match event.encode() {
+            Ok(body) => self.log.append(vec![append_of(&event, body.into())]).await,
+            Err(error) => return tracing::error!(%stream, %error, "a damaged job cannot be told of"),
+        };
+        let closed = Append { stream, expected: Expected::Any, events: Vec::new(), index: IndexChange::Remove };
+        let told = match told {
+            Ok(_) if damaged.can_be_closed() => self.log.append(vec![closed]).await,
+            Ok(told) => Ok(told),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            tracing::error!(%stream, %error, "a damaged job is not closed, it is told of again at the next start");
+        }
     }
 
     fn refill_from(&self, position: u64) -> Result<(), LogError> {
@@ -230,13 +271,14 @@ impl Broker for EmbeddedBroker {
 impl EmbeddedBroker {
     /// Does the log not hold the entry that was read last? Then it was removed meanwhile, and begun again.
     fn is_another(&self, mark: Mark) -> Result<bool, BrokerError> {
-        let records = self.inner.log.scan(mark.offset, 1).map_err(store)?;
+        let Scanned { records, damaged, .. } = self.inner.log.scan_past(mark.offset, 1).map_err(store)?;
         let record = records.into_iter().find(|record| record.position == mark.offset);
-        Ok(record.is_none_or(|record| entry(record).mark() != mark))
+        // A damaged one says nothing; a log that was begun again has sound ones.
+        Ok(damaged.is_empty() && record.is_none_or(|record| entry(record).mark() != mark))
     }
 
     /// The same job again is fine, another one under the same key is not.
-    fn same_as_known(&self, stream: uuid::Uuid, event: &Event) -> Result<(), BrokerError> {
+    fn same_as_known(&self, stream: Uuid, event: &Event) -> Result<(), BrokerError> {
         let records = self.inner.log.read_stream(stream).map_err(store)?;
         let known = records.first().and_then(|r| Event::decode(&r.payload, self.inner.clock.now()).ok());
         match (known.map(|k| k.data), &event.data) {
@@ -249,10 +291,10 @@ impl EmbeddedBroker {
 async fn read_history(inner: &Inner, mut next: u64, send: &mpsc::Sender<HistoryEntry>) -> Result<(), LogError> {
     let mut head = inner.log.head();
     loop {
-        let records = inner.log.scan(next, PAGE)?;
-        let read_all = records.is_empty();
-        for record in records {
-            next = record.position + 1;
+        let scanned = inner.log.scan_past(next, PAGE)?;
+        let read_all = scanned.next == next;
+        next = scanned.next;
+        for record in scanned.records {
             if send.send(entry(record)).await.is_err() {
                 return Ok(());
             }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
 use super::queues::{Item, Queue};
+use crate::log::LogError;
 use crate::ports::broker::{About, Ack, BrokerError, Delivery, NotDeferred, Source, Subscription};
 use crate::ports::handle::Handles;
 
@@ -98,6 +99,9 @@ async fn hand_over(
         Ok(records) => records.into_iter().next(),
         Err(error) => {
             tracing::error!(%error, position = item.position, "message cannot be read from the log");
+            if let LogError::Corrupt { stream: Some(stream), .. } = &error {
+                tokio::spawn(inner.clone().tell_damaged(*stream, error));
+            }
             None
         }
     };

@@ -13,7 +13,8 @@ use stoker_schemas::image::Driver;
 use stoker_schemas::{Epoch, Event, EventData, HostName, JobId, JobSpec, Time, VmId};
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::Fallible;
+/// Any error: who asks only ever prints it.
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Events of a job that became ready; the others have as many within one.
 pub const EVENTS_PER_JOB: u64 = 3;
