@@ -33,7 +33,8 @@ impl Disk {
         Some(Self { below: path.clone(), path, _mounts: vec![mount], _dir: dir })
     }
 
-    /// One whose writes fail (EIO): a file system without a journal in a file that has nowhere to grow.
+    /// One that takes writes and fails when they are written back: a file system without a journal in a file that has
+    /// nowhere to grow. The kernel says ENOSPC here as well; EIO would need a device mapper, or a FUSE layer.
     pub fn that_fails(test: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let (below, path) = (dir.path().join("below"), dir.path().join("disk"));

@@ -104,8 +104,15 @@ async fn a_disk_that_fails_loses_nothing() {
     let test = "a_disk_that_fails_loses_nothing";
     let Some((programs, node)) = needs(test).await else { return };
     let Some(disk) = Disk::that_fails(test) else { return };
-    fails_on(disk, "(os error 5)", programs, node, Row::new("disk of the log fails (EIO)"), times("DISK_FAILS", 1, 5))
-        .await;
+    fails_on(
+        disk,
+        "(os error 28)",
+        programs,
+        node,
+        Row::new("disk below the log full (ENOSPC when written back)"),
+        times("DISK_FAILS", 1, 5),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
