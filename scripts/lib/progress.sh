@@ -59,18 +59,28 @@ duration() {
 log_of() { printf '%s/%s.log\n' "$LOGS_DIR" "$1"; }
 
 # beside NAME COMMAND...: starts a job. It is a process group of its own, so that all of it can be ended.
+# What it returns is in a file: the shell forgets it once another of its processes has been given the same pid,
+# which on a busy machine takes minutes.
 beside() {
-  local name="$1" log
+  local name="$1" log result
   shift
   ensure_dir "$LOGS_DIR" >/dev/null
   log="$(log_of "$name")"
+  result="$(result_of "$name")"
+  rm -f -- "$result"
   set -m
-  ("$@") </dev/null >"$log" 2>&1 &
+  (
+    JOB_RESULT="$result"
+    trap 'printf "%s\n" "$?" >"$JOB_RESULT"' EXIT
+    "$@"
+  ) </dev/null >"$log" 2>&1 &
   JOBS[$name]=$!
   set +m
 }
 
-job_runs() { kill -0 "${JOBS[$1]}" 2>/dev/null; }
+result_of() { printf '%s\n' "$LOGS_DIR/$1.result"; }
+
+job_runs() { [[ ! -s $(result_of "$1") ]] && kill -0 "${JOBS[$1]}" 2>/dev/null; }
 
 # await NAME [STATUS]: waits for a job and is what it returned. STATUS prints how far it is; without it,
 # the job's last line is shown.
@@ -85,7 +95,8 @@ await() {
       sign=$((sign + SIGN_OF_LIFE_SECONDS * 1000000))
     fi
   done
-  wait "${JOBS[$name]}" || result=$?
+  wait "${JOBS[$name]}" 2>/dev/null || result=$?
+  [[ ! -s $(result_of "$name") ]] || result="$(<"$(result_of "$name")")"
   unset "JOBS[$name]"
   return "$result"
 }
