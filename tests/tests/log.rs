@@ -135,6 +135,7 @@ async fn a_failed_write_is_never_acknowledged_and_stops_the_log() {
     for _ in 0..2 {
         let error = log.append(vec![any(id(1), &["unsure"])]).await.unwrap_err();
         assert!(matches!(&error, LogError::Poisoned { cause } if cause.contains("injected")), "{error}");
+        assert_eq!(log.writable().map_err(|e| e.to_string()), Err(error.to_string()));
     }
     assert_eq!(*log.head().borrow(), 1);
     assert_eq!(log.scan(1, 10).unwrap().len(), 1, "what is not durable is not read");

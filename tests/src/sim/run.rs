@@ -115,6 +115,8 @@ struct Run<'a> {
     relief: BTreeMap<(u64, u64), Relief>,
     /// The broker is away: who starts now is not connected.
     broker_down: bool,
+    /// Users have let all pools go on for the last time.
+    pools_go_on: bool,
     next: u64,
     failures: Vec<String>,
     _folder: TempDir,
@@ -141,6 +143,7 @@ impl<'a> Run<'a> {
             truth: Truth::new(plan),
             relief: BTreeMap::new(),
             broker_down: false,
+            pools_go_on: false,
             next: 0,
             failures: Vec::new(),
             _folder: folder,
@@ -176,8 +179,13 @@ impl<'a> Run<'a> {
             self.relieve(relief);
         }
         self.start_what_is_due();
-        // Said again: who said it before may have been cut off.
-        self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), false));
+    }
+
+    /// Said again: who said it before may have been cut off.
+    fn let_pools_go_on(&mut self) {
+        if self.control.is_running() && !std::mem::replace(&mut self.pools_go_on, true) {
+            self.control.ask(Wish::Pool(DEFAULT_POOL.to_owned(), false));
+        }
     }
 
     fn come_to_rest(&mut self) -> Vec<String> {
@@ -187,6 +195,7 @@ impl<'a> Run<'a> {
         let deadline = self.now_ms + within + REST_PER_JOB_MS * jobs;
         let (mut wrong, mut wait) = (Vec::new(), LOOK_MS);
         while self.failures.is_empty() && self.now_ms < deadline {
+            self.let_pools_go_on();
             let look = self.now_ms + wait;
             while self.now_ms < look && self.failures.is_empty() {
                 self.step(look);
@@ -288,6 +297,8 @@ impl<'a> Run<'a> {
         if may_start && !self.control.is_running() && self.control.start_at_ms <= now {
             say!(self.trace, "control starts");
             self.disturb(Some(self.hosts.len()));
+            // Who was letting them go on has gone with the one before.
+            self.pools_go_on = false;
             let started = match self.hosts[0].in_process() {
                 Some((process, broker)) => self.control.start_in(process, broker, None, wall),
                 None => self.control.start(wall, &self.broker),

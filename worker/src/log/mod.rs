@@ -231,6 +231,17 @@ impl EventLog {
         Ok(scanned)
     }
 
+    /// Whether it still takes events.
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`] since a write failed, whoever made it.
+    pub fn writable(&self) -> Result<(), LogError> {
+        match self.inner.poison.get() {
+            Some(cause) => Err(LogError::Poisoned { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
     /// The last `count` events, oldest first.
     ///
     /// # Errors

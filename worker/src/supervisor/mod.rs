@@ -351,6 +351,8 @@ impl Supervisor {
                 Ok(())
             }
             Input::Tick => {
+                // Another's write may have failed, of whom this host's log is the broker.
+                self.log.writable()?;
                 self.dismiss_outdated();
                 turn.settle.extend(self.settling.expire(Instant::now()));
                 self.tell_refusals(turn);

@@ -365,7 +365,10 @@ impl State {
         self.declare_work(&name);
         let id = message.id.clone();
         let message = Message { due_ms: self.now_ms + message.due_ms, ..message };
-        let taken = self.offer(&name, message);
+        let taken = self.offer(&name, message.clone());
+        if !taken {
+            self.note_refusal(&message);
+        }
         say!(self.trace, "broker < {id} put back for a while: {taken}");
         if taken { Ok(()) } else { Err(BrokerError::Refused(format!("{name} is full"))) }
     }

@@ -15,6 +15,8 @@ use super::plan::{Ask, Plan, Trouble};
 use boots::Boots;
 use lag::Lag;
 
+/// Room for all messages that a run may delay.
+const MANY_DELAYED: usize = 10_000;
 /// How long a control plane that hears everything may take to end a job whose time to live has passed. A worker
 /// does not know how old the first job is that it sees.
 const LATE_EXPIRY: Duration = Duration::from_secs(20);
@@ -38,6 +40,8 @@ pub struct Rules {
     ended: BTreeMap<(String, JobId), u32>,
     /// The earliest time that was said of an attempt.
     due: BTreeMap<(JobId, u32), Time>,
+    /// When each worker last began.
+    started: BTreeMap<String, Time>,
     /// When the control plane began to hear everything, or ceased to.
     disturbed: Vec<Time>,
     /// No message is ever lost: nothing is to be driven again.
@@ -58,8 +62,11 @@ impl Rules {
         let one_clock = plan.control_clock.is_right() && plan.hosts.iter().all(|host| host.clock.is_right());
         let hides = |trouble: &Trouble| matches!(trouble, Trouble::History { .. } | Trouble::Lie { .. });
         let whole_history = !plan.faults.iter().any(|fault| hides(&fault.what));
-        let loses = |trouble: &Trouble| matches!(trouble, Trouble::Purge { .. });
-        let loses_nothing = whole_history && !plan.faults.iter().any(|fault| loses(&fault.what));
+        // Where delays are refused, messages go back to their lanes in another order, and one may look passed by.
+        let loses = |trouble: &Trouble| matches!(trouble, Trouble::Purge { .. } | Trouble::Refuse { delays: true, .. });
+        let loses_nothing = plan.broker.delay_max >= MANY_DELAYED
+            && whole_history
+            && !plan.faults.iter().any(|fault| loses(&fault.what));
         let garbage = plan.loads.iter().any(|load| matches!(load.what, Ask::Garbage { .. }));
         let steady = (0..).zip(&plan.hosts).filter(|(_, host)| host.clock.is_steady());
         let skews = steady.map(|(number, host)| (super::host_name(number), host.clock.ahead_in(0))).collect();
@@ -144,11 +151,12 @@ impl Rules {
         let name = &host.name;
         self.boots.see(event, name);
         match (&event.data, event.job()) {
+            (EventData::HostStarted(_), _) => drop(self.started.insert(name.clone(), event.time)),
             (EventData::JobDeferred(deferred), Some(id)) => self.deferred(deferred, id, name),
             (EventData::AttemptStarted(started), Some(id)) => {
                 self.started(event, started, id, name);
                 if self.one_clock && event.epoch.attempt == 1 {
-                    self.started_in_time(event, started, id, jobs.len());
+                    self.started_in_time(event, started, id, name, jobs.len());
                 }
             }
             (EventData::JobDead(dead), Some(id)) => self.has_ended(name, id, dead.attempt),
@@ -207,13 +215,17 @@ impl Rules {
 
     /// What has waited for longer than its time to live is ended, at the latest by a control plane that has heard
     /// everything all that time.
-    fn started_in_time(&mut self, event: &Event, started: &AttemptStarted, id: JobId, jobs: usize) {
-        let Some(ttl) = started.spec.ttl_s.map(Duration::from_secs) else { return };
+    fn started_in_time(&mut self, event: &Event, attempt: &AttemptStarted, id: JobId, host: &str, jobs: usize) {
+        let Some(ttl) = attempt.spec.ttl_s.map(Duration::from_secs) else { return };
+        // A worker that was started since knows no more than the control plane has told, which is nothing.
+        if self.started.get(host).is_some_and(|started| *started > attempt.enqueued_at) {
+            return;
+        }
         let last = self.disturbed.iter().filter(|at| **at <= event.time).max().copied();
-        let since = last.map_or(started.enqueued_at, |last| last.max(started.enqueued_at));
+        let since = last.map_or(attempt.enqueued_at, |last| last.max(attempt.enqueued_at));
         let late = LATE_EXPIRY + LATE_EXPIRY_PER_JOB * u32::try_from(jobs).unwrap_or(u32::MAX);
         if event.time.since(since) > ttl + late {
-            let waited = event.time.since(started.enqueued_at);
+            let waited = event.time.since(attempt.enqueued_at);
             self.break_one(format!("job {id} starts after {waited:?}, when its time to live had passed"));
         }
     }

@@ -140,7 +140,11 @@ impl Inner {
         match &event.data {
             EventData::JobEnqueued(e) => self.queues.push(&lane(&e.spec.pool, e.spec.priority), item),
             EventData::JobRetryScheduled(e) => {
-                self.queues.push_later(&lane(&e.spec.pool, e.spec.priority), item, self.wait_until(e.not_before));
+                self.queues.push_later(
+                    &lane(&e.spec.pool, e.spec.priority),
+                    item,
+                    self.wait_until(event.time, e.not_before),
+                );
             }
             EventData::CancelRequested(_)
             | EventData::StopRequested(_)
@@ -176,8 +180,9 @@ impl Inner {
         if self.closed.is_cancelled() { Err(BrokerError::Closed) } else { Ok(()) }
     }
 
-    fn wait_until(&self, due: Time) -> tokio::time::Instant {
-        tokio::time::Instant::now() + due.since(self.clock.now())
+    /// No longer than it was to wait when that was said: this machine's clock may have been set back since.
+    fn wait_until(&self, said: Time, due: Time) -> tokio::time::Instant {
+        tokio::time::Instant::now() + due.since(self.clock.now()).min(due.since(said))
     }
 }
 
